@@ -49,3 +49,6 @@ const (
 	// Grace is how long live sessions may go on after a stop was asked for.
 	Grace = 10 * time.Second
 )
+
+// Version names the build; the linker sets it.
+var Version = "devel" //nolint:gochecknoglobals // the linker can set only a variable
