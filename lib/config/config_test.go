@@ -75,7 +75,7 @@ func TestEveryMistakeIsNamedWithItsPlace(t *testing.T) {
 		{"unknown fields, both of them", "listne: x\nnode:\n  nam: y\n", []string{`accessd.yaml:1: unknown field "listne"`, `accessd.yaml:3: unknown field "nam"`}},
 		{"wrong type", "limits:\n  startups_begin: many\n", []string{"accessd.yaml:2: cannot unmarshal"}},
 		{"not yaml", "roles: [auth\n", []string{"accessd.yaml:"}},
-		{"second document", "listen: 127.0.0.1:1\n---\nlisten: 127.0.0.1:2\n", []string{"accessd.yaml:3: a second document"}},
+		{"second document", "listen: 127.0.0.1:1\n---\nlisten: 127.0.0.1:2\n", []string{"accessd.yaml:2: a second document"}},
 		{"bad duration", "grace: soon\n", []string{"accessd.yaml:1:"}},
 		{"values", "roles: [auth, king]\nlisten: nowhere\nnode: {name: UPPER, labels: {\"a b\": c}}\njoin: {ca_pins: [md5:1]}\nlog: {level: loud}\n", []string{
 			`roles: "king": want one of auth, proxy, node`, `listen: "nowhere": want host:port`, `node.name: node name "UPPER"`,
