@@ -1,6 +1,7 @@
 package sshwire
 
 import (
+	"cmp"
 	"errors"
 
 	"golang.org/x/crypto/ssh"
@@ -27,7 +28,7 @@ func (x DirectTCPIP) check() error {
 	if x.Host == "" || x.Port == 0 {
 		return errors.New("no host or no port")
 	}
-	return errors.Join(bindable(x.Host, x.Port), bindable(x.OriginAddr, x.OriginPort))
+	return cmp.Or(bindable(x.Host, x.Port), bindable(x.OriginAddr, x.OriginPort))
 }
 
 // TCPIPForward is the payload of tcpip-forward and of cancel-tcpip-forward
@@ -81,7 +82,7 @@ func ParseForwardedTCPIP(payload []byte) (ForwardedTCPIP, error) {
 func (x ForwardedTCPIP) Marshal() []byte { return ssh.Marshal(x) }
 
 func (x ForwardedTCPIP) check() error {
-	return errors.Join(bindable(x.Addr, x.Port), bindable(x.OriginAddr, x.OriginPort))
+	return cmp.Or(bindable(x.Addr, x.Port), bindable(x.OriginAddr, x.OriginPort))
 }
 
 // AuthorityOpen opens an accessd-authority channel. The origin is the address

@@ -1,6 +1,7 @@
 package sshwire
 
 import (
+	"cmp"
 	"errors"
 	"strings"
 
@@ -61,7 +62,7 @@ func (x Env) check() error {
 	if x.Name == "" || strings.IndexByte(x.Name, '=') >= 0 {
 		return errors.New("the name is empty or holds an equals sign")
 	}
-	return errors.Join(bounded("name", x.Name, maxEnvName), bounded("value", x.Value, maxEnvValue))
+	return cmp.Or(bounded("name", x.Name, maxEnvName), bounded("value", x.Value, maxEnvValue))
 }
 
 // Exec asks to run a command (RFC 4254, section 6.5).
@@ -132,6 +133,6 @@ func ParseExitSignal(payload []byte) (ExitSignal, error) {
 func (x ExitSignal) Marshal() []byte { return ssh.Marshal(x) }
 
 func (x ExitSignal) check() error {
-	return errors.Join(bounded("name", x.Name, maxSignal), bounded("message", x.Message, maxMessage),
+	return cmp.Or(bounded("name", x.Name, maxSignal), bounded("message", x.Message, maxMessage),
 		bounded("language", x.Lang, maxLanguage))
 }

@@ -1,0 +1,148 @@
+package sshca
+
+import (
+	"cmp"
+	"crypto/rand"
+	"errors"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/names"
+)
+
+// UserRequest asks for a person's certificate.
+type UserRequest struct {
+	Key    ssh.PublicKey
+	User   names.UserName
+	Roles  []names.RoleName
+	Logins []names.Login
+	Traits map[string][]string
+	MFA    string // method of the second factor just given, or ""
+
+	ValidAfter, ValidBefore time.Time
+	SourceAddresses         []netip.Prefix // empty means anywhere
+	Serial                  uint64
+}
+
+// MintUser returns a certificate for a person. Its key id is the user name, its
+// principals are "user:" and the name, so that there always is one, and the
+// logins. Roles, traits and second factor stand in the extensions
+// roles@accessd, traits@accessd and mfa@accessd.
+func MintUser(ca ssh.Signer, r UserRequest) (*ssh.Certificate, error) {
+	roles, logins := slices.Sorted(slices.Values(r.Roles)), slices.Sorted(slices.Values(r.Logins))
+	c := &ssh.Certificate{
+		Key: r.Key, Serial: r.Serial, CertType: ssh.UserCert, KeyId: string(r.User),
+		ValidPrincipals: []string{userPrincipal(r.User)},
+		Permissions:     ssh.Permissions{CriticalOptions: map[string]string{}, Extensions: permits()},
+	}
+	for _, l := range slices.Compact(logins) {
+		c.ValidPrincipals = append(c.ValidPrincipals, string(l))
+	}
+	if len(r.SourceAddresses) > 0 {
+		c.CriticalOptions[optionSourceAddress] = formatSources(r.SourceAddresses)
+	}
+	if err := encodeUser(c, slices.Compact(roles), r.Traits, r.MFA); err != nil {
+		return nil, err
+	}
+	return mint(ca, c, r.ValidAfter, r.ValidBefore, func() error {
+		id, err := userIdentity(c)
+		if err == nil && id.User != r.User {
+			err = refuse(CodeBadKeyID, "user name %q does not keep its form", r.User)
+		}
+		return err
+	})
+}
+
+// MemberRequest asks for the certificate a member dials home with.
+type MemberRequest struct {
+	Key  ssh.PublicKey
+	ID   names.NodeID
+	Name names.NodeName
+	Kind Kind // KindNode, KindProxy or KindAuth
+
+	ValidAfter, ValidBefore time.Time
+	Serial                  uint64
+}
+
+// MintMember returns a certificate for a node, a proxy or an authority. Its key
+// id is the kind, a colon and the id; its only principal is "member:" and the
+// id. Name and kind stand in the extensions name@accessd and kind@accessd.
+func MintMember(ca ssh.Signer, r MemberRequest) (*ssh.Certificate, error) {
+	c := &ssh.Certificate{
+		Key: r.Key, Serial: r.Serial, CertType: ssh.UserCert,
+		KeyId:           string(r.Kind) + ":" + string(r.ID),
+		ValidPrincipals: []string{memberPrincipal(r.ID)},
+		Permissions:     ssh.Permissions{Extensions: map[string]string{}},
+	}
+	if err := encodeMember(c, r.Name, r.Kind); err != nil {
+		return nil, err
+	}
+	return mint(ca, c, r.ValidAfter, r.ValidBefore, func() error {
+		_, err := memberIdentity(c)
+		return err
+	})
+}
+
+// HostRequest asks for the certificate of a host key.
+type HostRequest struct {
+	Key        ssh.PublicKey
+	KeyID      string
+	Principals []string // host names and addresses in lower case, no patterns
+
+	ValidAfter, ValidBefore time.Time
+	Serial                  uint64
+}
+
+// MintHost returns a certificate for a host key.
+func MintHost(ca ssh.Signer, r HostRequest) (*ssh.Certificate, error) {
+	c := &ssh.Certificate{
+		Key: r.Key, Serial: r.Serial, CertType: ssh.HostCert, KeyId: r.KeyID,
+		ValidPrincipals: slices.Compact(slices.Sorted(slices.Values(r.Principals))),
+	}
+	return mint(ca, c, r.ValidAfter, r.ValidBefore, func() error { return checkHostForm(c) })
+}
+
+// mint sets c's validity, holds c to what a check would and signs it.
+func mint(ca ssh.Signer, c *ssh.Certificate, after, before time.Time, form func() error) (*ssh.Certificate, error) {
+	c.ValidAfter, c.ValidBefore = unix(after), unix(before)
+	if err := cmp.Or(checkKey(c.Key), checkValidityForm(c), form()); err != nil {
+		detail := err.Error()
+		if r, ok := errors.AsType[*Refusal](err); ok {
+			detail = r.Detail
+		}
+		return nil, fault.New(fault.BadInput, "mint a certificate: %s", detail)
+	}
+	if err := c.SignCert(rand.Reader, ca); err != nil {
+		return nil, fault.Wrap(fault.Internal, err, "sign a certificate")
+	}
+	return c, nil
+}
+
+// unix returns t in a certificate's form; a time before 1970 becomes 0, which
+// as an end is in the past.
+func unix(t time.Time) uint64 { return uint64(max(t.Unix(), 0)) }
+
+// permits are the standard extensions that let plain sshd grant what it can;
+// accessd's own nodes ask the roles instead.
+func permits() map[string]string {
+	return map[string]string{
+		"permit-X11-forwarding":   "",
+		"permit-agent-forwarding": "",
+		"permit-port-forwarding":  "",
+		"permit-pty":              "",
+		"permit-user-rc":          "",
+	}
+}
+
+func formatSources(prefixes []netip.Prefix) string {
+	s := make([]string, len(prefixes))
+	for i, p := range prefixes {
+		s[i] = p.String()
+	}
+	return strings.Join(s, ",")
+}
