@@ -578,7 +578,7 @@ type SignUserRequest struct {
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// One line in authorized_keys format.
 	PublicKey string `protobuf:"bytes,2,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
-	// Zero means the default; capped by the roles' session options and the cluster's maximum.
+	// Zero means the default; more than the cluster's maximum is refused.
 	Ttl *durationpb.Duration `protobuf:"bytes,3,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	// Networks for the source-address critical option; empty means none.
 	SourceAddresses []string `protobuf:"bytes,4,rep,name=source_addresses,json=sourceAddresses,proto3" json:"source_addresses,omitempty"`

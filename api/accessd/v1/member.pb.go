@@ -133,12 +133,15 @@ func (x *JoinRequest) GetVersion() string {
 }
 
 type JoinResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	ClusterName   string                 `protobuf:"bytes,3,opt,name=cluster_name,json=clusterName,proto3" json:"cluster_name,omitempty"`
-	Certificates  *MemberCertificates    `protobuf:"bytes,4,opt,name=certificates,proto3" json:"certificates,omitempty"`
-	GatewayPort   int32                  `protobuf:"varint,5,opt,name=gateway_port,json=gatewayPort,proto3" json:"gateway_port,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Id           string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name         string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	ClusterName  string                 `protobuf:"bytes,3,opt,name=cluster_name,json=clusterName,proto3" json:"cluster_name,omitempty"`
+	Certificates *MemberCertificates    `protobuf:"bytes,4,opt,name=certificates,proto3" json:"certificates,omitempty"`
+	GatewayPort  int32                  `protobuf:"varint,5,opt,name=gateway_port,json=gatewayPort,proto3" json:"gateway_port,omitempty"`
+	ClusterId    string                 `protobuf:"bytes,6,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	// The "ca" resources of the policy: whom to trust until the watch has begun.
+	Trust         []*Resource `protobuf:"bytes,7,rep,name=trust,proto3" json:"trust,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -206,6 +209,20 @@ func (x *JoinResponse) GetGatewayPort() int32 {
 		return x.GatewayPort
 	}
 	return 0
+}
+
+func (x *JoinResponse) GetClusterId() string {
+	if x != nil {
+		return x.ClusterId
+	}
+	return ""
+}
+
+func (x *JoinResponse) GetTrust() []*Resource {
+	if x != nil {
+		return x.Trust
+	}
+	return nil
 }
 
 // MemberCertificates are a member's two certificates.
@@ -584,12 +601,9 @@ func (*AppendEventsResponse) Descriptor() ([]byte, []int) {
 }
 
 type RenewRequest struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	Labels          map[string]string      `protobuf:"bytes,1,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Version         string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
-	PublicAddresses []string               `protobuf:"bytes,3,rep,name=public_addresses,json=publicAddresses,proto3" json:"public_addresses,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RenewRequest) Reset() {
@@ -620,27 +634,6 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
 	return file_accessd_v1_member_proto_rawDescGZIP(), []int{9}
-}
-
-func (x *RenewRequest) GetLabels() map[string]string {
-	if x != nil {
-		return x.Labels
-	}
-	return nil
-}
-
-func (x *RenewRequest) GetVersion() string {
-	if x != nil {
-		return x.Version
-	}
-	return ""
-}
-
-func (x *RenewRequest) GetPublicAddresses() []string {
-	if x != nil {
-		return x.PublicAddresses
-	}
-	return nil
 }
 
 type RenewResponse struct {
@@ -687,6 +680,94 @@ func (x *RenewResponse) GetCertificates() *MemberCertificates {
 	return nil
 }
 
+type DescribeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Labels        map[string]string      `protobuf:"bytes,1,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DescribeRequest) Reset() {
+	*x = DescribeRequest{}
+	mi := &file_accessd_v1_member_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DescribeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DescribeRequest) ProtoMessage() {}
+
+func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_member_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DescribeRequest.ProtoReflect.Descriptor instead.
+func (*DescribeRequest) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *DescribeRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *DescribeRequest) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+type DescribeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DescribeResponse) Reset() {
+	*x = DescribeResponse{}
+	mi := &file_accessd_v1_member_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DescribeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DescribeResponse) ProtoMessage() {}
+
+func (x *DescribeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_member_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DescribeResponse.ProtoReflect.Descriptor instead.
+func (*DescribeResponse) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{12}
+}
+
 type AnnounceRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// From the previous answer; empty at first.
@@ -704,7 +785,7 @@ type AnnounceRequest struct {
 
 func (x *AnnounceRequest) Reset() {
 	*x = AnnounceRequest{}
-	mi := &file_accessd_v1_member_proto_msgTypes[11]
+	mi := &file_accessd_v1_member_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -716,7 +797,7 @@ func (x *AnnounceRequest) String() string {
 func (*AnnounceRequest) ProtoMessage() {}
 
 func (x *AnnounceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[11]
+	mi := &file_accessd_v1_member_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -729,7 +810,7 @@ func (x *AnnounceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnnounceRequest.ProtoReflect.Descriptor instead.
 func (*AnnounceRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{11}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *AnnounceRequest) GetLease() string {
@@ -785,7 +866,7 @@ type AnnounceResponse struct {
 
 func (x *AnnounceResponse) Reset() {
 	*x = AnnounceResponse{}
-	mi := &file_accessd_v1_member_proto_msgTypes[12]
+	mi := &file_accessd_v1_member_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -797,7 +878,7 @@ func (x *AnnounceResponse) String() string {
 func (*AnnounceResponse) ProtoMessage() {}
 
 func (x *AnnounceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[12]
+	mi := &file_accessd_v1_member_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -810,7 +891,7 @@ func (x *AnnounceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnnounceResponse.ProtoReflect.Descriptor instead.
 func (*AnnounceResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{12}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *AnnounceResponse) GetLease() string {
@@ -835,7 +916,7 @@ type InstructionsRequest struct {
 
 func (x *InstructionsRequest) Reset() {
 	*x = InstructionsRequest{}
-	mi := &file_accessd_v1_member_proto_msgTypes[13]
+	mi := &file_accessd_v1_member_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -847,7 +928,7 @@ func (x *InstructionsRequest) String() string {
 func (*InstructionsRequest) ProtoMessage() {}
 
 func (x *InstructionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[13]
+	mi := &file_accessd_v1_member_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -860,7 +941,7 @@ func (x *InstructionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstructionsRequest.ProtoReflect.Descriptor instead.
 func (*InstructionsRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{13}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{15}
 }
 
 type Instruction struct {
@@ -875,7 +956,7 @@ type Instruction struct {
 
 func (x *Instruction) Reset() {
 	*x = Instruction{}
-	mi := &file_accessd_v1_member_proto_msgTypes[14]
+	mi := &file_accessd_v1_member_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -887,7 +968,7 @@ func (x *Instruction) String() string {
 func (*Instruction) ProtoMessage() {}
 
 func (x *Instruction) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[14]
+	mi := &file_accessd_v1_member_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -900,7 +981,7 @@ func (x *Instruction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Instruction.ProtoReflect.Descriptor instead.
 func (*Instruction) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{14}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Instruction) GetWhat() isInstruction_What {
@@ -941,7 +1022,7 @@ type KillSession struct {
 
 func (x *KillSession) Reset() {
 	*x = KillSession{}
-	mi := &file_accessd_v1_member_proto_msgTypes[15]
+	mi := &file_accessd_v1_member_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -953,7 +1034,7 @@ func (x *KillSession) String() string {
 func (*KillSession) ProtoMessage() {}
 
 func (x *KillSession) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[15]
+	mi := &file_accessd_v1_member_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -966,7 +1047,7 @@ func (x *KillSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillSession.ProtoReflect.Descriptor instead.
 func (*KillSession) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{15}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *KillSession) GetSession() string {
@@ -999,7 +1080,7 @@ type ReportSessionsRequest struct {
 
 func (x *ReportSessionsRequest) Reset() {
 	*x = ReportSessionsRequest{}
-	mi := &file_accessd_v1_member_proto_msgTypes[16]
+	mi := &file_accessd_v1_member_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1011,7 +1092,7 @@ func (x *ReportSessionsRequest) String() string {
 func (*ReportSessionsRequest) ProtoMessage() {}
 
 func (x *ReportSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[16]
+	mi := &file_accessd_v1_member_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1024,7 +1105,7 @@ func (x *ReportSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ReportSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{16}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ReportSessionsRequest) GetSessions() []*LiveSession {
@@ -1048,7 +1129,7 @@ type LiveSession struct {
 
 func (x *LiveSession) Reset() {
 	*x = LiveSession{}
-	mi := &file_accessd_v1_member_proto_msgTypes[17]
+	mi := &file_accessd_v1_member_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1060,7 +1141,7 @@ func (x *LiveSession) String() string {
 func (*LiveSession) ProtoMessage() {}
 
 func (x *LiveSession) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[17]
+	mi := &file_accessd_v1_member_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1073,7 +1154,7 @@ func (x *LiveSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveSession.ProtoReflect.Descriptor instead.
 func (*LiveSession) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{17}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *LiveSession) GetId() string {
@@ -1126,7 +1207,7 @@ type ReportSessionsResponse struct {
 
 func (x *ReportSessionsResponse) Reset() {
 	*x = ReportSessionsResponse{}
-	mi := &file_accessd_v1_member_proto_msgTypes[18]
+	mi := &file_accessd_v1_member_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1138,7 +1219,7 @@ func (x *ReportSessionsResponse) String() string {
 func (*ReportSessionsResponse) ProtoMessage() {}
 
 func (x *ReportSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[18]
+	mi := &file_accessd_v1_member_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1151,7 +1232,7 @@ func (x *ReportSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ReportSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{18}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{20}
 }
 
 type BeginRequest struct {
@@ -1167,7 +1248,7 @@ type BeginRequest struct {
 
 func (x *BeginRequest) Reset() {
 	*x = BeginRequest{}
-	mi := &file_accessd_v1_member_proto_msgTypes[19]
+	mi := &file_accessd_v1_member_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1179,7 +1260,7 @@ func (x *BeginRequest) String() string {
 func (*BeginRequest) ProtoMessage() {}
 
 func (x *BeginRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[19]
+	mi := &file_accessd_v1_member_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1192,7 +1273,7 @@ func (x *BeginRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BeginRequest.ProtoReflect.Descriptor instead.
 func (*BeginRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{19}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *BeginRequest) GetUser() string {
@@ -1226,7 +1307,7 @@ type ContinueRequest struct {
 
 func (x *ContinueRequest) Reset() {
 	*x = ContinueRequest{}
-	mi := &file_accessd_v1_member_proto_msgTypes[20]
+	mi := &file_accessd_v1_member_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1238,7 +1319,7 @@ func (x *ContinueRequest) String() string {
 func (*ContinueRequest) ProtoMessage() {}
 
 func (x *ContinueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[20]
+	mi := &file_accessd_v1_member_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1251,7 +1332,7 @@ func (x *ContinueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContinueRequest.ProtoReflect.Descriptor instead.
 func (*ContinueRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{20}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ContinueRequest) GetId() string {
@@ -1277,7 +1358,7 @@ type CancelRequest struct {
 
 func (x *CancelRequest) Reset() {
 	*x = CancelRequest{}
-	mi := &file_accessd_v1_member_proto_msgTypes[21]
+	mi := &file_accessd_v1_member_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1289,7 +1370,7 @@ func (x *CancelRequest) String() string {
 func (*CancelRequest) ProtoMessage() {}
 
 func (x *CancelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[21]
+	mi := &file_accessd_v1_member_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1302,7 +1383,7 @@ func (x *CancelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRequest.ProtoReflect.Descriptor instead.
 func (*CancelRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{21}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CancelRequest) GetId() string {
@@ -1320,7 +1401,7 @@ type CancelResponse struct {
 
 func (x *CancelResponse) Reset() {
 	*x = CancelResponse{}
-	mi := &file_accessd_v1_member_proto_msgTypes[22]
+	mi := &file_accessd_v1_member_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1332,7 +1413,7 @@ func (x *CancelResponse) String() string {
 func (*CancelResponse) ProtoMessage() {}
 
 func (x *CancelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[22]
+	mi := &file_accessd_v1_member_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1345,7 +1426,7 @@ func (x *CancelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelResponse.ProtoReflect.Descriptor instead.
 func (*CancelResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{22}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{24}
 }
 
 // LoginStep is one round of a keyboard-interactive sign-in (RFC 4256), or its end.
@@ -1355,20 +1436,22 @@ type LoginStep struct {
 	// Shown above the prompts; may hold several lines.
 	Instruction string    `protobuf:"bytes,2,opt,name=instruction,proto3" json:"instruction,omitempty"`
 	Prompts     []*Prompt `protobuf:"bytes,3,rep,name=prompts,proto3" json:"prompts,omitempty"`
-	// Set when the sign-in is complete and a certificate may be asked for.
+	// The sign-in is complete.
 	Done bool `protobuf:"varint,4,opt,name=done,proto3" json:"done,omitempty"`
 	// Issued for public_key when done; the proxy hands it out when asked to.
 	Certificate string `protobuf:"bytes,5,opt,name=certificate,proto3" json:"certificate,omitempty"`
 	// Ask again for a certificate for another key of the same person and
 	// connection (agent push) with this grant; it works once and for a minute.
-	Grant         string `protobuf:"bytes,6,opt,name=grant,proto3" json:"grant,omitempty"`
+	Grant string `protobuf:"bytes,6,opt,name=grant,proto3" json:"grant,omitempty"`
+	// When the certificate ends.
+	Expires       *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=expires,proto3" json:"expires,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LoginStep) Reset() {
 	*x = LoginStep{}
-	mi := &file_accessd_v1_member_proto_msgTypes[23]
+	mi := &file_accessd_v1_member_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1380,7 +1463,7 @@ func (x *LoginStep) String() string {
 func (*LoginStep) ProtoMessage() {}
 
 func (x *LoginStep) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[23]
+	mi := &file_accessd_v1_member_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1393,7 +1476,7 @@ func (x *LoginStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoginStep.ProtoReflect.Descriptor instead.
 func (*LoginStep) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{23}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *LoginStep) GetId() string {
@@ -1438,6 +1521,13 @@ func (x *LoginStep) GetGrant() string {
 	return ""
 }
 
+func (x *LoginStep) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
 type Prompt struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Text          string                 `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
@@ -1448,7 +1538,7 @@ type Prompt struct {
 
 func (x *Prompt) Reset() {
 	*x = Prompt{}
-	mi := &file_accessd_v1_member_proto_msgTypes[24]
+	mi := &file_accessd_v1_member_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1460,7 +1550,7 @@ func (x *Prompt) String() string {
 func (*Prompt) ProtoMessage() {}
 
 func (x *Prompt) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[24]
+	mi := &file_accessd_v1_member_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1473,7 +1563,7 @@ func (x *Prompt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Prompt.ProtoReflect.Descriptor instead.
 func (*Prompt) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{24}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Prompt) GetText() string {
@@ -1500,7 +1590,7 @@ type RedeemRequest struct {
 
 func (x *RedeemRequest) Reset() {
 	*x = RedeemRequest{}
-	mi := &file_accessd_v1_member_proto_msgTypes[25]
+	mi := &file_accessd_v1_member_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1512,7 +1602,7 @@ func (x *RedeemRequest) String() string {
 func (*RedeemRequest) ProtoMessage() {}
 
 func (x *RedeemRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[25]
+	mi := &file_accessd_v1_member_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1525,7 +1615,7 @@ func (x *RedeemRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RedeemRequest.ProtoReflect.Descriptor instead.
 func (*RedeemRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{25}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RedeemRequest) GetGrant() string {
@@ -1552,7 +1642,7 @@ type RedeemResponse struct {
 
 func (x *RedeemResponse) Reset() {
 	*x = RedeemResponse{}
-	mi := &file_accessd_v1_member_proto_msgTypes[26]
+	mi := &file_accessd_v1_member_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1564,7 +1654,7 @@ func (x *RedeemResponse) String() string {
 func (*RedeemResponse) ProtoMessage() {}
 
 func (x *RedeemResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[26]
+	mi := &file_accessd_v1_member_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1577,7 +1667,7 @@ func (x *RedeemResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RedeemResponse.ProtoReflect.Descriptor instead.
 func (*RedeemResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{26}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RedeemResponse) GetCertificate() string {
@@ -1611,13 +1701,16 @@ const file_accessd_v1_member_proto_rawDesc = "" +
 	"\aversion\x18\b \x01(\tR\aversion\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbc\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x87\x02\n" +
 	"\fJoinResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12!\n" +
 	"\fcluster_name\x18\x03 \x01(\tR\vclusterName\x12B\n" +
 	"\fcertificates\x18\x04 \x01(\v2\x1e.accessd.v1.MemberCertificatesR\fcertificates\x12!\n" +
-	"\fgateway_port\x18\x05 \x01(\x05R\vgatewayPort\"\xa8\x01\n" +
+	"\fgateway_port\x18\x05 \x01(\x05R\vgatewayPort\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x06 \x01(\tR\tclusterId\x12*\n" +
+	"\x05trust\x18\a \x03(\v2\x14.accessd.v1.ResourceR\x05trust\"\xa8\x01\n" +
 	"\x12MemberCertificates\x12\x16\n" +
 	"\x06member\x18\x01 \x01(\tR\x06member\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x124\n" +
@@ -1638,16 +1731,17 @@ const file_accessd_v1_member_proto_rawDesc = "" +
 	"\brevision\x18\x03 \x01(\x03R\brevision\"-\n" +
 	"\x13AppendEventsRequest\x12\x16\n" +
 	"\x06events\x18\x01 \x03(\fR\x06events\"\x16\n" +
-	"\x14AppendEventsResponse\"\xcc\x01\n" +
-	"\fRenewRequest\x12<\n" +
-	"\x06labels\x18\x01 \x03(\v2$.accessd.v1.RenewRequest.LabelsEntryR\x06labels\x12\x18\n" +
-	"\aversion\x18\x02 \x01(\tR\aversion\x12)\n" +
-	"\x10public_addresses\x18\x03 \x03(\tR\x0fpublicAddresses\x1a9\n" +
+	"\x14AppendEventsResponse\"\x0e\n" +
+	"\fRenewRequest\"S\n" +
+	"\rRenewResponse\x12B\n" +
+	"\fcertificates\x18\x01 \x01(\v2\x1e.accessd.v1.MemberCertificatesR\fcertificates\"\xa7\x01\n" +
+	"\x0fDescribeRequest\x12?\n" +
+	"\x06labels\x18\x01 \x03(\v2'.accessd.v1.DescribeRequest.LabelsEntryR\x06labels\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\tR\aversion\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"S\n" +
-	"\rRenewResponse\x12B\n" +
-	"\fcertificates\x18\x01 \x01(\v2\x1e.accessd.v1.MemberCertificatesR\fcertificates\"\x99\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x12\n" +
+	"\x10DescribeResponse\"\x99\x01\n" +
 	"\x0fAnnounceRequest\x12\x14\n" +
 	"\x05lease\x18\x01 \x01(\tR\x05lease\x12\x1c\n" +
 	"\taddresses\x18\x02 \x03(\tR\taddresses\x12\x12\n" +
@@ -1686,14 +1780,15 @@ const file_accessd_v1_member_proto_rawDesc = "" +
 	"\aanswers\x18\x02 \x03(\tR\aanswers\"\x1f\n" +
 	"\rCancelRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x10\n" +
-	"\x0eCancelResponse\"\xb7\x01\n" +
+	"\x0eCancelResponse\"\xed\x01\n" +
 	"\tLoginStep\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12 \n" +
 	"\vinstruction\x18\x02 \x01(\tR\vinstruction\x12,\n" +
 	"\aprompts\x18\x03 \x03(\v2\x12.accessd.v1.PromptR\aprompts\x12\x12\n" +
 	"\x04done\x18\x04 \x01(\bR\x04done\x12 \n" +
 	"\vcertificate\x18\x05 \x01(\tR\vcertificate\x12\x14\n" +
-	"\x05grant\x18\x06 \x01(\tR\x05grant\"0\n" +
+	"\x05grant\x18\x06 \x01(\tR\x05grant\x124\n" +
+	"\aexpires\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"0\n" +
 	"\x06Prompt\x12\x12\n" +
 	"\x04text\x18\x01 \x01(\tR\x04text\x12\x12\n" +
 	"\x04echo\x18\x02 \x01(\bR\x04echo\"D\n" +
@@ -1705,11 +1800,12 @@ const file_accessd_v1_member_proto_rawDesc = "" +
 	"\vcertificate\x18\x01 \x01(\tR\vcertificate\x124\n" +
 	"\aexpires\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires2H\n" +
 	"\vJoinService\x129\n" +
-	"\x04Join\x12\x17.accessd.v1.JoinRequest\x1a\x18.accessd.v1.JoinResponse2\xd7\x03\n" +
+	"\x04Join\x12\x17.accessd.v1.JoinRequest\x1a\x18.accessd.v1.JoinResponse2\x9e\x04\n" +
 	"\rMemberService\x12I\n" +
 	"\vWatchPolicy\x12\x1e.accessd.v1.WatchPolicyRequest\x1a\x18.accessd.v1.PolicyUpdate0\x01\x12Q\n" +
 	"\fAppendEvents\x12\x1f.accessd.v1.AppendEventsRequest\x1a .accessd.v1.AppendEventsResponse\x12<\n" +
 	"\x05Renew\x12\x18.accessd.v1.RenewRequest\x1a\x19.accessd.v1.RenewResponse\x12E\n" +
+	"\bDescribe\x12\x1b.accessd.v1.DescribeRequest\x1a\x1c.accessd.v1.DescribeResponse\x12E\n" +
 	"\bAnnounce\x12\x1b.accessd.v1.AnnounceRequest\x1a\x1c.accessd.v1.AnnounceResponse\x12J\n" +
 	"\fInstructions\x12\x1f.accessd.v1.InstructionsRequest\x1a\x17.accessd.v1.Instruction0\x01\x12W\n" +
 	"\x0eReportSessions\x12!.accessd.v1.ReportSessionsRequest\x1a\".accessd.v1.ReportSessionsResponse2\xc9\x01\n" +
@@ -1732,7 +1828,7 @@ func file_accessd_v1_member_proto_rawDescGZIP() []byte {
 	return file_accessd_v1_member_proto_rawDescData
 }
 
-var file_accessd_v1_member_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_accessd_v1_member_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_accessd_v1_member_proto_goTypes = []any{
 	(*JoinRequest)(nil),            // 0: accessd.v1.JoinRequest
 	(*JoinResponse)(nil),           // 1: accessd.v1.JoinResponse
@@ -1745,70 +1841,76 @@ var file_accessd_v1_member_proto_goTypes = []any{
 	(*AppendEventsResponse)(nil),   // 8: accessd.v1.AppendEventsResponse
 	(*RenewRequest)(nil),           // 9: accessd.v1.RenewRequest
 	(*RenewResponse)(nil),          // 10: accessd.v1.RenewResponse
-	(*AnnounceRequest)(nil),        // 11: accessd.v1.AnnounceRequest
-	(*AnnounceResponse)(nil),       // 12: accessd.v1.AnnounceResponse
-	(*InstructionsRequest)(nil),    // 13: accessd.v1.InstructionsRequest
-	(*Instruction)(nil),            // 14: accessd.v1.Instruction
-	(*KillSession)(nil),            // 15: accessd.v1.KillSession
-	(*ReportSessionsRequest)(nil),  // 16: accessd.v1.ReportSessionsRequest
-	(*LiveSession)(nil),            // 17: accessd.v1.LiveSession
-	(*ReportSessionsResponse)(nil), // 18: accessd.v1.ReportSessionsResponse
-	(*BeginRequest)(nil),           // 19: accessd.v1.BeginRequest
-	(*ContinueRequest)(nil),        // 20: accessd.v1.ContinueRequest
-	(*CancelRequest)(nil),          // 21: accessd.v1.CancelRequest
-	(*CancelResponse)(nil),         // 22: accessd.v1.CancelResponse
-	(*LoginStep)(nil),              // 23: accessd.v1.LoginStep
-	(*Prompt)(nil),                 // 24: accessd.v1.Prompt
-	(*RedeemRequest)(nil),          // 25: accessd.v1.RedeemRequest
-	(*RedeemResponse)(nil),         // 26: accessd.v1.RedeemResponse
-	nil,                            // 27: accessd.v1.JoinRequest.LabelsEntry
-	nil,                            // 28: accessd.v1.RenewRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil),  // 29: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 30: google.protobuf.Duration
+	(*DescribeRequest)(nil),        // 11: accessd.v1.DescribeRequest
+	(*DescribeResponse)(nil),       // 12: accessd.v1.DescribeResponse
+	(*AnnounceRequest)(nil),        // 13: accessd.v1.AnnounceRequest
+	(*AnnounceResponse)(nil),       // 14: accessd.v1.AnnounceResponse
+	(*InstructionsRequest)(nil),    // 15: accessd.v1.InstructionsRequest
+	(*Instruction)(nil),            // 16: accessd.v1.Instruction
+	(*KillSession)(nil),            // 17: accessd.v1.KillSession
+	(*ReportSessionsRequest)(nil),  // 18: accessd.v1.ReportSessionsRequest
+	(*LiveSession)(nil),            // 19: accessd.v1.LiveSession
+	(*ReportSessionsResponse)(nil), // 20: accessd.v1.ReportSessionsResponse
+	(*BeginRequest)(nil),           // 21: accessd.v1.BeginRequest
+	(*ContinueRequest)(nil),        // 22: accessd.v1.ContinueRequest
+	(*CancelRequest)(nil),          // 23: accessd.v1.CancelRequest
+	(*CancelResponse)(nil),         // 24: accessd.v1.CancelResponse
+	(*LoginStep)(nil),              // 25: accessd.v1.LoginStep
+	(*Prompt)(nil),                 // 26: accessd.v1.Prompt
+	(*RedeemRequest)(nil),          // 27: accessd.v1.RedeemRequest
+	(*RedeemResponse)(nil),         // 28: accessd.v1.RedeemResponse
+	nil,                            // 29: accessd.v1.JoinRequest.LabelsEntry
+	nil,                            // 30: accessd.v1.DescribeRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil),  // 31: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 32: google.protobuf.Duration
 }
 var file_accessd_v1_member_proto_depIdxs = []int32{
-	27, // 0: accessd.v1.JoinRequest.labels:type_name -> accessd.v1.JoinRequest.LabelsEntry
+	29, // 0: accessd.v1.JoinRequest.labels:type_name -> accessd.v1.JoinRequest.LabelsEntry
 	2,  // 1: accessd.v1.JoinResponse.certificates:type_name -> accessd.v1.MemberCertificates
-	29, // 2: accessd.v1.MemberCertificates.expires:type_name -> google.protobuf.Timestamp
-	29, // 3: accessd.v1.MemberCertificates.renew:type_name -> google.protobuf.Timestamp
-	6,  // 4: accessd.v1.PolicyUpdate.put:type_name -> accessd.v1.Resource
-	5,  // 5: accessd.v1.PolicyUpdate.remove:type_name -> accessd.v1.ResourceKey
-	5,  // 6: accessd.v1.Resource.key:type_name -> accessd.v1.ResourceKey
-	28, // 7: accessd.v1.RenewRequest.labels:type_name -> accessd.v1.RenewRequest.LabelsEntry
+	6,  // 2: accessd.v1.JoinResponse.trust:type_name -> accessd.v1.Resource
+	31, // 3: accessd.v1.MemberCertificates.expires:type_name -> google.protobuf.Timestamp
+	31, // 4: accessd.v1.MemberCertificates.renew:type_name -> google.protobuf.Timestamp
+	6,  // 5: accessd.v1.PolicyUpdate.put:type_name -> accessd.v1.Resource
+	5,  // 6: accessd.v1.PolicyUpdate.remove:type_name -> accessd.v1.ResourceKey
+	5,  // 7: accessd.v1.Resource.key:type_name -> accessd.v1.ResourceKey
 	2,  // 8: accessd.v1.RenewResponse.certificates:type_name -> accessd.v1.MemberCertificates
-	30, // 9: accessd.v1.AnnounceResponse.ttl:type_name -> google.protobuf.Duration
-	15, // 10: accessd.v1.Instruction.kill_session:type_name -> accessd.v1.KillSession
-	17, // 11: accessd.v1.ReportSessionsRequest.sessions:type_name -> accessd.v1.LiveSession
-	29, // 12: accessd.v1.LiveSession.started:type_name -> google.protobuf.Timestamp
-	24, // 13: accessd.v1.LoginStep.prompts:type_name -> accessd.v1.Prompt
-	29, // 14: accessd.v1.RedeemResponse.expires:type_name -> google.protobuf.Timestamp
-	0,  // 15: accessd.v1.JoinService.Join:input_type -> accessd.v1.JoinRequest
-	3,  // 16: accessd.v1.MemberService.WatchPolicy:input_type -> accessd.v1.WatchPolicyRequest
-	7,  // 17: accessd.v1.MemberService.AppendEvents:input_type -> accessd.v1.AppendEventsRequest
-	9,  // 18: accessd.v1.MemberService.Renew:input_type -> accessd.v1.RenewRequest
-	11, // 19: accessd.v1.MemberService.Announce:input_type -> accessd.v1.AnnounceRequest
-	13, // 20: accessd.v1.MemberService.Instructions:input_type -> accessd.v1.InstructionsRequest
-	16, // 21: accessd.v1.MemberService.ReportSessions:input_type -> accessd.v1.ReportSessionsRequest
-	19, // 22: accessd.v1.LoginService.Begin:input_type -> accessd.v1.BeginRequest
-	20, // 23: accessd.v1.LoginService.Continue:input_type -> accessd.v1.ContinueRequest
-	21, // 24: accessd.v1.LoginService.Cancel:input_type -> accessd.v1.CancelRequest
-	25, // 25: accessd.v1.GrantService.Redeem:input_type -> accessd.v1.RedeemRequest
-	1,  // 26: accessd.v1.JoinService.Join:output_type -> accessd.v1.JoinResponse
-	4,  // 27: accessd.v1.MemberService.WatchPolicy:output_type -> accessd.v1.PolicyUpdate
-	8,  // 28: accessd.v1.MemberService.AppendEvents:output_type -> accessd.v1.AppendEventsResponse
-	10, // 29: accessd.v1.MemberService.Renew:output_type -> accessd.v1.RenewResponse
-	12, // 30: accessd.v1.MemberService.Announce:output_type -> accessd.v1.AnnounceResponse
-	14, // 31: accessd.v1.MemberService.Instructions:output_type -> accessd.v1.Instruction
-	18, // 32: accessd.v1.MemberService.ReportSessions:output_type -> accessd.v1.ReportSessionsResponse
-	23, // 33: accessd.v1.LoginService.Begin:output_type -> accessd.v1.LoginStep
-	23, // 34: accessd.v1.LoginService.Continue:output_type -> accessd.v1.LoginStep
-	22, // 35: accessd.v1.LoginService.Cancel:output_type -> accessd.v1.CancelResponse
-	26, // 36: accessd.v1.GrantService.Redeem:output_type -> accessd.v1.RedeemResponse
-	26, // [26:37] is the sub-list for method output_type
-	15, // [15:26] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	30, // 9: accessd.v1.DescribeRequest.labels:type_name -> accessd.v1.DescribeRequest.LabelsEntry
+	32, // 10: accessd.v1.AnnounceResponse.ttl:type_name -> google.protobuf.Duration
+	17, // 11: accessd.v1.Instruction.kill_session:type_name -> accessd.v1.KillSession
+	19, // 12: accessd.v1.ReportSessionsRequest.sessions:type_name -> accessd.v1.LiveSession
+	31, // 13: accessd.v1.LiveSession.started:type_name -> google.protobuf.Timestamp
+	26, // 14: accessd.v1.LoginStep.prompts:type_name -> accessd.v1.Prompt
+	31, // 15: accessd.v1.LoginStep.expires:type_name -> google.protobuf.Timestamp
+	31, // 16: accessd.v1.RedeemResponse.expires:type_name -> google.protobuf.Timestamp
+	0,  // 17: accessd.v1.JoinService.Join:input_type -> accessd.v1.JoinRequest
+	3,  // 18: accessd.v1.MemberService.WatchPolicy:input_type -> accessd.v1.WatchPolicyRequest
+	7,  // 19: accessd.v1.MemberService.AppendEvents:input_type -> accessd.v1.AppendEventsRequest
+	9,  // 20: accessd.v1.MemberService.Renew:input_type -> accessd.v1.RenewRequest
+	11, // 21: accessd.v1.MemberService.Describe:input_type -> accessd.v1.DescribeRequest
+	13, // 22: accessd.v1.MemberService.Announce:input_type -> accessd.v1.AnnounceRequest
+	15, // 23: accessd.v1.MemberService.Instructions:input_type -> accessd.v1.InstructionsRequest
+	18, // 24: accessd.v1.MemberService.ReportSessions:input_type -> accessd.v1.ReportSessionsRequest
+	21, // 25: accessd.v1.LoginService.Begin:input_type -> accessd.v1.BeginRequest
+	22, // 26: accessd.v1.LoginService.Continue:input_type -> accessd.v1.ContinueRequest
+	23, // 27: accessd.v1.LoginService.Cancel:input_type -> accessd.v1.CancelRequest
+	27, // 28: accessd.v1.GrantService.Redeem:input_type -> accessd.v1.RedeemRequest
+	1,  // 29: accessd.v1.JoinService.Join:output_type -> accessd.v1.JoinResponse
+	4,  // 30: accessd.v1.MemberService.WatchPolicy:output_type -> accessd.v1.PolicyUpdate
+	8,  // 31: accessd.v1.MemberService.AppendEvents:output_type -> accessd.v1.AppendEventsResponse
+	10, // 32: accessd.v1.MemberService.Renew:output_type -> accessd.v1.RenewResponse
+	12, // 33: accessd.v1.MemberService.Describe:output_type -> accessd.v1.DescribeResponse
+	14, // 34: accessd.v1.MemberService.Announce:output_type -> accessd.v1.AnnounceResponse
+	16, // 35: accessd.v1.MemberService.Instructions:output_type -> accessd.v1.Instruction
+	20, // 36: accessd.v1.MemberService.ReportSessions:output_type -> accessd.v1.ReportSessionsResponse
+	25, // 37: accessd.v1.LoginService.Begin:output_type -> accessd.v1.LoginStep
+	25, // 38: accessd.v1.LoginService.Continue:output_type -> accessd.v1.LoginStep
+	24, // 39: accessd.v1.LoginService.Cancel:output_type -> accessd.v1.CancelResponse
+	28, // 40: accessd.v1.GrantService.Redeem:output_type -> accessd.v1.RedeemResponse
+	29, // [29:41] is the sub-list for method output_type
+	17, // [17:29] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_accessd_v1_member_proto_init() }
@@ -1816,7 +1918,7 @@ func file_accessd_v1_member_proto_init() {
 	if File_accessd_v1_member_proto != nil {
 		return
 	}
-	file_accessd_v1_member_proto_msgTypes[14].OneofWrappers = []any{
+	file_accessd_v1_member_proto_msgTypes[16].OneofWrappers = []any{
 		(*Instruction_KillSession)(nil),
 	}
 	type x struct{}
@@ -1825,7 +1927,7 @@ func file_accessd_v1_member_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_accessd_v1_member_proto_rawDesc), len(file_accessd_v1_member_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   29,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

@@ -546,7 +546,7 @@ func (UnimplementedTokenServiceHandler) RemoveToken(context.Context, *connect.Re
 // NodeServiceClient is a client for the accessd.v1.NodeService service.
 type NodeServiceClient interface {
 	ListNodes(context.Context, *connect.Request[v1.ListNodesRequest]) (*connect.Response[v1.ListNodesResponse], error)
-	// RemoveNode forgets a node; its certificates stop working at once.
+	// RemoveNode forgets a node or a proxy; its certificates stop working at once.
 	RemoveNode(context.Context, *connect.Request[v1.RemoveNodeRequest]) (*connect.Response[v1.RemoveNodeResponse], error)
 }
 
@@ -595,7 +595,7 @@ func (c *nodeServiceClient) RemoveNode(ctx context.Context, req *connect.Request
 // NodeServiceHandler is an implementation of the accessd.v1.NodeService service.
 type NodeServiceHandler interface {
 	ListNodes(context.Context, *connect.Request[v1.ListNodesRequest]) (*connect.Response[v1.ListNodesResponse], error)
-	// RemoveNode forgets a node; its certificates stop working at once.
+	// RemoveNode forgets a node or a proxy; its certificates stop working at once.
 	RemoveNode(context.Context, *connect.Request[v1.RemoveNodeRequest]) (*connect.Response[v1.RemoveNodeResponse], error)
 }
 

@@ -50,6 +50,8 @@ const (
 	MemberServiceAppendEventsProcedure = "/accessd.v1.MemberService/AppendEvents"
 	// MemberServiceRenewProcedure is the fully-qualified name of the MemberService's Renew RPC.
 	MemberServiceRenewProcedure = "/accessd.v1.MemberService/Renew"
+	// MemberServiceDescribeProcedure is the fully-qualified name of the MemberService's Describe RPC.
+	MemberServiceDescribeProcedure = "/accessd.v1.MemberService/Describe"
 	// MemberServiceAnnounceProcedure is the fully-qualified name of the MemberService's Announce RPC.
 	MemberServiceAnnounceProcedure = "/accessd.v1.MemberService/Announce"
 	// MemberServiceInstructionsProcedure is the fully-qualified name of the MemberService's
@@ -146,6 +148,8 @@ type MemberServiceClient interface {
 	AppendEvents(context.Context, *connect.Request[v1.AppendEventsRequest]) (*connect.Response[v1.AppendEventsResponse], error)
 	// Renew issues fresh certificates for the same keys, names and never more.
 	Renew(context.Context, *connect.Request[v1.RenewRequest]) (*connect.Response[v1.RenewResponse], error)
+	// Describe replaces a node's labels, within those of the token it joined with.
+	Describe(context.Context, *connect.Request[v1.DescribeRequest]) (*connect.Response[v1.DescribeResponse], error)
 	// Announce tells which nodes a proxy holds tunnels to; proxies only.
 	Announce(context.Context, *connect.Request[v1.AnnounceRequest]) (*connect.Response[v1.AnnounceResponse], error)
 	// Instructions streams what the authority asks of the member, such as ending a session.
@@ -183,6 +187,12 @@ func NewMemberServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(memberServiceMethods.ByName("Renew")),
 			connect.WithClientOptions(opts...),
 		),
+		describe: connect.NewClient[v1.DescribeRequest, v1.DescribeResponse](
+			httpClient,
+			baseURL+MemberServiceDescribeProcedure,
+			connect.WithSchema(memberServiceMethods.ByName("Describe")),
+			connect.WithClientOptions(opts...),
+		),
 		announce: connect.NewClient[v1.AnnounceRequest, v1.AnnounceResponse](
 			httpClient,
 			baseURL+MemberServiceAnnounceProcedure,
@@ -209,6 +219,7 @@ type memberServiceClient struct {
 	watchPolicy    *connect.Client[v1.WatchPolicyRequest, v1.PolicyUpdate]
 	appendEvents   *connect.Client[v1.AppendEventsRequest, v1.AppendEventsResponse]
 	renew          *connect.Client[v1.RenewRequest, v1.RenewResponse]
+	describe       *connect.Client[v1.DescribeRequest, v1.DescribeResponse]
 	announce       *connect.Client[v1.AnnounceRequest, v1.AnnounceResponse]
 	instructions   *connect.Client[v1.InstructionsRequest, v1.Instruction]
 	reportSessions *connect.Client[v1.ReportSessionsRequest, v1.ReportSessionsResponse]
@@ -227,6 +238,11 @@ func (c *memberServiceClient) AppendEvents(ctx context.Context, req *connect.Req
 // Renew calls accessd.v1.MemberService.Renew.
 func (c *memberServiceClient) Renew(ctx context.Context, req *connect.Request[v1.RenewRequest]) (*connect.Response[v1.RenewResponse], error) {
 	return c.renew.CallUnary(ctx, req)
+}
+
+// Describe calls accessd.v1.MemberService.Describe.
+func (c *memberServiceClient) Describe(ctx context.Context, req *connect.Request[v1.DescribeRequest]) (*connect.Response[v1.DescribeResponse], error) {
+	return c.describe.CallUnary(ctx, req)
 }
 
 // Announce calls accessd.v1.MemberService.Announce.
@@ -252,6 +268,8 @@ type MemberServiceHandler interface {
 	AppendEvents(context.Context, *connect.Request[v1.AppendEventsRequest]) (*connect.Response[v1.AppendEventsResponse], error)
 	// Renew issues fresh certificates for the same keys, names and never more.
 	Renew(context.Context, *connect.Request[v1.RenewRequest]) (*connect.Response[v1.RenewResponse], error)
+	// Describe replaces a node's labels, within those of the token it joined with.
+	Describe(context.Context, *connect.Request[v1.DescribeRequest]) (*connect.Response[v1.DescribeResponse], error)
 	// Announce tells which nodes a proxy holds tunnels to; proxies only.
 	Announce(context.Context, *connect.Request[v1.AnnounceRequest]) (*connect.Response[v1.AnnounceResponse], error)
 	// Instructions streams what the authority asks of the member, such as ending a session.
@@ -285,6 +303,12 @@ func NewMemberServiceHandler(svc MemberServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(memberServiceMethods.ByName("Renew")),
 		connect.WithHandlerOptions(opts...),
 	)
+	memberServiceDescribeHandler := connect.NewUnaryHandler(
+		MemberServiceDescribeProcedure,
+		svc.Describe,
+		connect.WithSchema(memberServiceMethods.ByName("Describe")),
+		connect.WithHandlerOptions(opts...),
+	)
 	memberServiceAnnounceHandler := connect.NewUnaryHandler(
 		MemberServiceAnnounceProcedure,
 		svc.Announce,
@@ -311,6 +335,8 @@ func NewMemberServiceHandler(svc MemberServiceHandler, opts ...connect.HandlerOp
 			memberServiceAppendEventsHandler.ServeHTTP(w, r)
 		case MemberServiceRenewProcedure:
 			memberServiceRenewHandler.ServeHTTP(w, r)
+		case MemberServiceDescribeProcedure:
+			memberServiceDescribeHandler.ServeHTTP(w, r)
 		case MemberServiceAnnounceProcedure:
 			memberServiceAnnounceHandler.ServeHTTP(w, r)
 		case MemberServiceInstructionsProcedure:
@@ -338,6 +364,10 @@ func (UnimplementedMemberServiceHandler) Renew(context.Context, *connect.Request
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("accessd.v1.MemberService.Renew is not implemented"))
 }
 
+func (UnimplementedMemberServiceHandler) Describe(context.Context, *connect.Request[v1.DescribeRequest]) (*connect.Response[v1.DescribeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("accessd.v1.MemberService.Describe is not implemented"))
+}
+
 func (UnimplementedMemberServiceHandler) Announce(context.Context, *connect.Request[v1.AnnounceRequest]) (*connect.Response[v1.AnnounceResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("accessd.v1.MemberService.Announce is not implemented"))
 }
@@ -354,7 +384,8 @@ func (UnimplementedMemberServiceHandler) ReportSessions(context.Context, *connec
 type LoginServiceClient interface {
 	// Begin starts a sign-in for a key the proxy has seen proven.
 	Begin(context.Context, *connect.Request[v1.BeginRequest]) (*connect.Response[v1.LoginStep], error)
-	// Continue answers the prompts of the step before.
+	// Continue answers the prompts of the step before. A sign-in that is refused
+	// ends with a denied error and is forgotten.
 	Continue(context.Context, *connect.Request[v1.ContinueRequest]) (*connect.Response[v1.LoginStep], error)
 	// Cancel forgets a sign-in whose person went away.
 	Cancel(context.Context, *connect.Request[v1.CancelRequest]) (*connect.Response[v1.CancelResponse], error)
@@ -418,7 +449,8 @@ func (c *loginServiceClient) Cancel(ctx context.Context, req *connect.Request[v1
 type LoginServiceHandler interface {
 	// Begin starts a sign-in for a key the proxy has seen proven.
 	Begin(context.Context, *connect.Request[v1.BeginRequest]) (*connect.Response[v1.LoginStep], error)
-	// Continue answers the prompts of the step before.
+	// Continue answers the prompts of the step before. A sign-in that is refused
+	// ends with a denied error and is forgotten.
 	Continue(context.Context, *connect.Request[v1.ContinueRequest]) (*connect.Response[v1.LoginStep], error)
 	// Cancel forgets a sign-in whose person went away.
 	Cancel(context.Context, *connect.Request[v1.CancelRequest]) (*connect.Response[v1.CancelResponse], error)
