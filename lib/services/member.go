@@ -1,0 +1,127 @@
+package services
+
+import (
+	"time"
+
+	"github.com/accessd/accessd/lib/names"
+	"github.com/accessd/accessd/lib/sshca"
+)
+
+// The kinds of nodes.
+const (
+	NodeAccessd = "accessd" // runs our node
+	NodeSSHD    = "sshd"    // runs plain sshd, reached directly or through ssh -R
+)
+
+// Node is a host that runs sessions.
+type Node struct {
+	ID          names.NodeID   `json:"id"`
+	Name        names.NodeName `json:"name"` // unique among nodes and members
+	Kind        string         `json:"kind"` // [NodeAccessd] or [NodeSSHD]
+	MemberKey   string         `json:"member_key,omitempty"` // its own public key, authorized_keys format
+	HostKey     string         `json:"host_key,omitempty"`   // the key it answers with, same format
+	Labels      names.Labels   `json:"labels,omitempty"`
+	TokenLabels names.Labels   `json:"token_labels,omitempty"` // what its token demanded; Labels keep these
+	GatewayPort int            `json:"gateway_port,omitempty"` // 0: none is free
+	Joined      time.Time      `json:"joined"`
+	Version     string         `json:"version,omitempty"`
+
+	// LastSeen is filled by [Store.Node] and [Store.Nodes] only; it is no part of
+	// the stored node, so that a node coming and going changes no policy.
+	LastSeen time.Time `json:"-"`
+	Revision int64     `json:"-"`
+}
+
+// Member is a proxy or an authority as it was admitted.
+type Member struct {
+	ID        names.NodeID   `json:"id"`
+	Name      names.NodeName `json:"name"` // unique among nodes and members
+	Kind      sshca.Kind     `json:"kind"` // [sshca.KindProxy] or [sshca.KindAuth]
+	MemberKey string         `json:"member_key"`
+	HostKey   string         `json:"host_key"`
+	Addresses []string       `json:"addresses,omitempty"`
+	Joined    time.Time      `json:"joined"`
+	Version   string         `json:"version,omitempty"`
+
+	Revision int64 `json:"-"`
+}
+
+// Proxy is a proxy that is up; it is gone when its lease ends.
+type Proxy struct {
+	ID        names.NodeID   `json:"id"`
+	Name      names.NodeName `json:"name"`
+	Addresses []string       `json:"addresses,omitempty"`
+	Draining  bool           `json:"draining,omitempty"`
+
+	Revision int64 `json:"-"`
+}
+
+// Presence says that a proxy holds a tunnel to a node.
+type Presence struct {
+	Node  names.NodeID `json:"node"`
+	Proxy names.NodeID `json:"proxy"`
+
+	Revision int64 `json:"-"`
+}
+
+// LiveSession is a session under way on a node.
+type LiveSession struct {
+	ID       names.SessionID `json:"id"`
+	User     names.UserName  `json:"user"`
+	Login    names.Login     `json:"login"`
+	Node     names.NodeID    `json:"node"`
+	NodeName names.NodeName  `json:"node_name"`
+	Client   string          `json:"client"` // address as the proxy attests it
+	Kind     string          `json:"kind"`   // shell, exec or subsystem
+	Started  time.Time       `json:"started"`
+}
+
+// Token lets something join the cluster. Its secret is kept as a hash.
+type Token struct {
+	ID         string           `json:"id"`
+	SecretHash string           `json:"secret_hash"`
+	Role       string           `json:"role"` // node or proxy
+	Expires    time.Time        `json:"expires"`
+	UsesLeft   int              `json:"uses_left"`
+	Names      []names.NodeName `json:"names,omitempty"` // it may give away; empty: any free one
+	Labels     names.Labels     `json:"labels,omitempty"`
+
+	Revision int64 `json:"-"`
+}
+
+// Cluster is the cluster itself.
+type Cluster struct {
+	Name    string    `json:"name"`
+	ID      string    `json:"id"`
+	Created time.Time `json:"created"`
+}
+
+// AuditCA is the type under which the key that signs the audit log is kept. It
+// is a note key, signs no certificate, and is on no policy stream.
+const AuditCA sshca.Type = "audit"
+
+// CA is one certificate authority.
+type CA struct {
+	Type sshca.Type `json:"type"`
+	Keys []CAKey    `json:"keys"` // newest first
+
+	Revision int64 `json:"-"`
+}
+
+// CAKey is one key of an authority.
+type CAKey struct {
+	Public  string    `json:"public"`           // authorized_keys format without a comment
+	Sealed  []byte    `json:"sealed,omitempty"` // the private half; absent in the public view
+	Created time.Time `json:"created"`
+}
+
+// Public returns ca without private keys.
+func (ca CA) Public() CA {
+	out := ca
+	out.Keys = make([]CAKey, len(ca.Keys))
+	for i, k := range ca.Keys {
+		k.Sealed = nil
+		out.Keys[i] = k
+	}
+	return out
+}

@@ -1,0 +1,119 @@
+package services
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/accessd/accessd/lib/names"
+)
+
+// Role says what its users may do. Nothing is allowed by default, and a deny
+// rule of any role of a user wins over every allow rule.
+type Role struct {
+	Name    names.RoleName `json:"name"`
+	Allow   []Rule         `json:"allow,omitempty"`
+	Deny    []Rule         `json:"deny,omitempty"`
+	Options RoleOptions    `json:"options,omitzero"` // bind where a rule of Allow grants
+	Builtin bool           `json:"builtin,omitempty"`
+
+	Revision int64 `json:"-"`
+}
+
+// Rule is about nodes (Nodes, Logins, Actions) or about resources of the
+// cluster (Resources), never both. In an allow rule about nodes all three are
+// set; in a deny rule what is not set means every one.
+type Rule struct {
+	Nodes     LabelSelector       `json:"nodes,omitzero"`
+	Logins    []string            `json:"logins,omitempty"`    // exact names and templates; see [Rule.ExpandLogins]
+	Actions   []string            `json:"actions,omitempty"`   // of [Actions], or "*"
+	Resources map[string][]string `json:"resources,omitempty"` // of [Resources] or "*", to some of [Verbs] or "*"
+}
+
+// loginsTemplate stands for the user's own logins in a rule; a trait's template
+// for the trait's values.
+const loginsTemplate = "{{user.logins}}"
+
+// ExpandLogins returns the logins r names for u, each once, in no certain
+// order. A trait's value that could not be a login is left out.
+func (r Rule) ExpandLogins(u User) []names.Login {
+	var out []names.Login
+	add := func(l names.Login) {
+		if !slices.Contains(out, l) {
+			out = append(out, l)
+		}
+	}
+	for _, entry := range r.Logins {
+		if entry == loginsTemplate {
+			for _, l := range u.Logins {
+				add(l)
+			}
+			continue
+		}
+		for _, v := range expandTrait(entry, u.Traits) {
+			if l, err := names.ParseLogin(v); err == nil {
+				add(l)
+			}
+		}
+	}
+	return out
+}
+
+// expandTrait returns the values of the trait that s is a template of, or s.
+func expandTrait(s string, traits map[string][]string) []string {
+	if m := traitTemplate.FindStringSubmatch(s); m != nil {
+		return traits[m[1]]
+	}
+	return []string{s}
+}
+
+// RoleOptions limit what a role grants. A zero field is no limit.
+type RoleOptions struct {
+	SessionTTL  time.Duration `json:"session_ttl,omitempty"`
+	IdleTimeout time.Duration `json:"idle_timeout,omitempty"`
+	MaxSessions int           `json:"max_sessions,omitempty"`
+	PinSource   bool          `json:"pin_source,omitempty"`
+}
+
+// Strictest returns the options that keep every limit of o and of p.
+func (o RoleOptions) Strictest(p RoleOptions) RoleOptions {
+	return RoleOptions{
+		SessionTTL:  lower(o.SessionTTL, p.SessionTTL),
+		IdleTimeout: lower(o.IdleTimeout, p.IdleTimeout),
+		MaxSessions: lower(o.MaxSessions, p.MaxSessions),
+		PinSource:   o.PinSource || p.PinSource,
+	}
+}
+
+// lower returns the lower limit, where zero is none.
+func lower[T int | time.Duration](a, b T) T {
+	if a == 0 || b != 0 && b < a {
+		return b
+	}
+	return a
+}
+
+// BuiltinRoles returns the roles every cluster has.
+func BuiltinRoles() []Role {
+	everyNode := LabelSelector{all: true}
+	own := []string{loginsTemplate}
+	everything := []string{wildcard}
+	read := []string{"read"}
+	return []Role{
+		{Name: "access", Builtin: true, Allow: []Rule{
+			{Nodes: everyNode, Logins: own, Actions: everything},
+		}},
+		{Name: "admin", Builtin: true, Allow: []Rule{
+			{Nodes: everyNode, Logins: own, Actions: everything},
+			{Resources: map[string][]string{wildcard: everything}},
+		}},
+		{Name: "auditor", Builtin: true, Allow: []Rule{
+			{Resources: map[string][]string{"audit": read, "nodes": read, "recordings": read, "sessions": read}},
+		}},
+	}
+}
+
+// isTemplate reports whether s is one of the templates a login may be.
+func isTemplate(s string) bool {
+	return s == loginsTemplate || strings.HasPrefix(s, "{{") && traitTemplate.MatchString(s)
+}
