@@ -1,0 +1,405 @@
+package events
+
+// Name names a kind of event, "noun.verb".
+type Name string
+
+// The events. [Table] says what each means and what it carries.
+const (
+	UserLogin        Name = "user.login"
+	UserCreate       Name = "user.create"
+	UserUpdate       Name = "user.update"
+	UserDelete       Name = "user.delete"
+	InviteUse        Name = "invite.use"
+	CertCreate       Name = "cert.create"
+	AuthRejected     Name = "auth.rejected"
+	AccessDecision   Name = "access.decision"
+	SessionStart     Name = "session.start"
+	SessionEnd       Name = "session.end"
+	SessionRejected  Name = "session.rejected"
+	SessionKill      Name = "session.kill"
+	Exec             Name = "exec"
+	ClientDisconnect Name = "client.disconnect"
+	NodeJoin         Name = "node.join"
+	NodeDelete       Name = "node.delete"
+	ProxyJoin        Name = "proxy.join"
+	TunnelUp         Name = "tunnel.up"
+	TunnelDown       Name = "tunnel.down"
+	RoleCreate       Name = "role.create"
+	RoleUpdate       Name = "role.update"
+	RoleDelete       Name = "role.delete"
+	TokenCreate      Name = "token.create"
+	TokenDelete      Name = "token.delete"
+	TokenRejected    Name = "token.rejected"
+	CACreate         Name = "ca.create"
+	ProcessStart     Name = "process.start"
+	ProcessStop      Name = "process.stop"
+)
+
+// Type is the JSON type of a field.
+type Type string
+
+// The field types.
+const (
+	String Type = "string" // text, bounded, escaped
+	Int    Type = "int"    // 64-bit signed
+	Bool   Type = "bool"
+	List   Type = "list" // of strings
+	Map    Type = "map"  // string to string
+)
+
+// Outcome says what success may be on an event.
+type Outcome string
+
+// The outcomes.
+const (
+	Either  Outcome = "either"  // the emitter says; code ends in I or W
+	Success Outcome = "success" // always true; code ends in I
+	Failure Outcome = "failure" // always false; code ends in W
+)
+
+// Spec describes one kind of event.
+type Spec struct {
+	Name    Name
+	Code    string // letter and number; "I" follows on success, "W" on failure
+	Outcome Outcome
+	Meaning string
+	Fields  []Field
+}
+
+// Field describes a field that an event carries beside the common ones.
+type Field struct {
+	Name    string
+	Type    Type
+	Meaning string
+	Example string
+	Max     int // bytes of text kept; 0 means [MaxText]
+}
+
+// Common describes the fields every event may carry, in the order they are
+// written.
+func Common() []Field {
+	return []Field{
+		{Name: "event", Type: String, Meaning: "what happened", Example: "session.start"},
+		{Name: "code", Type: String, Meaning: "the event's number; ends in I when it went well, in W when not", Example: "A3000I"},
+		{Name: "time", Type: String, Meaning: "when, by the clock of the process that saw it; UTC, microseconds", Example: "2026-03-01T09:30:00.000000Z"},
+		{Name: "uid", Type: String, Meaning: "the event's own id, a UUID; the log holds each once", Example: "0195510c-9a40-7bb2-8c51-0b5e6f1f2a11"},
+		{Name: "cluster_name", Type: String, Meaning: "the cluster", Example: "example"},
+		{Name: "user", Type: String, Meaning: "the person or bot, as proven; as claimed when success is false", Example: "alice"},
+		{Name: "login", Type: String, Meaning: "the operating-system account on the node", Example: "root"},
+		{Name: "sid", Type: String, Meaning: "the session", Example: "5f0c9b1e-6a3d-4a53-9d5c-0a1c2f7f0e11"},
+		{Name: "server_id", Type: String, Meaning: "the process that emitted the event", Example: "b1946ac9-2492-4d23-94c6-235b4d2611e5"},
+		{Name: "server_hostname", Type: String, Meaning: "that process's name", Example: "web-1"},
+		{Name: "addr.remote", Type: String, Meaning: "the client's address and port", Example: "203.0.113.7:50122"},
+		{Name: "proto", Type: String, Meaning: "the protocol spoken", Example: "ssh"},
+		{Name: "success", Type: Bool, Meaning: "whether it went well", Example: "true"},
+		{Name: "error", Type: String, Meaning: "why not, for the auditor", Example: "certificate expired"},
+		{Name: "truncated", Type: List, Meaning: "the fields that were cut because they were too long", Example: "command"},
+	}
+}
+
+// Fields that several events share.
+func serial() Field {
+	return Field{Name: "cert_serial", Type: String, Meaning: "serial number of the certificate, decimal", Example: "4711"}
+}
+
+func keyID() Field {
+	return Field{Name: "key_id", Type: String, Meaning: "key id of the certificate", Example: "alice"}
+}
+
+func fingerprint() Field {
+	return Field{Name: "fingerprint", Type: String, Meaning: "SHA-256 of the public key", Example: "SHA256:nThbg6kXUpJWGl7E1IGOCspRomTxdCARLviKw6E5SY8"}
+}
+
+func caFingerprint() Field {
+	return Field{Name: "ca", Type: String, Meaning: "SHA-256 of the key that signed the certificate", Example: "SHA256:uNiVztksCsDhcc0u9e8BgrJXVGUpZRgIrPJ3VwqWcJU"}
+}
+
+func roles() Field {
+	return Field{Name: "roles", Type: List, Meaning: "the user's roles", Example: "access"}
+}
+
+func logins() Field {
+	return Field{Name: "logins", Type: List, Meaning: "the logins granted", Example: "root,deploy"}
+}
+
+func reason() Field {
+	return Field{Name: "reason", Type: String, Meaning: "why", Example: "idle for 30m0s"}
+}
+
+func node() []Field {
+	return []Field{
+		{Name: "node_id", Type: String, Meaning: "the node meant", Example: "b1946ac9-2492-4d23-94c6-235b4d2611e5"},
+		{Name: "node_name", Type: String, Meaning: "its name", Example: "web-1"},
+		{Name: "node_labels", Type: Map, Meaning: "its labels", Example: "env=prod"},
+	}
+}
+
+func connection() []Field {
+	return []Field{
+		{Name: "connection", Type: String, Meaning: "id of the connection, the same on all its events", Example: "c-58213"},
+		{Name: "addr.peer", Type: String, Meaning: "address of the TCP peer, when a PROXY header named another client", Example: "10.0.0.2:41000"},
+		{Name: "addr.local", Type: String, Meaning: "address connected to", Example: "10.0.0.1:3022"},
+		{Name: "client", Type: String, Meaning: "version string the client sent", Example: "SSH-2.0-OpenSSH_9.2"},
+	}
+}
+
+func change(what string) []Field {
+	return []Field{
+		by(),
+		{Name: "name", Type: String, Meaning: "the " + what, Example: "developer"},
+		{Name: "before", Type: String, Meaning: "the " + what + " as it was", Example: "kind: role ...", Max: maxDocument},
+		{Name: "after", Type: String, Meaning: "the " + what + " as it is now", Example: "kind: role ...", Max: maxDocument},
+	}
+}
+
+func by() Field {
+	return Field{Name: "by", Type: String, Meaning: "who did it: a user, or local:uid at the admin socket", Example: "local:0"}
+}
+
+func command() Field {
+	return Field{Name: "command", Type: String, Meaning: "the command line asked for", Example: "systemctl restart nginx", Max: MaxCommand}
+}
+
+func fields(groups ...any) []Field {
+	var out []Field
+	for _, g := range groups {
+		switch g := g.(type) {
+		case Field:
+			out = append(out, g)
+		case []Field:
+			out = append(out, g...)
+		}
+	}
+	return out
+}
+
+// Table returns every kind of event, in the order of their codes. It is the one
+// source of names, codes and fields.
+func Table() []Spec {
+	var all []Spec
+	for _, part := range [][]Spec{people(), sessions(), members(), administration()} {
+		all = append(all, part...)
+	}
+	return all
+}
+
+func people() []Spec {
+	return []Spec{
+		{
+			Name: UserLogin, Code: "A1000", Outcome: Either, Meaning: "somebody signed in, or tried to",
+			Fields: fields(
+				Field{Name: "method", Type: String, Meaning: "certificate, password, totp, invite", Example: "certificate"},
+				Field{Name: "mfa", Type: String, Meaning: "second factor given", Example: "totp"},
+				serial(), keyID(), fingerprint(), caFingerprint(), roles(), logins(), reason(), connection(),
+			),
+		},
+		{
+			Name: AuthRejected, Code: "A1001", Outcome: Failure, Meaning: "a credential was refused",
+			Fields: fields(
+				Field{Name: "refusal", Type: String, Meaning: "stable code of the refusal", Example: "expired"},
+				Field{Name: "method", Type: String, Meaning: "how the peer tried", Example: "publickey"},
+				Field{Name: "cert_type", Type: String, Meaning: "type of the certificate shown", Example: "user"},
+				Field{Name: "principals", Type: List, Meaning: "principals of the certificate shown", Example: "root"},
+				serial(), keyID(), fingerprint(), caFingerprint(), reason(), connection(),
+			),
+		},
+		{
+			Name: InviteUse, Code: "A1002", Outcome: Either, Meaning: "a one-time invite was used, or tried",
+			Fields: fields(fingerprint(), reason(), connection()),
+		},
+		{
+			Name: CertCreate, Code: "A1003", Outcome: Either, Meaning: "a certificate was issued, or refused",
+			Fields: fields(
+				Field{Name: "cert_type", Type: String, Meaning: "user, host, node, proxy, auth, sshd", Example: "user"},
+				serial(), keyID(), fingerprint(), caFingerprint(), roles(), by(), reason(),
+				Field{Name: "principals", Type: List, Meaning: "principals of the certificate", Example: "user:alice,root"},
+				Field{Name: "valid_after", Type: String, Meaning: "start of its life", Example: "2026-03-01T09:29:00Z"},
+				Field{Name: "valid_before", Type: String, Meaning: "end of its life", Example: "2026-03-01T21:30:00Z"},
+				Field{Name: "source_addresses", Type: List, Meaning: "addresses it is pinned to", Example: "203.0.113.7/32"},
+				Field{Name: "method", Type: String, Meaning: "how it was asked for", Example: "login"},
+				Field{Name: "mfa", Type: String, Meaning: "second factor given", Example: "totp"},
+				node(), connection(),
+			),
+		},
+	}
+}
+
+func sessions() []Spec {
+	return []Spec{
+		{
+			Name: AccessDecision, Code: "A2000", Outcome: Either, Meaning: "the rules were asked, and answered",
+			Fields: fields(
+				Field{Name: "action", Type: String, Meaning: "what was asked for", Example: "shell"},
+				Field{Name: "rule", Type: String, Meaning: "the rule that decided", Example: "developer.allow[0]"},
+				Field{Name: "role", Type: String, Meaning: "the role that decided", Example: "developer"},
+				Field{Name: "resource", Type: String, Meaning: "the resource, when not a node", Example: "audit"},
+				Field{Name: "verb", Type: String, Meaning: "what was to be done with it", Example: "read"},
+				Field{Name: "target", Type: String, Meaning: "the destination as the client named it", Example: "web-1:22"},
+				roles(), reason(), node(), serial(), fingerprint(), connection(),
+			),
+		},
+		{
+			Name: SessionStart, Code: "A3000", Outcome: Success, Meaning: "a session began",
+			Fields: fields(
+				Field{Name: "kind", Type: String, Meaning: "shell, exec or subsystem", Example: "shell"},
+				Field{Name: "pty", Type: Bool, Meaning: "whether it has a terminal", Example: "true"},
+				Field{Name: "term", Type: String, Meaning: "type of that terminal", Example: "xterm-256color"},
+				Field{Name: "terminal_size", Type: String, Meaning: "columns and rows of that terminal", Example: "80:24"},
+				Field{Name: "subsystem", Type: String, Meaning: "the subsystem asked for", Example: "sftp"},
+				Field{Name: "env", Type: Map, Meaning: "environment accepted from the client", Example: "LANG=C.UTF-8"},
+				Field{Name: "session_ttl", Type: String, Meaning: "how long it may last", Example: "8h0m0s"},
+				Field{Name: "idle_timeout", Type: String, Meaning: "how long it may be idle", Example: "30m0s"},
+				Field{Name: "expires", Type: String, Meaning: "when the certificate ends", Example: "2026-03-01T21:30:00Z"},
+				Field{Name: "rule", Type: String, Meaning: "the rule that allowed it", Example: "developer.allow[0]"},
+				Field{Name: "role", Type: String, Meaning: "the role that allowed it", Example: "developer"},
+				command(), roles(), serial(), keyID(), fingerprint(), caFingerprint(), node(), connection(),
+			),
+		},
+		{
+			Name: SessionEnd, Code: "A3001", Outcome: Success, Meaning: "a session ended",
+			Fields: fields(
+				Field{Name: "kind", Type: String, Meaning: "shell, exec or subsystem", Example: "shell"},
+				Field{Name: "exit_code", Type: Int, Meaning: "exit status of the process", Example: "0"},
+				Field{Name: "exit_signal", Type: String, Meaning: "signal that ended it", Example: "TERM"},
+				Field{Name: "duration_ms", Type: Int, Meaning: "how long it lasted, in milliseconds", Example: "81250"},
+				Field{Name: "bytes_in", Type: Int, Meaning: "bytes the client sent", Example: "1204"},
+				Field{Name: "bytes_out", Type: Int, Meaning: "bytes the client was sent", Example: "90112"},
+				Field{Name: "recovered", Type: Bool, Meaning: "completed at the next start, after a crash", Example: "true"},
+				reason(), connection(),
+			),
+		},
+		{
+			Name: SessionRejected, Code: "A3002", Outcome: Failure, Meaning: "a session was asked for and refused",
+			Fields: fields(
+				Field{Name: "kind", Type: String, Meaning: "what was asked for: shell, exec, a channel or request type", Example: "shell"},
+				Field{Name: "action", Type: String, Meaning: "the action the rules were asked about", Example: "shell"},
+				Field{Name: "target", Type: String, Meaning: "the destination as the client named it", Example: "web-1:22"},
+				Field{Name: "maximum", Type: Int, Meaning: "the limit that was reached", Example: "10"},
+				command(), reason(), roles(), serial(), fingerprint(), node(), connection(),
+			),
+		},
+		{
+			Name: SessionKill, Code: "A3003", Outcome: Either, Meaning: "somebody ended another's session",
+			Fields: fields(by(), reason(), node()),
+		},
+		{
+			Name: Exec, Code: "A3004", Outcome: Either, Meaning: "a command is about to run, or could not be started",
+			Fields: fields(
+				command(),
+				Field{Name: "exit_code", Type: Int, Meaning: "exit status, where it is known already", Example: "127"},
+				Field{Name: "pty", Type: Bool, Meaning: "whether it has a terminal", Example: "false"},
+				Field{Name: "shell", Type: String, Meaning: "the shell that runs it", Example: "/bin/bash"},
+				reason(), connection(),
+			),
+		},
+		{
+			Name: ClientDisconnect, Code: "A3005", Outcome: Success, Meaning: "a signed-in client's connection ended",
+			Fields: fields(
+				reason(),
+				Field{Name: "duration_ms", Type: Int, Meaning: "how long it was up, in milliseconds", Example: "81250"},
+				Field{Name: "bytes_in", Type: Int, Meaning: "bytes the client sent", Example: "1204"},
+				Field{Name: "bytes_out", Type: Int, Meaning: "bytes the client was sent", Example: "90112"},
+				serial(), fingerprint(), connection(),
+			),
+		},
+	}
+}
+
+func members() []Spec {
+	tokenID := Field{Name: "token_id", Type: String, Meaning: "the token's id, never its secret", Example: "t-7f3a"}
+	return []Spec{
+		{
+			Name: NodeJoin, Code: "A4000", Outcome: Either, Meaning: "a node joined the cluster",
+			Fields: fields(tokenID, member(), fingerprint(), reason(), connection()),
+		},
+		{
+			Name: NodeDelete, Code: "A4001", Outcome: Either, Meaning: "a node was removed",
+			Fields: fields(by(), node(), reason()),
+		},
+		{
+			Name: ProxyJoin, Code: "A4002", Outcome: Either, Meaning: "a proxy joined the cluster",
+			Fields: fields(tokenID, member(), fingerprint(), reason(), connection()),
+		},
+		{
+			Name: TunnelUp, Code: "A4003", Outcome: Either, Meaning: "a node's tunnel was attached, or refused",
+			Fields: fields(tunnel(), serial(), fingerprint(), node(), reason(), connection()),
+		},
+		{
+			Name: TunnelDown, Code: "A4004", Outcome: Success, Meaning: "a node's tunnel ended",
+			Fields: fields(
+				tunnel(), node(), reason(), connection(),
+				Field{Name: "duration_ms", Type: Int, Meaning: "how long it was up, in milliseconds", Example: "3600000"},
+			),
+		},
+		{
+			Name: TokenRejected, Code: "A4005", Outcome: Failure, Meaning: "a join token was refused",
+			Fields: fields(tokenID, member(), fingerprint(), reason(), connection()),
+		},
+		{
+			Name: ProcessStart, Code: "A4006", Outcome: Success, Meaning: "a process of the cluster began to serve",
+			Fields: fields(
+				Field{Name: "roles", Type: List, Meaning: "what the process does", Example: "auth,proxy"},
+				Field{Name: "version", Type: String, Meaning: "its version", Example: "v1.0.0"},
+				Field{Name: "addresses", Type: List, Meaning: "where it listens", Example: "0.0.0.0:3022"},
+			),
+		},
+		{
+			Name: ProcessStop, Code: "A4007", Outcome: Success, Meaning: "a process of the cluster stopped in good order",
+			Fields: fields(
+				Field{Name: "roles", Type: List, Meaning: "what the process did", Example: "auth,proxy"},
+				Field{Name: "version", Type: String, Meaning: "its version", Example: "v1.0.0"},
+				reason(),
+			),
+		},
+	}
+}
+
+func member() []Field {
+	return []Field{
+		{Name: "role", Type: String, Meaning: "what it joins as", Example: "node"},
+		{Name: "name", Type: String, Meaning: "its name", Example: "web-1"},
+		{Name: "member_id", Type: String, Meaning: "its id", Example: "b1946ac9-2492-4d23-94c6-235b4d2611e5"},
+		{Name: "labels", Type: Map, Meaning: "its labels", Example: "env=prod"},
+		{Name: "version", Type: String, Meaning: "its version", Example: "v1.0.0"},
+	}
+}
+
+func tunnel() []Field {
+	return []Field{
+		{Name: "proxy_id", Type: String, Meaning: "the proxy that holds it", Example: "0a4d55a8-d778-4502-9dd3-8a1b5b0c7c11"},
+		{Name: "proxy_name", Type: String, Meaning: "its name", Example: "edge-1"},
+	}
+}
+
+func administration() []Spec {
+	token := fields(
+		by(),
+		Field{Name: "token_id", Type: String, Meaning: "the token's id, never its secret", Example: "t-7f3a"},
+		Field{Name: "role", Type: String, Meaning: "what it lets join", Example: "node"},
+		Field{Name: "expires", Type: String, Meaning: "when it ends", Example: "2026-03-01T10:30:00Z"},
+		Field{Name: "uses", Type: Int, Meaning: "how often it can be used", Example: "1"},
+		Field{Name: "names", Type: List, Meaning: "names it allows", Example: "web-1"},
+		Field{Name: "labels", Type: Map, Meaning: "labels it allows", Example: "env=prod"},
+		reason(),
+	)
+	user := fields(change("user"), roles(), logins(), reason())
+	role := fields(change("role"), reason())
+	return []Spec{
+		{Name: UserCreate, Code: "A5000", Outcome: Either, Meaning: "a user was added", Fields: user},
+		{Name: UserUpdate, Code: "A5001", Outcome: Either, Meaning: "a user or a credential of theirs was changed", Fields: user},
+		{Name: UserDelete, Code: "A5002", Outcome: Either, Meaning: "a user was removed", Fields: user},
+		{Name: RoleCreate, Code: "A5003", Outcome: Either, Meaning: "a role was added", Fields: role},
+		{Name: RoleUpdate, Code: "A5004", Outcome: Either, Meaning: "a role was changed", Fields: role},
+		{Name: RoleDelete, Code: "A5005", Outcome: Either, Meaning: "a role was removed", Fields: role},
+		{Name: TokenCreate, Code: "A5006", Outcome: Either, Meaning: "a join token was made", Fields: token},
+		{Name: TokenDelete, Code: "A5007", Outcome: Either, Meaning: "a join token was removed", Fields: token},
+		{
+			Name: CACreate, Code: "A5008", Outcome: Either, Meaning: "a certificate authority's key was made",
+			Fields: fields(
+				by(),
+				Field{Name: "ca_type", Type: String, Meaning: "user, host, node, sshd or audit", Example: "user"},
+				fingerprint(), reason(),
+			),
+		},
+	}
+}
