@@ -62,7 +62,7 @@ func (t Trust) Type(c *ssh.Certificate) (Type, bool) {
 // CheckUser returns who presents c to a proxy, where the SSH user name is the
 // user's own.
 func (t Trust) CheckUser(c *ssh.Certificate, p Peer) (*Identity, error) {
-	id, err := t.person(c, p)
+	id, err := t.identify(c, t.User, userIdentity, p)
 	if err == nil && string(id.User) != p.SSHUser {
 		err = refuse(CodeWrongPrincipal, "the certificate is not for user %.80q", p.SSHUser)
 	}
@@ -72,7 +72,7 @@ func (t Trust) CheckUser(c *ssh.Certificate, p Peer) (*Identity, error) {
 // CheckLogin returns who presents c to a node, where the SSH user name is a
 // login, which must be among the principals.
 func (t Trust) CheckLogin(c *ssh.Certificate, p Peer) (*Identity, error) {
-	id, err := t.person(c, p)
+	id, err := t.identify(c, t.User, userIdentity, p)
 	if err == nil && !slices.Contains(id.Logins, names.Login(p.SSHUser)) {
 		err = refuse(CodeWrongPrincipal, "the certificate is not for login %.80q", p.SSHUser)
 	}
@@ -82,14 +82,7 @@ func (t Trust) CheckLogin(c *ssh.Certificate, p Peer) (*Identity, error) {
 // CheckMember returns the node, proxy or authority that presents c. The SSH
 // user name is the member's own name.
 func (t Trust) CheckMember(c *ssh.Certificate, p Peer) (*Identity, error) {
-	err := t.check(c, ssh.UserCert, t.Node, p.Now)
-	if err == nil {
-		err = checkSource(c, p.Addr)
-	}
-	var id *Identity
-	if err == nil {
-		id, err = memberIdentity(c)
-	}
+	id, err := t.identify(c, t.Node, memberIdentity, p)
 	if err == nil && string(id.MemberName) != p.SSHUser {
 		err = refuse(CodeWrongPrincipal, "the certificate is not for member %.80q", p.SSHUser)
 	}
@@ -147,14 +140,19 @@ func conclude(c *ssh.Certificate, id *Identity, err error) (*Identity, error) {
 	return id, nil
 }
 
-func (t Trust) person(c *ssh.Certificate, p Peer) (*Identity, error) {
-	if err := t.check(c, ssh.UserCert, t.User, p.Now); err != nil {
+// identify returns the identity that form reads from c, a user certificate that
+// one of cas signed, for a peer that may show it.
+func (t Trust) identify(
+	c *ssh.Certificate, cas []ssh.PublicKey, form func(*ssh.Certificate) (*Identity, error), p Peer,
+) (*Identity, error) {
+	if err := t.check(c, ssh.UserCert, cas, p.Now); err != nil {
 		return nil, err
 	}
-	if err := checkSource(c, p.Addr); err != nil {
+	id, err := form(c)
+	if err != nil {
 		return nil, err
 	}
-	return userIdentity(c)
+	return id, checkSource(id, p.Addr)
 }
 
 func (t Trust) checkAnyHost(c *ssh.Certificate, now time.Time) error {
@@ -302,16 +300,13 @@ func parseSource(s string) (netip.Prefix, bool) {
 	return p, err == nil && p == p.Masked() && !p.Addr().Is4In6()
 }
 
-// checkSource refuses c for a peer at addr outside its source-address. A peer
-// without an address, such as a Unix socket's, is outside every network.
-func checkSource(c *ssh.Certificate, addr netip.Addr) error {
-	prefixes, err := sources(c)
-	if err != nil || len(prefixes) == 0 {
-		return err
-	}
+// checkSource refuses id to a peer at addr outside its networks. A peer without
+// an address, such as a Unix socket's, is outside every network.
+func checkSource(id *Identity, addr netip.Addr) error {
 	addr = addr.Unmap().WithZone("")
-	if !slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(addr) }) {
-		return refuse(CodeSourceAddress, "the peer's address %s is outside %s", addr, c.CriticalOptions[optionSourceAddress])
+	in := func(p netip.Prefix) bool { return p.Contains(addr) }
+	if len(id.SourceAddresses) > 0 && !slices.ContainsFunc(id.SourceAddresses, in) {
+		return refuse(CodeSourceAddress, "the peer's address %s is outside %v", addr, id.SourceAddresses)
 	}
 	return nil
 }

@@ -1,7 +1,6 @@
 package sshca
 
 import (
-	"cmp"
 	"crypto/rand"
 	"errors"
 	"net/netip"
@@ -110,12 +109,18 @@ func MintHost(ca ssh.Signer, r HostRequest) (*ssh.Certificate, error) {
 // mint sets c's validity, holds c to what a check would and signs it.
 func mint(ca ssh.Signer, c *ssh.Certificate, after, before time.Time, form func() error) (*ssh.Certificate, error) {
 	c.ValidAfter, c.ValidBefore = unix(after), unix(before)
-	if err := cmp.Or(checkKey(c.Key), checkValidityForm(c), form()); err != nil {
-		detail := err.Error()
+	for _, check := range []func() error{
+		func() error { return checkKey(c.Key) },
+		func() error { return checkValidityForm(c) },
+		form,
+	} {
+		err := check()
 		if r, ok := errors.AsType[*Refusal](err); ok {
-			detail = r.Detail
+			return nil, fault.New(fault.BadInput, "mint a certificate: %s", r.Detail)
 		}
-		return nil, fault.New(fault.BadInput, "mint a certificate: %s", detail)
+		if err != nil {
+			return nil, err
+		}
 	}
 	if err := c.SignCert(rand.Reader, ca); err != nil {
 		return nil, fault.Wrap(fault.Internal, err, "sign a certificate")
