@@ -1,0 +1,274 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+
+	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
+	"github.com/accessd/accessd/lib/events"
+	"github.com/accessd/accessd/lib/fault"
+)
+
+func auditCommand(e *env) *cobra.Command {
+	return noun("audit", "Read and prove the audit log", auditList(e), auditTail(e), auditVerify(e))
+}
+
+// auditFilter are the flags that select events.
+type auditFilter struct {
+	since, until               string
+	user, node, event, session string
+}
+
+func (o *auditFilter) flags(c *cobra.Command) {
+	c.Flags().StringVar(&o.since, "since", "", "not before this time, or this long ago")
+	c.Flags().StringVar(&o.until, "until", "", "not after this time, or this long ago")
+	c.Flags().StringVar(&o.user, "user", "", "person")
+	c.Flags().StringVar(&o.node, "node", "", "node, by name or id")
+	c.Flags().StringVar(&o.event, "event", "", `event, such as session.start, or a family, such as "session.*"`)
+	c.Flags().StringVar(&o.session, "session", "", "session id")
+}
+
+func (o *auditFilter) message() (*accessdv1.EventFilter, error) {
+	now := time.Now()
+	since, err := parseWhen("since", o.since, now)
+	if err != nil {
+		return nil, err
+	}
+	until, err := parseWhen("until", o.until, now)
+	if err != nil {
+		return nil, err
+	}
+	return &accessdv1.EventFilter{Since: since, Until: until, User: o.user, Node: o.node, Event: o.event, Session: o.session}, nil
+}
+
+func auditList(e *env) *cobra.Command {
+	var (
+		o     auditFilter
+		limit int32
+		f     format
+	)
+	c := &cobra.Command{
+		Use:   "ls",
+		Short: "List events, the newest that match, oldest first",
+		Args:  want(),
+		RunE: verb(func(ctx context.Context, _ []string) error {
+			filter, err := o.message()
+			if err != nil {
+				return err
+			}
+			if limit < 1 {
+				return fault.New(fault.BadInput, "--limit: %d: want at least 1", limit)
+			}
+			found, err := e.listEvents(ctx, filter, limit)
+			if err != nil {
+				return err
+			}
+			return e.printEvents(found, f)
+		}),
+	}
+	o.flags(c)
+	c.Flags().Int32Var(&limit, "limit", 1000, "how many at most")
+	addFormat(c, &f)
+	return c
+}
+
+// listEvents collects pages until limit events are there or no more match.
+func (e *env) listEvents(ctx context.Context, filter *accessdv1.EventFilter, limit int32) ([][]byte, error) {
+	var (
+		found  [][]byte
+		before string
+	)
+	for {
+		res, err := e.audit().ListEvents(ctx, connect.NewRequest(&accessdv1.ListEventsRequest{
+			Filter: filter, Limit: limit - int32(len(found)), Before: before,
+		}))
+		if err != nil {
+			return nil, err
+		}
+		found = append(res.Msg.GetEvents(), found...)
+		before = res.Msg.GetNextBefore()
+		if before == "" || int32(len(found)) >= limit {
+			return found, nil
+		}
+	}
+}
+
+func (e *env) printEvents(found [][]byte, f format) error {
+	if f != formatTable {
+		raw := make([]json.RawMessage, len(found))
+		for i, b := range found {
+			raw[i] = b
+		}
+		return printValue(e.stdout, f, raw)
+	}
+	rows := make([][]string, 0, len(found))
+	for _, b := range found {
+		ev, err := events.ParseEvent(b)
+		if err != nil {
+			return err
+		}
+		rows = append(rows, eventRow(ev))
+	}
+	return printTable(e.stdout, []string{"TIME", "EVENT", "OK", "USER", "LOGIN", "NODE", "FROM", "DETAIL"}, rows)
+}
+
+// eventRow shows an event in one line; --format json has all of it.
+func eventRow(ev events.Event) []string {
+	return []string{
+		ev.Time.Local().Format("2006-01-02 15:04:05.000"), string(ev.Name), yes(ev.Success),
+		string(ev.User), string(ev.Login), ev.ServerHostname, ev.AddrRemote, detail(ev),
+	}
+}
+
+// detail puts the fields that tell most about an event into one phrase.
+func detail(ev events.Event) string {
+	var parts []string
+	if ev.Error != "" {
+		parts = append(parts, ev.Error)
+	}
+	for _, k := range []string{"command", "action", "rule", "kind", "exit_code", "exit_signal", "reason", "method", "cert_type", "name", "token_id"} {
+		if v, ok := ev.Fields[k]; ok && v != "" {
+			parts = append(parts, fmt.Sprintf("%s=%v", k, v))
+		}
+	}
+	return strings.Join(parts, " ")
+}
+
+func auditTail(e *env) *cobra.Command {
+	var (
+		o       auditFilter
+		backlog int32
+		f       format
+	)
+	c := &cobra.Command{
+		Use:   "tail",
+		Short: "Follow events as they are logged",
+		Args:  want(),
+		RunE: verb(func(ctx context.Context, _ []string) error {
+			filter, err := o.message()
+			if err != nil {
+				return err
+			}
+			return e.tail(ctx, &accessdv1.TailEventsRequest{Filter: filter, Backlog: backlog}, f)
+		}),
+	}
+	o.flags(c)
+	c.Flags().Int32VarP(&backlog, "lines", "n", 10, "past events to begin with")
+	addFormat(c, &f)
+	return c
+}
+
+// tail prints events until ctx ends; each is one line, also as JSON.
+func (e *env) tail(ctx context.Context, req *accessdv1.TailEventsRequest, f format) error {
+	stream, err := e.audit().TailEvents(ctx, connect.NewRequest(req))
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	for stream.Receive() {
+		for _, b := range stream.Msg().GetEvents() {
+			line := string(b)
+			if f == formatTable {
+				ev, err := events.ParseEvent(b)
+				if err != nil {
+					return err
+				}
+				line = tailLine(ev)
+			}
+			if _, err := fmt.Fprintln(e.stdout, line); err != nil {
+				return err
+			}
+		}
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	return stream.Err()
+}
+
+func tailLine(ev events.Event) string {
+	row := eventRow(ev)
+	for i := range row {
+		row[i] = dash(events.Display(row[i]))
+	}
+	return fmt.Sprintf("%s  %-16s %-3s %-10s %-8s %-12s %-21s %s", row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7])
+}
+
+func auditVerify(e *env) *cobra.Command {
+	var (
+		dir, keyFile string
+		f            format
+	)
+	c := &cobra.Command{
+		Use:   "verify [--log DIR --key FILE]",
+		Short: "Check that nothing in the log was changed, dropped or reordered",
+		Long: "Check every entry, tile and checkpoint of the audit log.\n\n" +
+			"With --log and --key the check reads only that directory, which may be a copy,\n" +
+			"and the public key that \"accessd ca export --type audit\" prints; it needs no\n" +
+			"running cluster. Without them the running authority checks its own log.",
+		Args: want(),
+		RunE: verb(func(ctx context.Context, _ []string) error {
+			if (dir == "") != (keyFile == "") {
+				return fault.New(fault.BadInput, "--log and --key come together")
+			}
+			res := &accessdv1.VerifyLogResponse{}
+			if dir == "" {
+				got, err := e.audit().VerifyLog(ctx, connect.NewRequest(&accessdv1.VerifyLogRequest{}))
+				if err != nil {
+					return err
+				}
+				res = got.Msg
+			} else if err := verifyCopy(ctx, dir, keyFile, res); err != nil {
+				return err
+			}
+			return e.printVerdict(res, f)
+		}),
+	}
+	c.Flags().StringVar(&dir, "log", "", "directory of the log, or of a copy")
+	c.Flags().StringVar(&keyFile, "key", "", "file with the log's verifier key")
+	addFormat(c, &f)
+	return c
+}
+
+// verifyCopy checks a log from its files alone.
+func verifyCopy(ctx context.Context, dir, keyFile string, res *accessdv1.VerifyLogResponse) error {
+	key, err := readBounded(keyFile, maxKeyFile)
+	if err != nil {
+		return err
+	}
+	res.VerifierKey = strings.TrimSpace(string(key))
+	report, err := events.Verify(ctx, dir, res.GetVerifierKey())
+	if err != nil {
+		res.Fault = fault.Public(err)
+		return nil
+	}
+	res.Size, res.RootHash, res.Origin = report.Size, report.RootHash, report.Origin
+	return nil
+}
+
+// printVerdict prints res; a log with a fault is an error.
+func (e *env) printVerdict(res *accessdv1.VerifyLogResponse, f format) error {
+	if f != formatTable {
+		b, err := messageJSON(res)
+		if err != nil {
+			return err
+		}
+		if err := printValue(e.stdout, f, b); err != nil {
+			return err
+		}
+	}
+	if res.GetFault() != "" {
+		return fault.New(fault.Conflict, "the audit log does not verify: %s", res.GetFault())
+	}
+	if f == formatTable {
+		_, err := fmt.Fprintf(e.stdout, "verified %d events, origin %s, root %s\n", res.GetSize(), res.GetOrigin(), res.GetRootHash())
+		return err
+	}
+	return nil
+}
