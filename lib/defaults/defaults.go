@@ -44,6 +44,11 @@ const (
 	GatewayPortTTL = 7 * 24 * time.Hour
 )
 
+// AuthorityName is the host name that authorities' host certificates carry
+// beside their own: whoever is relayed to "the authority" checks for it. No
+// member can have it.
+const AuthorityName = "accessd-authority"
+
 // Shutdown.
 const (
 	// Grace is how long live sessions may go on after a stop was asked for.
