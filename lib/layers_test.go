@@ -34,13 +34,13 @@ var layers = map[string]int{
 	"lib/events":        3,
 	"lib/srv/sshserver": 3,
 
+	"lib/rpc":          2,
 	"lib/services":     2,
 	"lib/srv/listener": 2,
 
 	"lib/backend": 1,
 	"lib/config":  1,
 	"lib/relay":   1,
-	"lib/rpc":     1,
 	"lib/seal":    1,
 	"lib/sshca":   1,
 

@@ -1,0 +1,126 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// BaseURL is what clients are made with; the connection decides where calls go.
+const BaseURL = "http://accessd"
+
+// Bounds of one connection. Members hold a handful of streams; the small frames
+// and windows keep an idle tunnel cheap at the proxy.
+const (
+	maxStreams    = 64
+	maxHeader     = 16 << 10 // bytes
+	maxFrame      = 16 << 10 // bytes
+	streamWindow  = 64 << 10 // bytes
+	connWindow    = 1 << 20  // bytes
+	headerTimeout = 10 * time.Second
+)
+
+// h2 are the HTTP/2 settings of both ends.
+func h2() *http.HTTP2Config {
+	return &http.HTTP2Config{
+		MaxConcurrentStreams:          maxStreams,
+		MaxReadFrameSize:              maxFrame,
+		MaxReceiveBufferPerStream:     streamWindow,
+		MaxReceiveBufferPerConnection: connWindow,
+		MaxDecoderHeaderTableSize:     4 << 10,
+		MaxEncoderHeaderTableSize:     4 << 10,
+	}
+}
+
+func clearHTTP2() *http.Protocols {
+	var p http.Protocols
+	p.SetUnencryptedHTTP2(true)
+	return &p
+}
+
+// Serve answers peer's calls on conn with h until the peer closes conn or ctx
+// ends; it always closes conn and waits for every handler.
+func Serve(ctx context.Context, conn net.Conn, peer Peer, h http.Handler) error {
+	ctx, cancel := context.WithCancel(WithPeer(ctx, peer))
+	defer cancel()
+	var live sync.WaitGroup
+	srv := &http.Server{
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			live.Add(1)
+			defer live.Done()
+			h.ServeHTTP(w, r)
+		}),
+		Protocols:         clearHTTP2(),
+		HTTP2:             h2(),
+		MaxHeaderBytes:    maxHeader,
+		ReadHeaderTimeout: headerTimeout,
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+	}
+	ln := newOneConn(conn)
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	err := srv.Serve(ln)
+	cancel()
+	srv.Close()
+	live.Wait()
+	if errors.Is(err, net.ErrClosed) {
+		return nil // the peer hung up, or ctx ended
+	}
+	return err
+}
+
+// oneConn is a listener that yields one connection and ends with it.
+type oneConn struct {
+	conn   net.Conn
+	first  sync.Once
+	closed chan struct{}
+	once   sync.Once
+}
+
+func newOneConn(c net.Conn) *oneConn { return &oneConn{conn: c, closed: make(chan struct{})} }
+
+// Accept implements [net.Listener].
+func (l *oneConn) Accept() (net.Conn, error) {
+	var c net.Conn
+	l.first.Do(func() { c = watchedConn{l.conn, l} })
+	if c != nil {
+		return c, nil
+	}
+	<-l.closed
+	return nil, net.ErrClosed
+}
+
+// Close implements [net.Listener].
+func (l *oneConn) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return nil
+}
+
+// Addr implements [net.Listener].
+func (l *oneConn) Addr() net.Addr { return l.conn.LocalAddr() }
+
+// watchedConn ends its listener when the server closes it.
+type watchedConn struct {
+	net.Conn
+	ln *oneConn
+}
+
+// Close implements [net.Conn].
+func (c watchedConn) Close() error {
+	defer c.ln.Close()
+	return c.Conn.Close()
+}
+
+// Client returns a client whose connections dial makes; calls share one
+// connection, which is made anew when it breaks.
+func Client(dial func(context.Context) (net.Conn, error)) *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		Protocols:          clearHTTP2(),
+		HTTP2:              h2(),
+		DialContext:        func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
+		DisableCompression: true,
+		IdleConnTimeout:    0,
+	}}
+}
