@@ -1,0 +1,269 @@
+// Package authz decides who may do what: a person's certificate and the live
+// policy in, a [Decision] with its reason out.
+//
+// # How a decision is made
+//
+// Nothing is allowed by default, and one deny rule wins over every allow rule.
+// Only the person's own roles are looked at:
+//
+//   - allow rules count of roles that the certificate carries and that the user
+//     still holds, so a certificate never grants what was taken away, and a new
+//     role grants with the next certificate only;
+//   - deny rules count of every role the user holds now, so that a certificate
+//     from before a prohibition does not evade it.
+//
+// Logins and traits in rules are those of the live user. That the login is
+// among the certificate's principals is [sshca.Trust.CheckLogin]'s to see to.
+//
+// A role's options bind only where that role grants: a decision carries the
+// strictest of those whose allow rules grant it.
+//
+// # How casbin is used
+//
+// Each set of roles of a user gets a casbin enforcer with the rules of these
+// roles and no others; it is kept until the policy's revision changes. Its
+// policy lines are numbers of rules and its matcher is a constant, so no text
+// of a person's ever is part of an expression or of a policy line: names are
+// compared, and labels matched, by Go functions the matcher calls.
+//
+// Decisions are pure: no I/O, no clock, the same answer for the same policy.
+// They are not written to the log here; who asks emits the event.
+package authz
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync/atomic"
+
+	"github.com/casbin/casbin/v2/model"
+	lru "github.com/hashicorp/golang-lru/v2"
+
+	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/names"
+	"github.com/accessd/accessd/lib/services"
+	"github.com/accessd/accessd/lib/sshca"
+)
+
+// Action is something a person does on a node.
+type Action string
+
+// The actions; the words are those of [services.Actions].
+const (
+	ActionShell         Action = "shell"
+	ActionExec          Action = "exec"
+	ActionSFTPRead      Action = "sftp:read"
+	ActionSFTPWrite     Action = "sftp:write"
+	ActionForwardLocal  Action = "forward:local"
+	ActionForwardRemote Action = "forward:remote"
+	ActionForwardAgent  Action = "forward:agent"
+	ActionX11           Action = "x11"
+	ActionJoin          Action = "join"
+)
+
+// NodeView is what a decision knows of a node.
+type NodeView struct {
+	ID     names.NodeID
+	Name   names.NodeName
+	Labels names.Labels
+}
+
+func (n NodeView) equal(o NodeView) bool {
+	return n.ID == o.ID && n.Name == o.Name && maps.Equal(n.Labels, o.Labels)
+}
+
+// Request asks whether somebody may do something on a node.
+type Request struct {
+	Identity *sshca.Identity
+	Node     NodeView
+	Login    names.Login
+	Action   Action
+}
+
+// Decision is the answer. The zero value is a refusal.
+type Decision struct {
+	Allow  bool
+	Role   names.RoleName // whose rule decided; "" when no rule did
+	Rule   string         // that rule, such as "developer.allow[0]"
+	Reason string         // one sentence for the person and for the log
+
+	// Options are the strictest among the roles that grant; the zero value when
+	// nothing is granted.
+	Options services.RoleOptions
+}
+
+// Policy is the live policy; [services.Cache] is one.
+type Policy interface {
+	Role(name names.RoleName) (services.Role, bool)
+	User(name names.UserName) (services.User, bool)
+	Revision() uint64 // changes with every change of a role or a user
+}
+
+// DefaultCacheSize is how many decisions an [Engine] remembers unless told
+// otherwise: a thousand people on a dozen nodes each. One takes about 500 bytes.
+const DefaultCacheSize = 16384
+
+// maxSets bounds the sets of roles whose enforcers are kept. One takes about
+// 20 KB, and building it again less than a millisecond.
+const maxSets = 1024
+
+// Config configures an [Engine].
+type Config struct {
+	Policy    Policy // required
+	CacheSize int    // decisions remembered; 0 means DefaultCacheSize
+}
+
+// Engine makes decisions. Its methods may be called at the same time.
+type Engine struct {
+	policy    Policy
+	cacheSize int
+	template  model.Model // what every enforcer begins with
+
+	actions, resources, verbs []string // the words there are
+
+	memo atomic.Pointer[memo]
+}
+
+// memo is what is remembered of one revision of the policy. A new revision gets
+// a new one; what is still being computed for the old goes away with it.
+type memo struct {
+	revision uint64
+	sets     *lru.Cache[string, *ruleSet]
+	answers  *lru.Cache[question, answer]
+}
+
+// question is what a decision is remembered by, beside the node's name and
+// labels. A resource's has no node; that of [Engine.Reach] has no action.
+type question struct {
+	holder         string // see holderOf
+	node           names.NodeID
+	login          names.Login
+	action         Action
+	resource, verb string
+}
+
+type answer struct {
+	node     NodeView
+	decision Decision
+}
+
+// ask is one question as the matchers see it.
+type ask struct {
+	question
+	node NodeView
+}
+
+// New returns an Engine.
+func New(cfg Config) (*Engine, error) {
+	if cfg.Policy == nil {
+		return nil, fault.New(fault.Internal, "authz: no policy")
+	}
+	template, err := model.NewModelFromString(modelText)
+	if err != nil {
+		return nil, fmt.Errorf("read the casbin model: %w", err)
+	}
+	e := &Engine{
+		policy: cfg.Policy, cacheSize: cfg.CacheSize, template: template,
+		actions: services.Actions(), resources: services.Resources(), verbs: services.Verbs(),
+	}
+	if e.cacheSize == 0 {
+		e.cacheSize = DefaultCacheSize
+	}
+	if e.cacheSize < 0 {
+		return nil, fault.New(fault.Internal, "authz: cache size %d", e.cacheSize)
+	}
+	return e, nil
+}
+
+// Decide answers whether r is allowed.
+func (e *Engine) Decide(r Request) Decision {
+	if !slices.Contains(e.actions, string(r.Action)) {
+		return Decision{Reason: fmt.Sprintf("there is no action %.80q", string(r.Action))}
+	}
+	a := ask{question{node: r.Node.ID, login: r.Login, action: r.Action}, r.Node}
+	return e.answer(r.Identity, a, (*ruleSet).decide)
+}
+
+// Reach answers whether id may do anything at all on n: whether there are a
+// login and an action that [Engine.Decide] allows. The decision is that of one
+// such pair.
+func (e *Engine) Reach(id *sshca.Identity, n NodeView) Decision {
+	return e.answer(id, ask{question{node: n.ID}, n}, (*ruleSet).reach)
+}
+
+// Resource answers whether id may do what verb says with a resource of the
+// cluster.
+func (e *Engine) Resource(id *sshca.Identity, resource, verb string) Decision {
+	if !slices.Contains(e.resources, resource) || !slices.Contains(e.verbs, verb) {
+		return Decision{Reason: fmt.Sprintf("there is no resource %.80q to %.80q", resource, verb)}
+	}
+	return e.answer(id, ask{question: question{resource: resource, verb: verb}}, (*ruleSet).resource)
+}
+
+// answer returns the remembered answer to a, or asks decide.
+func (e *Engine) answer(id *sshca.Identity, a ask, decide func(*ruleSet, *ask) Decision) Decision {
+	if id == nil || id.Kind != sshca.KindUser {
+		return Decision{Reason: "only people have roles"}
+	}
+	m, err := e.current()
+	if err != nil {
+		return broken(err)
+	}
+	a.holder = holderOf(id)
+	if got, ok := m.answers.Get(a.question); ok && got.node.equal(a.node) {
+		return got.decision
+	}
+	set, ok := m.sets.Get(a.holder)
+	if !ok {
+		if set, err = e.build(id); err != nil {
+			return broken(err)
+		}
+		m.sets.Add(a.holder, set)
+	}
+	d := decide(set, &a)
+	a.node.Labels = maps.Clone(a.node.Labels)
+	m.answers.Add(a.question, answer{a.node, d})
+	return d
+}
+
+// broken is the answer when the machinery fails, which no input can bring
+// about.
+func broken(err error) Decision { return Decision{Reason: "internal error: " + err.Error()} }
+
+// holderOf returns what, at one revision of the policy, determines the rules of
+// id: the user and the certificate's roles. Neither grammar has a slash.
+func holderOf(id *sshca.Identity) string {
+	size := len(id.User)
+	for _, r := range id.Roles {
+		size += 1 + len(r)
+	}
+	var b strings.Builder
+	b.Grow(size)
+	b.WriteString(string(id.User))
+	for _, r := range id.Roles {
+		b.WriteByte('/')
+		b.WriteString(string(r))
+	}
+	return b.String()
+}
+
+// current returns the memo of the policy's revision. The revision is read
+// before anything else is, so what a memo holds is never older than it says.
+func (e *Engine) current() (*memo, error) {
+	for {
+		m, revision := e.memo.Load(), e.policy.Revision()
+		if m != nil && m.revision == revision {
+			return m, nil
+		}
+		sets, err := lru.New[string, *ruleSet](maxSets)
+		if err != nil {
+			return nil, err
+		}
+		answers, err := lru.New[question, answer](e.cacheSize)
+		if err != nil {
+			return nil, err
+		}
+		e.memo.CompareAndSwap(m, &memo{revision: revision, sets: sets, answers: answers})
+	}
+}

@@ -1,0 +1,63 @@
+package authz_test
+
+import (
+	"sync/atomic"
+	"testing"
+
+	"github.com/accessd/accessd/lib/authz"
+	"github.com/accessd/accessd/lib/names"
+	"github.com/accessd/accessd/lib/services"
+	"github.com/accessd/accessd/lib/sshca"
+)
+
+// policy is a policy in memory. The revision changes by hand, as it does with
+// the change of a [services.Cache].
+type policy struct {
+	roles    map[names.RoleName]services.Role
+	users    map[names.UserName]services.User
+	revision atomic.Uint64
+}
+
+func newPolicy() *policy {
+	return &policy{roles: map[names.RoleName]services.Role{}, users: map[names.UserName]services.User{}}
+}
+
+func (p *policy) Role(name names.RoleName) (services.Role, bool) {
+	r, ok := p.roles[name]
+	return r, ok
+}
+func (p *policy) User(name names.UserName) (services.User, bool) {
+	u, ok := p.users[name]
+	return u, ok
+}
+func (p *policy) Revision() uint64 { return p.revision.Load() }
+
+// give puts roles into the policy and gives them all to user.
+func (p *policy) give(user names.UserName, roles ...services.Role) *sshca.Identity {
+	u := services.User{Name: user}
+	for _, r := range roles {
+		p.roles[r.Name] = r
+		u.Roles = append(u.Roles, r.Name)
+	}
+	p.users[user] = u
+	p.revision.Add(1)
+	return &sshca.Identity{Kind: sshca.KindUser, User: user, Roles: u.Roles}
+}
+
+func engine(t testing.TB, p authz.Policy) *authz.Engine {
+	t.Helper()
+	e, err := authz.New(authz.Config{Policy: p})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+func selector(t testing.TB, m map[string][]string) services.LabelSelector {
+	t.Helper()
+	s, err := services.ParseSelector(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}

@@ -1,0 +1,209 @@
+package authz
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+
+	"github.com/casbin/casbin/v2"
+
+	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/names"
+	"github.com/accessd/accessd/lib/sshca"
+)
+
+// modelText is the casbin model of every enforcer. A policy line is the number
+// of a rule and what it does; p has the rules about nodes, p2 those about
+// resources. The functions are those of functions.
+const modelText = `
+[request_definition]
+r = ask
+
+[policy_definition]
+p  = rule, eft
+p2 = rule, eft
+
+[policy_effect]
+e = some(where (p.eft == allow)) && !some(where (p.eft == deny))
+
+[matchers]
+m  = node(r.ask, p.rule) && login(r.ask, p.rule) && action(r.ask, p.rule)
+m2 = resource(r.ask, p2.rule)
+`
+
+// functions are what the matchers call.
+func functions() map[string]func(*rule, *ask) bool {
+	return map[string]func(*rule, *ask) bool{
+		"action":   (*rule).coversAction,
+		"login":    (*rule).coversLogin,
+		"node":     (*rule).coversNode,
+		"resource": (*rule).coversResource,
+	}
+}
+
+// ruleSet is the rules that count for one user with one set of roles in the
+// certificate, and the enforcer over them.
+type ruleSet struct {
+	user     names.UserName
+	refusal  string // why nothing can be allowed; then there are no rules
+	rules    []rule // the deny rules first: the first that matches ends the search
+	enforcer *casbin.Enforcer
+}
+
+// build returns the ruleSet of id under the policy of now.
+func (e *Engine) build(id *sshca.Identity) (*ruleSet, error) {
+	s := &ruleSet{user: id.User}
+	user, ok := e.policy.User(id.User)
+	if !ok {
+		s.refusal = fmt.Sprintf("there is no user %q any more", id.User)
+		return s, nil
+	}
+	var allow []rule
+	for _, name := range slices.Compact(slices.Sorted(slices.Values(user.Roles))) {
+		role, ok := e.policy.Role(name)
+		if !ok {
+			continue
+		}
+		s.rules = append(s.rules, compile(role, true, &user)...)
+		if slices.Contains(id.Roles, name) {
+			allow = append(allow, compile(role, false, &user)...)
+		}
+	}
+	s.rules = append(s.rules, allow...)
+	return s, s.load(e)
+}
+
+// load makes the enforcer over s.rules.
+func (s *ruleSet) load(e *Engine) error {
+	m := e.template.Copy()
+	for i, r := range s.rules {
+		policy, effect := "p", "allow"
+		if len(r.Resources) > 0 {
+			policy = "p2"
+		}
+		if r.deny {
+			effect = "deny"
+		}
+		if err := m.AddPolicy("p", policy, []string{strconv.Itoa(i), effect}); err != nil {
+			return err
+		}
+	}
+	enforcer, err := casbin.NewEnforcer(m)
+	if err != nil {
+		return err
+	}
+	for name, covers := range functions() {
+		enforcer.AddFunction(name, s.function(covers))
+	}
+	s.enforcer = enforcer
+	return nil
+}
+
+// function returns covers in the form casbin calls it, with the ask and the
+// number of the rule. Without policy lines casbin calls it once with "" for the
+// number and would take true for allowed.
+func (s *ruleSet) function(covers func(*rule, *ask) bool) func(args ...any) (any, error) {
+	return func(args ...any) (any, error) {
+		if len(args) != 2 {
+			return nil, fault.New(fault.Internal, "matcher called with %d arguments", len(args))
+		}
+		a, isAsk := args[0].(*ask)
+		number, isText := args[1].(string)
+		if !isAsk || !isText {
+			return nil, fault.New(fault.Internal, "matcher called with a %T and a %T", args[0], args[1])
+		}
+		if number == "" {
+			return false, nil
+		}
+		i, err := strconv.Atoi(number)
+		if err != nil || i < 0 || i >= len(s.rules) {
+			return nil, fault.New(fault.Internal, "matcher called for rule %q", number)
+		}
+		return covers(&s.rules[i], a), nil
+	}
+}
+
+// decide answers a question about a login and an action on a node.
+func (s *ruleSet) decide(a *ask) Decision {
+	grants := func(r *rule) bool { return r.coversNode(a) && r.coversLogin(a) && r.coversAction(a) }
+	return s.enforce(grants, s.noRule, a, a)
+}
+
+// resource answers a question about a resource.
+func (s *ruleSet) resource(a *ask) Decision {
+	grants := func(r *rule) bool { return r.coversResource(a) }
+	why := func(a *ask) string { return fmt.Sprintf("no role of %s allows to %s %s", s.user, a.verb, a.resource) }
+	context := casbin.EnforceContext{RType: "r", PType: "p2", EType: "e", MType: "m2"}
+	return s.enforce(grants, why, a, context, a)
+}
+
+// enforce asks casbin. grants tells which allow rules granted, for their
+// options; why is the reason when no rule decided.
+func (s *ruleSet) enforce(grants func(*rule) bool, why func(*ask) string, a *ask, rvals ...any) Decision {
+	if s.refusal != "" {
+		return Decision{Reason: s.refusal}
+	}
+	allow, line, err := s.enforcer.EnforceEx(rvals...)
+	if err != nil {
+		return broken(err)
+	}
+	if len(line) == 0 {
+		return Decision{Reason: why(a)}
+	}
+	i, err := strconv.Atoi(line[0])
+	if err != nil {
+		return broken(err)
+	}
+	d := s.rules[i].verdict
+	if d.Allow = d.Allow && allow; !d.Allow {
+		return d
+	}
+	for i := range s.rules {
+		if r := &s.rules[i]; !r.deny && grants(r) {
+			d.Options = d.Options.Strictest(r.options)
+		}
+	}
+	return d
+}
+
+// reach answers a question about a node alone: it tries what the allow rules
+// name until a pair of login and action is allowed.
+func (s *ruleSet) reach(a *ask) Decision {
+	refused := Decision{Reason: s.refusal}
+	if s.refusal == "" {
+		refused.Reason = fmt.Sprintf("no role of %s reaches node %q", s.user, a.node.Name)
+	}
+	for i := range s.rules {
+		r := &s.rules[i]
+		if r.deny || !r.coversNode(a) {
+			continue
+		}
+		for try := range r.pairs(a) {
+			d := s.decide(&try)
+			if d.Allow {
+				return d
+			}
+			refused = d
+		}
+	}
+	return refused
+}
+
+// noRule returns why no rule decided a question about a node: the first of
+// node, login and action for which no allow rule stands.
+func (s *ruleSet) noRule(a *ask) string {
+	var node, login bool
+	for i := range s.rules {
+		if r := &s.rules[i]; !r.deny && r.coversNode(a) {
+			node = true
+			login = login || r.coversLogin(a)
+		}
+	}
+	switch {
+	case !node:
+		return fmt.Sprintf("no role of %s reaches node %q", s.user, a.node.Name)
+	case !login:
+		return fmt.Sprintf("no role of %s allows login %.80q on node %q", s.user, string(a.login), a.node.Name)
+	}
+	return fmt.Sprintf("no role of %s allows %s as login %.80q on node %q", s.user, a.action, string(a.login), a.node.Name)
+}
