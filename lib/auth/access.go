@@ -1,0 +1,264 @@
+package auth
+
+import (
+	"context"
+	"slices"
+	"strconv"
+
+	"connectrpc.com/connect"
+	"golang.org/x/crypto/ssh"
+
+	"github.com/accessd/accessd/api/accessd/v1/accessdv1connect"
+	"github.com/accessd/accessd/lib/events"
+	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/names"
+	"github.com/accessd/accessd/lib/rpc"
+	"github.com/accessd/accessd/lib/services"
+	"github.com/accessd/accessd/lib/sshca"
+)
+
+// A rule says who may call a procedure. The zero rule is for nobody.
+type rule struct {
+	local          bool         // the admin socket of this process
+	resource, verb string       // people whose roles allow this; none when empty
+	members        []sshca.Kind // members, each for its own data
+	joiner         bool         // whoever proved a key and nothing else
+}
+
+// accessTable says who may call what: everybody else may not.
+func accessTable() map[string]rule {
+	admin := func(resource, verb string) rule { return rule{local: true, resource: resource, verb: verb} }
+	member := rule{members: []sshca.Kind{sshca.KindNode, sshca.KindProxy, sshca.KindAuth}}
+	proxy := rule{members: []sshca.Kind{sshca.KindProxy, sshca.KindAuth}}
+	node := rule{members: []sshca.Kind{sshca.KindNode}}
+	return map[string]rule{
+		accessdv1connect.UserServiceAddUserProcedure:    admin("users", "create"),
+		accessdv1connect.UserServiceListUsersProcedure:  admin("users", "read"),
+		accessdv1connect.UserServiceRemoveUserProcedure: admin("users", "delete"),
+		accessdv1connect.UserServiceResetUserProcedure:  admin("users", "update"),
+		accessdv1connect.UserServiceSignUserProcedure:   admin("users", "sign"),
+
+		accessdv1connect.RoleServiceApplyRolesProcedure: admin("roles", "update"),
+		accessdv1connect.RoleServiceListRolesProcedure:  admin("roles", "read"),
+		accessdv1connect.RoleServiceGetRoleProcedure:    admin("roles", "read"),
+		accessdv1connect.RoleServiceRemoveRoleProcedure: admin("roles", "delete"),
+
+		accessdv1connect.TokenServiceAddTokenProcedure:    admin("tokens", "create"),
+		accessdv1connect.TokenServiceListTokensProcedure:  admin("tokens", "read"),
+		accessdv1connect.TokenServiceRemoveTokenProcedure: admin("tokens", "delete"),
+
+		accessdv1connect.NodeServiceListNodesProcedure:  admin("nodes", "read"),
+		accessdv1connect.NodeServiceRemoveNodeProcedure: admin("nodes", "delete"),
+
+		accessdv1connect.SessionServiceListSessionsProcedure: admin("sessions", "read"),
+		accessdv1connect.SessionServiceKillSessionProcedure:  admin("sessions", "kill"),
+
+		accessdv1connect.AuditServiceListEventsProcedure: admin("audit", "read"),
+		accessdv1connect.AuditServiceTailEventsProcedure: admin("audit", "read"),
+		accessdv1connect.AuditServiceVerifyLogProcedure:  admin("audit", "read"),
+
+		// Public halves only, which proxies hand on to their clients.
+		accessdv1connect.CAServiceExportCAProcedure: {local: true, resource: "ca", verb: "read", members: proxy.members},
+
+		accessdv1connect.JoinServiceJoinProcedure: {joiner: true},
+
+		accessdv1connect.MemberServiceWatchPolicyProcedure:    member,
+		accessdv1connect.MemberServiceAppendEventsProcedure:   member,
+		accessdv1connect.MemberServiceRenewProcedure:          member,
+		accessdv1connect.MemberServiceInstructionsProcedure:   member,
+		accessdv1connect.MemberServiceDescribeProcedure:       node,
+		accessdv1connect.MemberServiceReportSessionsProcedure: node,
+		accessdv1connect.MemberServiceAnnounceProcedure:       proxy,
+
+		accessdv1connect.LoginServiceBeginProcedure:    proxy,
+		accessdv1connect.LoginServiceContinueProcedure: proxy,
+		accessdv1connect.LoginServiceCancelProcedure:   proxy,
+		accessdv1connect.GrantServiceRedeemProcedure:   proxy,
+	}
+}
+
+// A caller is who made a request that was let in.
+type caller struct {
+	by     string        // for events: a user, "local:UID", or "node:ID" and the like
+	member *record       // members only: what the store knows about it
+	joiner ssh.PublicKey // joiners only: the key it proved
+	addr   string        // where it comes from, or ""
+}
+
+// A record is what the store keeps about a member, of whichever kind.
+type record struct {
+	services.Member // of a node, too; its kind is KindNode then
+
+	node *services.Node // nodes only
+}
+
+type callerKey struct{}
+
+// callerOf returns who made the request; the gatekeeper has put it there.
+func callerOf(ctx context.Context) caller {
+	c, _ := ctx.Value(callerKey{}).(caller)
+	return c
+}
+
+// The gatekeeper stands before every handler.
+type gatekeeper struct{ *Authority }
+
+// WrapUnary lets unary calls in or refuses them.
+func (g gatekeeper) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
+	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
+		ctx, err := g.admit(ctx, req.Spec().Procedure)
+		if err != nil {
+			return nil, err
+		}
+		return next(ctx, req)
+	}
+}
+
+// WrapStreamingHandler lets streams in or refuses them.
+func (g gatekeeper) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
+	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
+		ctx, err := g.admit(ctx, conn.Spec().Procedure)
+		if err != nil {
+			return err
+		}
+		return next(ctx, conn)
+	}
+}
+
+// WrapStreamingClient changes nothing: the authority calls nobody.
+func (g gatekeeper) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
+	return next
+}
+
+// admit returns a context that holds the caller, or why it may not call.
+func (g gatekeeper) admit(ctx context.Context, procedure string) (context.Context, error) {
+	peer, ok := rpc.PeerFrom(ctx)
+	if !ok {
+		return nil, fault.New(fault.Denied, "permission denied")
+	}
+	c, err := g.callerFor(ctx, peer, procedure, g.access[procedure])
+	if err != nil {
+		return nil, err
+	}
+	if peer.Addr.IsValid() {
+		c.addr = peer.Addr.String()
+	}
+	return context.WithValue(ctx, callerKey{}, c), nil
+}
+
+// callerFor asks the rule about exactly one of the things a peer can be.
+func (g gatekeeper) callerFor(ctx context.Context, peer rpc.Peer, procedure string, r rule) (caller, error) {
+	id := peer.Identity
+	switch {
+	case id != nil && id.Kind == sshca.KindUser:
+		return caller{by: string(id.User)}, g.admitPerson(ctx, peer, procedure, r)
+	case id != nil:
+		rec, err := g.admitMember(ctx, peer, procedure, r)
+		return caller{by: string(id.Kind) + ":" + string(id.Member), member: rec}, err
+	case peer.Joiner != nil && r.joiner:
+		return caller{by: "joiner", joiner: peer.Joiner}, nil
+	case peer.Local && r.local:
+		return caller{by: "local:" + strconv.FormatUint(uint64(peer.UID), 10)}, nil
+	}
+	return caller{}, g.refuse(ctx, peer, procedure, "not for this kind of caller")
+}
+
+// admitPerson asks the roles, and records what they answer.
+func (g gatekeeper) admitPerson(ctx context.Context, peer rpc.Peer, procedure string, r rule) error {
+	if r.resource == "" {
+		return g.refuse(ctx, peer, procedure, "not for people")
+	}
+	d := g.cfg.Engine.Resource(peer.Identity, r.resource, r.verb)
+	ev := decision(peer, procedure)
+	ev.Success = d.Allow
+	ev.Fields["resource"], ev.Fields["verb"] = r.resource, r.verb
+	set(ev, "rule", d.Rule)
+	set(ev, "role", string(d.Role))
+	set(ev, "reason", d.Reason)
+	if !d.Allow {
+		g.note(ctx, ev)
+		return fault.New(fault.Denied, "you may not %s %s", r.verb, r.resource)
+	}
+	return g.record(ctx, ev)
+}
+
+// admitMember lets a member in that is on record with the key it proved: one
+// that was removed, or whose key was replaced, is out at once.
+func (g gatekeeper) admitMember(ctx context.Context, peer rpc.Peer, procedure string, r rule) (*record, error) {
+	id := peer.Identity
+	if !slices.Contains(r.members, id.Kind) {
+		return nil, g.refuse(ctx, peer, procedure, "not for this kind of member")
+	}
+	rec, err := g.recordOf(ctx, id.Kind, id.Member)
+	if fault.Is(err, fault.NotFound) {
+		return nil, g.refuse(ctx, peer, procedure, "the member was removed")
+	}
+	if err != nil {
+		return nil, err
+	}
+	if rec.Kind != id.Kind || rec.Name != id.MemberName || fingerprint(rec.MemberKey) != id.Fingerprint {
+		return nil, g.refuse(ctx, peer, procedure, "the member has another key or name by now")
+	}
+	return rec, nil
+}
+
+// recordOf returns what the store knows about a member; NotFound when nothing.
+func (a *Authority) recordOf(ctx context.Context, kind sshca.Kind, id names.NodeID) (*record, error) {
+	if kind != sshca.KindNode {
+		m, err := a.cfg.Store.Member(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		return &record{Member: m}, nil
+	}
+	n, err := a.cfg.Store.Node(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return nodeRecord(n), nil
+}
+
+func nodeRecord(n services.Node) *record {
+	return &record{
+		Member: services.Member{
+			ID: n.ID, Name: n.Name, Kind: sshca.KindNode, MemberKey: n.MemberKey, HostKey: n.HostKey,
+			Joined: n.Joined, Version: n.Version, Revision: n.Revision,
+		},
+		node: &n,
+	}
+}
+
+// refuse records that peer asked for what is not its to ask.
+func (g gatekeeper) refuse(ctx context.Context, peer rpc.Peer, procedure, reason string) error {
+	ev := decision(peer, procedure)
+	ev.Fields["reason"] = reason
+	g.note(ctx, ev)
+	return fault.New(fault.Denied, "permission denied")
+}
+
+func decision(peer rpc.Peer, procedure string) events.Event {
+	ev := events.Event{Name: events.AccessDecision, Proto: "api", Fields: map[string]any{"action": procedure}}
+	if peer.Addr.IsValid() {
+		ev.AddrRemote = peer.Addr.String()
+	}
+	if id := peer.Identity; id != nil {
+		ev.User = id.User
+		ev.Fields["fingerprint"] = id.Fingerprint
+		ev.Fields["cert_serial"] = strconv.FormatUint(id.Serial, 10)
+		if id.Kind == sshca.KindNode {
+			ev.Fields["node_id"], ev.Fields["node_name"] = string(id.Member), string(id.MemberName)
+		}
+	} else if peer.Joiner != nil {
+		ev.Fields["fingerprint"] = ssh.FingerprintSHA256(peer.Joiner)
+	}
+	return ev
+}
+
+// fingerprint returns the fingerprint of a key in authorized_keys format, or "".
+func fingerprint(line string) string {
+	key, _, _, _, err := ssh.ParseAuthorizedKey([]byte(line))
+	if err != nil {
+		return ""
+	}
+	return ssh.FingerprintSHA256(key)
+}

@@ -1,0 +1,149 @@
+package auth
+
+import (
+	"context"
+	"time"
+
+	"connectrpc.com/connect"
+	"go.uber.org/zap"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
+	"github.com/accessd/accessd/lib/events"
+	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/names"
+)
+
+// Bounds of an answer. Events are read in batches whose size is certain to stay
+// below what one message may hold, and joined while they fit.
+const (
+	defaultEvents = 1000
+	maxEvents     = 10_000
+	batchEvents   = 32      // of at most events.MaxEvent bytes each
+	maxAnswer     = 3 << 20 // bytes of events; a message has 4 MiB
+	maxBacklog    = 1000    // events a tail begins with
+)
+
+// flushTimeout bounds how long a reader waits for what this process emitted a
+// moment ago to reach the log.
+const flushTimeout = 3 * time.Second
+
+type auditService struct{ *Authority }
+
+// ListEvents returns the newest events that match.
+func (s auditService) ListEvents(ctx context.Context, req *connect.Request[accessdv1.ListEventsRequest]) (*connect.Response[accessdv1.ListEventsResponse], error) {
+	filter, err := parseFilter(req.Msg.GetFilter())
+	if err != nil {
+		return nil, err
+	}
+	limit := int(req.Msg.GetLimit())
+	if limit == 0 {
+		limit = defaultEvents
+	}
+	if limit < 0 || limit > maxEvents {
+		return nil, fault.New(fault.BadInput, "limit %d: want 1 to %d", limit, maxEvents)
+	}
+	s.flush(ctx)
+	list, next, err := s.query(ctx, filter, limit, req.Msg.GetBefore())
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&accessdv1.ListEventsResponse{Events: list, NextBefore: next}), nil
+}
+
+// query reads batches from the newest to older ones while they fit.
+func (s auditService) query(ctx context.Context, f events.Filter, limit int, before string) (list [][]byte, next string, err error) {
+	size := 0
+	for next = before; limit > 0; {
+		batch, older, err := s.cfg.Audit.Query(ctx, f, min(limit, batchEvents), next)
+		if err != nil {
+			return nil, "", err
+		}
+		for _, e := range batch {
+			size += len(e)
+		}
+		if size > maxAnswer && len(list) > 0 {
+			break // this batch begins the next page
+		}
+		list, next, limit = append(batch, list...), older, limit-len(batch)
+		if older == "" {
+			break
+		}
+	}
+	return list, next, nil
+}
+
+// flush waits, for a while, until the log has what this process emitted.
+func (a *Authority) flush(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, flushTimeout)
+	defer cancel()
+	if err := a.cfg.Events.Flush(ctx); err != nil {
+		a.cfg.Log.Warn("the newest events may be missing from an answer", zap.Error(err))
+	}
+}
+
+// TailEvents streams the newest events and then each new one.
+func (s auditService) TailEvents(ctx context.Context, req *connect.Request[accessdv1.TailEventsRequest], stream *connect.ServerStream[accessdv1.TailEventsResponse]) error {
+	filter, err := parseFilter(req.Msg.GetFilter())
+	if err != nil {
+		return err
+	}
+	backlog := int(req.Msg.GetBacklog())
+	if backlog < 0 || backlog > maxBacklog {
+		return fault.New(fault.BadInput, "backlog %d: want 0 to %d", backlog, maxBacklog)
+	}
+	s.flush(ctx)
+	return s.cfg.Audit.Tail(ctx, filter, backlog, func(list [][]byte) error {
+		for len(list) > 0 {
+			n := min(len(list), batchEvents)
+			if err := stream.Send(&accessdv1.TailEventsResponse{Events: list[:n]}); err != nil {
+				return err
+			}
+			list = list[n:]
+		}
+		return nil
+	})
+}
+
+// VerifyLog checks this authority's log from its files.
+func (s auditService) VerifyLog(ctx context.Context, _ *connect.Request[accessdv1.VerifyLogRequest]) (*connect.Response[accessdv1.VerifyLogResponse], error) {
+	s.flush(ctx)
+	key := s.cfg.Keys.verifierKey
+	report, err := events.Verify(ctx, s.cfg.AuditDir, key)
+	if ctx.Err() != nil {
+		return nil, fault.Wrap(fault.Unavailable, err, "verification was given up")
+	}
+	res := &accessdv1.VerifyLogResponse{Size: report.Size, RootHash: report.RootHash, Origin: report.Origin, VerifierKey: key}
+	if err != nil {
+		res.Fault = err.Error() // for the auditor, who asked what is wrong
+	}
+	return connect.NewResponse(res), nil
+}
+
+func parseFilter(m *accessdv1.EventFilter) (events.Filter, error) {
+	f := events.Filter{Since: timeOf(m.GetSince()), Until: timeOf(m.GetUntil()), Node: m.GetNode(), Event: m.GetEvent()}
+	var err error
+	if m.GetUser() != "" {
+		if f.User, err = names.ParseUserName(m.GetUser()); err != nil {
+			return f, err
+		}
+	}
+	if m.GetSession() != "" {
+		if f.Session, err = names.ParseSessionID(m.GetSession()); err != nil {
+			return f, err
+		}
+	}
+	const longest = 253 // bytes of a node's name; an event's name is shorter
+	if len(f.Node) > longest || len(f.Event) > longest {
+		return f, fault.New(fault.BadInput, "filter: node or event is longer than %d bytes", longest)
+	}
+	return f, nil
+}
+
+// timeOf returns the zero time for none.
+func timeOf(t *timestamppb.Timestamp) time.Time {
+	if t == nil {
+		return time.Time{}
+	}
+	return t.AsTime()
+}

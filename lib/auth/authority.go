@@ -1,0 +1,218 @@
+package auth
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"connectrpc.com/connect"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
+	"github.com/accessd/accessd/api/accessd/v1/accessdv1connect"
+	"github.com/accessd/accessd/lib/authz"
+	"github.com/accessd/accessd/lib/defaults"
+	"github.com/accessd/accessd/lib/events"
+	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/rpc"
+	"github.com/accessd/accessd/lib/seal"
+	"github.com/accessd/accessd/lib/services"
+)
+
+// emitter records events; *events.Emitter is one.
+type emitter interface {
+	// Emit returns once the event is durable.
+	Emit(ctx context.Context, ev events.Event) error
+	// Flush waits until the log has all that was emitted before.
+	Flush(ctx context.Context) error
+}
+
+// auditLog is the transparency log of this authority; *events.Log is one.
+type auditLog interface {
+	Append(ctx context.Context, events [][]byte) error
+	Query(ctx context.Context, f events.Filter, limit int, before string) (page [][]byte, next string, err error)
+	Tail(ctx context.Context, f events.Filter, backlog int, fn func(events [][]byte) error) error
+}
+
+// Config configures an [Authority]. The fields up to Audit are required.
+type Config struct {
+	Keys   *Keys           // from Init, on the same store
+	Store  *services.Store // the cluster's state
+	Sealer *seal.Sealer    // seals second factors
+	Cache  *services.Cache // Run feeds it
+	Engine *authz.Engine   // decides about people who administer; reads Cache
+	Events emitter         // this process's own events
+	Audit  auditLog        // the log that members' events go to
+
+	AuditDir string // Audit's files, for VerifyLog
+
+	Argon2          Argon2        // cost of a password hash
+	MaxHashing      int           // passwords hashed at once; 0 means 2
+	UserTTL         time.Duration // a person's certificate; 0 means defaults.UserCertTTL
+	MaxUserTTL      time.Duration // the longest one; 0 means defaults.MaxUserCertTTL
+	MemberTTL       time.Duration // a member's certificates; 0 means defaults.MemberCertTTL
+	Parked          int           // sign-ins under way; 0 means 1000
+	ParkedPerSource int           // of these, per source address; 0 means 10
+
+	Now func() time.Time // nil means time.Now
+	Log *zap.Logger      // nil discards
+}
+
+func (c Config) withDefaults() Config {
+	for _, d := range []struct {
+		field *time.Duration
+		value time.Duration
+	}{
+		{&c.UserTTL, defaults.UserCertTTL},
+		{&c.MaxUserTTL, defaults.MaxUserCertTTL},
+		{&c.MemberTTL, defaults.MemberCertTTL},
+	} {
+		if *d.field == 0 {
+			*d.field = d.value
+		}
+	}
+	for _, d := range []struct {
+		field *int
+		value int
+	}{{&c.MaxHashing, 2}, {&c.Parked, 1000}, {&c.ParkedPerSource, 10}} {
+		if *d.field == 0 {
+			*d.field = d.value
+		}
+	}
+	c.Argon2 = c.Argon2.withDefaults()
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Log == nil {
+		c.Log = zap.NewNop()
+	}
+	c.Log = c.Log.Named("auth")
+	return c
+}
+
+func (c Config) check() error {
+	if c.Keys == nil || c.Store == nil || c.Sealer == nil || c.Cache == nil || c.Engine == nil || c.Events == nil || c.Audit == nil {
+		return fault.New(fault.Internal, "authority: keys, store, sealer, cache, engine, events and audit log are required")
+	}
+	if c.UserTTL < 0 || c.MemberTTL < 0 || c.MaxUserTTL < c.UserTTL {
+		return fault.New(fault.BadInput, "certificate lifetimes: want user %v of at most %v, member %v above zero", c.UserTTL, c.MaxUserTTL, c.MemberTTL)
+	}
+	if c.MaxHashing < 0 || c.Parked < 0 || c.ParkedPerSource < 0 {
+		return fault.New(fault.BadInput, "sign-in limits: negative")
+	}
+	return c.Argon2.check()
+}
+
+// An Authority answers for one cluster; several may, on one store.
+type Authority struct {
+	cfg Config // checked, with defaults
+
+	access  map[string]rule // by procedure
+	hasher  *hasher
+	backoff *backoff
+	lobby   *lobby
+	grants  *grants
+	feed    *feed
+}
+
+// New returns an authority that answers but does none of its own work yet; see
+// [Authority.Run].
+func New(cfg Config) (*Authority, error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	return &Authority{
+		cfg:     cfg,
+		access:  accessTable(),
+		hasher:  newHasher(cfg.Argon2, cfg.MaxHashing),
+		backoff: newBackoff(cfg.Now),
+		lobby:   newLobby(cfg.Now, cfg.Parked, cfg.ParkedPerSource),
+		grants:  newGrants(cfg.Now, cfg.Parked),
+		feed:    newFeed(),
+	}, nil
+}
+
+// Handler returns the handler of every service, for connections whose peer
+// package rpc has put into the context.
+func (a *Authority) Handler() http.Handler {
+	opts := append(rpc.ServerOptions(a.cfg.Log), connect.WithInterceptors(gatekeeper{a}))
+	mux := http.NewServeMux()
+	mux.Handle(accessdv1connect.NewUserServiceHandler(userService{a}, opts...))
+	mux.Handle(accessdv1connect.NewRoleServiceHandler(roleService{a}, opts...))
+	mux.Handle(accessdv1connect.NewTokenServiceHandler(tokenService{a}, opts...))
+	mux.Handle(accessdv1connect.NewNodeServiceHandler(nodeService{a}, opts...))
+	mux.Handle(accessdv1connect.NewSessionServiceHandler(sessionService{a}, opts...))
+	mux.Handle(accessdv1connect.NewAuditServiceHandler(auditService{a}, opts...))
+	mux.Handle(accessdv1connect.NewCAServiceHandler(caService{a}, opts...))
+	mux.Handle(accessdv1connect.NewJoinServiceHandler(joinService{a}, opts...))
+	mux.Handle(accessdv1connect.NewMemberServiceHandler(memberService{a}, opts...))
+	mux.Handle(accessdv1connect.NewLoginServiceHandler(loginService{a}, opts...))
+	mux.Handle(accessdv1connect.NewGrantServiceHandler(grantService{a}, opts...))
+	return mux
+}
+
+// How often Run looks after what nobody asks for.
+const (
+	sweepInterval = time.Minute      // forgotten sign-ins
+	tidyInterval  = 10 * time.Minute // expired tokens
+)
+
+// Run keeps the cache and every member's policy stream fed from the store, and
+// forgets what has expired, until ctx ends.
+func (a *Authority) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.cfg.Cache.Run(ctx, a.source) })
+	g.Go(func() error { return every(ctx, sweepInterval, a.sweep) })
+	g.Go(func() error { return every(ctx, tidyInterval, a.tidy) })
+	return g.Wait()
+}
+
+// source is the store's policy for the cache, with the feed listening in.
+func (a *Authority) source(ctx context.Context, fn func(*accessdv1.PolicyUpdate) error) error {
+	return a.cfg.Store.Watch(ctx, nil, func(u *accessdv1.PolicyUpdate) error {
+		if err := fn(u); err != nil {
+			return err
+		}
+		a.feed.apply(u)
+		return nil
+	})
+}
+
+func every(ctx context.Context, interval time.Duration, work func(context.Context)) error {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			work(ctx)
+		}
+	}
+}
+
+func (a *Authority) sweep(context.Context) {
+	a.lobby.sweep()
+	a.grants.sweep()
+}
+
+// tidy removes tokens that have expired. Another authority may do the same.
+func (a *Authority) tidy(ctx context.Context) {
+	tokens, err := a.cfg.Store.Tokens(ctx)
+	if err != nil {
+		a.cfg.Log.Warn("expired tokens stay", zap.Error(err))
+		return
+	}
+	for _, t := range tokens {
+		if a.cfg.Now().Before(t.Expires) {
+			continue
+		}
+		ev := tokenEvent(events.TokenDelete, "authority:"+string(a.cfg.Keys.authority), t)
+		ev.Fields["reason"] = "expired"
+		if err := a.change(ctx, ev, func() error { return a.cfg.Store.DeleteToken(ctx, t.ID) }); err != nil && !fault.Is(err, fault.NotFound) {
+			a.cfg.Log.Warn("an expired token stays", zap.String("token", t.ID), zap.Error(err))
+		}
+	}
+}

@@ -1,0 +1,44 @@
+// Package auth is the authority of a cluster: the one part that holds the
+// private keys of its certificate authorities, and the only one that signs.
+//
+// It answers the services of api/accessd/v1 that are not between two members:
+// the administrative ones (users, roles, tokens, nodes, sessions, audit, CAs),
+// [accessdv1connect.JoinServiceHandler] for whoever holds a join token,
+// [accessdv1connect.MemberServiceHandler] for nodes and proxies, and
+// [accessdv1connect.LoginServiceHandler] with
+// [accessdv1connect.GrantServiceHandler] for proxies that sign people in. All
+// of them are reached through [Authority.Handler], also from within the
+// process; who may call what is one table (access.go), and what is not in it is
+// refused.
+//
+// # Order of start
+//
+// [Init] makes or loads what the cluster is: its name, its four certificate
+// authorities, this authority's audit key, the built-in roles. It may run in
+// several processes at once on one store. Its [Keys] open the audit log and
+// make an [Authority] with [New]; [Authority.Run] then does the work that
+// nobody calls for.
+//
+// # What is trusted
+//
+// The caller of the handler says who the peer is (package rpc); it has proven
+// it by signature, or by the credentials of a socket. Everything else in a
+// request is a claim and is checked here: a member acts under its own id only,
+// with the key on record, and writes audit events about itself only. A proxy's
+// word is taken for the address of a client and for the key a client proved.
+//
+// # Rules kept throughout
+//
+// Every change is recorded before it is made: when its event cannot be written
+// the change is refused as unavailable. A change that fails after its event
+// gets a second event that says so. Private keys and TOTP secrets are sealed at
+// rest; invites and token secrets are stored as hashes, passwords as argon2id.
+// Certificates never say more than the record they are made from, and renewing
+// one never adds to it.
+//
+// # Limits
+//
+// Sign-ins under way, grants and the counters of failed sign-ins are in the
+// memory of one authority. A sign-in cannot move to another authority midway,
+// and two authorities count failures apart.
+package auth

@@ -1,0 +1,365 @@
+package auth
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"connectrpc.com/connect"
+	"golang.org/x/crypto/ssh"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
+	"github.com/accessd/accessd/lib/events"
+	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/names"
+	"github.com/accessd/accessd/lib/services"
+)
+
+// How somebody signed in, in events and certificates.
+const (
+	methodPassword = "password"
+	methodInvite   = "invite"
+	methodTOTP     = "totp"
+)
+
+const (
+	// maxTries is how often a person may get a new password or the first code
+	// wrong before the invite has to be given again.
+	maxTries = 5
+	// maxText bounds one answer, in bytes.
+	maxText = 1 << 10
+	// maxKnownKeys bounds the keys remembered of one person; the oldest goes.
+	maxKnownKeys = 8
+)
+
+// A signIn is one person's sign-in under way. The conversation is the same for
+// every name until a secret was right, so that it tells nobody which names
+// exist (THREATS: no name of user, role or node is learnt):
+//
+//	password or invite ─┬─ an invite, right ── new password twice ── first code ── certificate
+//	                    ├─ an invite, wrong ── refused
+//	                    └─ anything else ── code ─┬─ both right ── certificate
+//	                                              └─ refused
+type signIn struct {
+	id      string // of the lobby, as the next two
+	expires time.Time
+	busy    bool
+
+	owner  string // the proxy that carries the conversation
+	user   names.UserName
+	key    ssh.PublicKey // proven at the proxy
+	client string
+	source netip.Prefix
+
+	next   step // takes the next answers
+	asked  int  // how many answers it takes
+	tries  int
+	method string
+
+	creds    services.Credentials // as read when the first secret was checked
+	exists   bool                 // there are such credentials
+	right    bool                 // the first secret was right
+	acquit   func()               // takes the charge for this try back
+	password string               // hash of the new password
+	totp     totpKey              // the new second factor
+}
+
+// A step takes a person's answers and returns what to ask next, or the end.
+type step func(ctx context.Context, s *signIn, answers []string) (*accessdv1.LoginStep, error)
+
+type loginService struct{ *Authority }
+
+// Begin starts a sign-in for a name that anybody may have typed.
+func (s loginService) Begin(ctx context.Context, req *connect.Request[accessdv1.BeginRequest]) (*connect.Response[accessdv1.LoginStep], error) {
+	user, err := names.ParseUserName(req.Msg.GetUser())
+	if err != nil {
+		return nil, err
+	}
+	key, err := parseKeyLine(req.Msg.GetPublicKey())
+	if err != nil {
+		return nil, err
+	}
+	client, err := netip.ParseAddrPort(req.Msg.GetClient())
+	if err != nil {
+		return nil, fault.New(fault.BadInput, "client address %q: want ADDRESS:PORT", clip(req.Msg.GetClient()))
+	}
+	in := &signIn{
+		owner: string(callerOf(ctx).member.ID), user: user, key: key,
+		client: client.String(), source: sourceOf(client.Addr()), method: methodPassword,
+	}
+	first := in.ask("", s.takeFirst, &accessdv1.Prompt{Text: "Password or invite: "})
+	if err := s.lobby.admit(in); err != nil {
+		return nil, err
+	}
+	first.Id = in.id
+	return connect.NewResponse(first), nil
+}
+
+// ask makes next the step that takes the answers to prompts.
+func (s *signIn) ask(instruction string, next step, prompts ...*accessdv1.Prompt) *accessdv1.LoginStep {
+	s.next, s.asked = next, len(prompts)
+	return &accessdv1.LoginStep{Id: s.id, Instruction: instruction, Prompts: prompts}
+}
+
+// Continue answers the prompts of the step before.
+func (s loginService) Continue(ctx context.Context, req *connect.Request[accessdv1.ContinueRequest]) (*connect.Response[accessdv1.LoginStep], error) {
+	in, err := s.lobby.take(req.Msg.GetId(), string(callerOf(ctx).member.ID))
+	if err != nil {
+		return nil, err
+	}
+	answers := req.Msg.GetAnswers()
+	if len(answers) != in.asked || slices.ContainsFunc(answers, func(a string) bool { return len(a) > maxText }) {
+		s.lobby.forget(in)
+		return nil, fault.New(fault.BadInput, "%d answers: want %d of at most %d bytes", len(answers), in.asked, maxText)
+	}
+	out, err := in.next(ctx, in, answers)
+	if err != nil || out.GetDone() {
+		s.lobby.forget(in)
+		return connect.NewResponse(out), s.verdict(ctx, in, err)
+	}
+	s.lobby.putBack(in)
+	return connect.NewResponse(out), nil
+}
+
+// Cancel forgets a sign-in.
+func (s loginService) Cancel(ctx context.Context, req *connect.Request[accessdv1.CancelRequest]) (*connect.Response[accessdv1.CancelResponse], error) {
+	if in, err := s.lobby.take(req.Msg.GetId(), string(callerOf(ctx).member.ID)); err == nil {
+		s.lobby.forget(in)
+	}
+	return connect.NewResponse(&accessdv1.CancelResponse{}), nil
+}
+
+// A refusal is a sign-in's bad end; the person reads nothing of it.
+type refusal string
+
+// Error returns the reason, for the log and the event.
+func (r refusal) Error() string { return string(r) }
+
+// verdict records a sign-in's bad end and returns what the person reads.
+func (s loginService) verdict(ctx context.Context, in *signIn, err error) error {
+	if err == nil {
+		return nil
+	}
+	ev := in.event()
+	ev.Error = err.Error()
+	s.note(ctx, ev)
+	if _, ok := errors.AsType[refusal](err); ok {
+		return fault.Wrap(fault.Denied, err, "permission denied")
+	}
+	return err
+}
+
+func (s *signIn) event() events.Event {
+	ev := events.Event{Name: events.UserLogin, User: s.user, AddrRemote: s.client, Proto: "ssh", Fields: map[string]any{
+		"method": s.method, "fingerprint": ssh.FingerprintSHA256(s.key),
+	}}
+	return ev
+}
+
+// takeFirst takes a password or an invite. Every try is charged first.
+func (s loginService) takeFirst(ctx context.Context, in *signIn, answers []string) (*accessdv1.LoginStep, error) {
+	creds, err := s.cfg.Store.Credentials(ctx, in.user)
+	if err != nil && !fault.Is(err, fault.NotFound) {
+		return nil, err
+	}
+	in.creds, in.exists = creds, err == nil
+	known := slices.Contains(creds.KnownKeys, ssh.FingerprintSHA256(in.key))
+	if in.acquit, err = s.backoff.try(in.user, in.source, known); err != nil {
+		return nil, err
+	}
+	if hash, err := parseInvite(answers[0]); err == nil {
+		in.method = methodInvite
+		return s.takeInvite(in, hash)
+	}
+	if in.right, err = s.hasher.verify(ctx, answers[0], creds.PasswordHash); err != nil {
+		return nil, err
+	}
+	if in.right && s.hasher.stale(creds.PasswordHash) {
+		if in.password, err = s.hasher.hash(ctx, answers[0]); err != nil {
+			return nil, err
+		}
+	}
+	return in.ask("", s.takeCode, &accessdv1.Prompt{Text: "Code: "}), nil
+}
+
+// takeCode takes the second factor, and only now says whether the first was
+// right. It does the same work when it was not.
+func (s loginService) takeCode(ctx context.Context, in *signIn, answers []string) (*accessdv1.LoginStep, error) {
+	sealed, purpose := in.creds.TOTPSecret, totpPurpose(in.user)
+	enrolled := len(sealed) > 0
+	if !enrolled {
+		sealed, purpose = s.cfg.Keys.decoy, totpPurpose("")
+	}
+	key, err := s.cfg.Sealer.Unseal(ctx, purpose, sealed)
+	if err != nil {
+		return nil, err
+	}
+	at, ok := totpKey(key).match(answers[0], s.cfg.Now())
+	switch {
+	case !in.exists:
+		return nil, refusal("no such user")
+	case !in.right:
+		return nil, refusal("wrong password")
+	case !enrolled || !ok:
+		return nil, refusal("wrong code")
+	}
+	return s.finish(ctx, in, func(c *services.Credentials) error {
+		if c.PasswordHash != in.creds.PasswordHash {
+			return refusal("the password was changed meanwhile")
+		}
+		if at <= c.TOTPLastStep {
+			return refusal("the code was used before")
+		}
+		c.TOTPLastStep = at
+		if in.password != "" {
+			c.PasswordHash = in.password
+		}
+		return nil
+	})
+}
+
+// takeInvite takes an invite.
+func (s loginService) takeInvite(in *signIn, hash string) (*accessdv1.LoginStep, error) {
+	switch {
+	case !in.exists:
+		return nil, refusal("no such user")
+	case !sameHash(in.creds.InviteHash, hash):
+		return nil, refusal("wrong invite")
+	case !s.cfg.Now().Before(in.creds.InviteExpires):
+		return nil, refusal("the invite has expired")
+	}
+	in.right = true
+	return in.ask(fmt.Sprintf("Welcome, %s. Choose a password of at least %d characters.", in.user, minPassword), s.takeNewPassword, newPassword()...), nil
+}
+
+func newPassword() []*accessdv1.Prompt {
+	return []*accessdv1.Prompt{{Text: "New password: "}, {Text: "New password again: "}}
+}
+
+// takeNewPassword takes the new password, twice.
+func (s loginService) takeNewPassword(ctx context.Context, in *signIn, answers []string) (*accessdv1.LoginStep, error) {
+	err := checkPassword(answers[0])
+	if err == nil && answers[0] != answers[1] {
+		err = fault.New(fault.BadInput, "the two are not the same")
+	}
+	if err != nil {
+		if in.tries++; in.tries >= maxTries {
+			return nil, refusal("no password was set")
+		}
+		return in.ask("Again, please: "+fault.Public(err)+".", s.takeNewPassword, newPassword()...), nil
+	}
+	if in.password, err = s.hasher.hash(ctx, answers[0]); err != nil {
+		return nil, err
+	}
+	in.totp, in.tries = newTOTPKey(), 0
+	return in.ask(in.totp.poster(s.cfg.Keys.ClusterName(), in.user), s.takeFirstCode, &accessdv1.Prompt{Text: "Code: "}), nil
+}
+
+// takeFirstCode takes a code that proves that the person's app has the secret.
+// Only then the invite is used up, in one step with all that it brought.
+func (s loginService) takeFirstCode(ctx context.Context, in *signIn, answers []string) (*accessdv1.LoginStep, error) {
+	at, ok := in.totp.match(answers[0], s.cfg.Now())
+	if !ok {
+		if in.tries++; in.tries >= maxTries {
+			return nil, refusal("the second factor was not confirmed")
+		}
+		return in.ask("That is not the code of this moment. Wait for the next one; if it is refused too, check the clock of your device.",
+			s.takeFirstCode, &accessdv1.Prompt{Text: "Code: "}), nil
+	}
+	sealed, err := s.cfg.Sealer.Seal(ctx, totpPurpose(in.user), in.totp)
+	if err != nil {
+		return nil, err
+	}
+	used := events.Event{
+		Name: events.InviteUse, User: in.user, AddrRemote: in.client, Proto: "ssh",
+		Fields: map[string]any{"fingerprint": ssh.FingerprintSHA256(in.key)},
+	}
+	var out *accessdv1.LoginStep
+	err = s.change(ctx, used, func() error {
+		out, err = s.finish(ctx, in, func(c *services.Credentials) error {
+			if !sameHash(c.InviteHash, in.creds.InviteHash) {
+				return refusal("the invite was used or replaced meanwhile")
+			}
+			*c = services.Credentials{PasswordHash: in.password, TOTPSecret: sealed, TOTPLastStep: at, Revision: c.Revision}
+			return nil
+		})
+		return err
+	})
+	return out, err
+}
+
+// finish applies what a good sign-in does to the credentials, so that no code
+// and no invite is good twice, records it, and issues the certificate.
+func (s loginService) finish(ctx context.Context, in *signIn, apply func(*services.Credentials) error) (*accessdv1.LoginStep, error) {
+	sub, err := s.subject(ctx, in.user)
+	if fault.Is(err, fault.NotFound) {
+		return nil, refusal("the user was removed meanwhile")
+	}
+	if err != nil {
+		return nil, err
+	}
+	err = retryConflict(func() error {
+		c, err := s.cfg.Store.Credentials(ctx, in.user)
+		if fault.Is(err, fault.NotFound) {
+			return refusal("the user was removed meanwhile")
+		}
+		if err != nil {
+			return err
+		}
+		if err := apply(&c); err != nil {
+			return err
+		}
+		c.KnownKeys = remember(c.KnownKeys, ssh.FingerprintSHA256(in.key))
+		_, err = s.cfg.Store.UpdateCredentials(ctx, in.user, c)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	in.acquit()
+	return s.complete(ctx, in, sub)
+}
+
+// complete records the sign-in and ends it with a certificate.
+func (s loginService) complete(ctx context.Context, in *signIn, sub subject) (*accessdv1.LoginStep, error) {
+	ev := in.event()
+	ev.Success = true
+	ev.Fields["mfa"], ev.Fields["roles"], ev.Fields["logins"] = methodTOTP, sub.Roles, sub.Logins
+	if err := s.record(ctx, ev); err != nil {
+		return nil, err
+	}
+	before := s.cfg.Now().Add(s.cfg.UserTTL)
+	var sources []netip.Prefix
+	if _, pin := sub.pinned(); pin {
+		client, err := netip.ParseAddrPort(in.client)
+		if err != nil {
+			return nil, fault.Wrap(fault.Internal, err, "the client's address was lost")
+		}
+		addr := client.Addr().Unmap().WithZone("")
+		sources = []netip.Prefix{netip.PrefixFrom(addr, addr.BitLen())}
+	}
+	cert, err := s.issueUser(ctx, userCert{
+		subject: sub, key: in.key, before: before, sources: sources, mfa: methodTOTP, method: "login", by: string(in.user), client: in.client,
+	})
+	if err != nil {
+		return nil, err
+	}
+	grant := s.grants.add(grant{
+		owner: in.owner, user: in.user, roles: sub.Roles, before: before, sources: sources, client: in.client,
+	})
+	return &accessdv1.LoginStep{
+		Id: in.id, Done: true, Certificate: keyLine(cert), Grant: grant, Expires: timestamppb.New(certTime(cert.ValidBefore)),
+	}, nil
+}
+
+// remember returns known with key in front, without the oldest ones.
+func remember(known []string, key string) []string {
+	out := append([]string{key}, slices.DeleteFunc(slices.Clone(known), func(k string) bool { return k == key })...)
+	return out[:min(len(out), maxKnownKeys)]
+}
+
+func totpPurpose(user names.UserName) string { return "totp/" + string(user) }

@@ -1,0 +1,287 @@
+package auth
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
+	"github.com/accessd/accessd/lib/events"
+	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/names"
+	"github.com/accessd/accessd/lib/services"
+	"github.com/accessd/accessd/lib/sshca"
+)
+
+// Bounds of what a member may send at once.
+const (
+	maxAppend       = 4096   // events
+	maxAnnounce     = 65_536 // nodes
+	maxLiveSessions = 4096   // of one node
+	maxClient       = 64     // bytes of a client's address
+)
+
+// recheckInterval is how often a stream makes sure that its member has not
+// been removed.
+const recheckInterval = 30 * time.Second
+
+type memberService struct{ *Authority }
+
+// WatchPolicy streams what the member needs of the policy: everybody gets
+// roles, people and CAs, a node its own record besides, a proxy all nodes,
+// tunnels and proxies.
+func (s memberService) WatchPolicy(ctx context.Context, _ *connect.Request[accessdv1.WatchPolicyRequest], stream *connect.ServerStream[accessdv1.PolicyUpdate]) error {
+	self := callerOf(ctx).member
+	f := s.feed.follow(wantedBy(self))
+	defer f.close()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer s.untilRemoved(ctx, self, cancel)()
+	for {
+		u, err := f.next(ctx)
+		if err != nil {
+			return err
+		}
+		if err := stream.Send(u); err != nil {
+			return err
+		}
+		if removes(u, self) {
+			return errRemoved
+		}
+	}
+}
+
+// errRemoved ends the streams of a member that is no longer on record.
+var errRemoved = fault.New(fault.Denied, "this member was removed from the cluster")
+
+func removes(u *accessdv1.PolicyUpdate, m *record) bool {
+	return slices.ContainsFunc(u.GetRemove(), func(k *accessdv1.ResourceKey) bool {
+		return k.GetKind() == services.KindNode && k.GetName() == string(m.ID)
+	})
+}
+
+// wantedBy returns which resources a member may see.
+func wantedBy(m *record) func(resourceKey) bool {
+	return func(k resourceKey) bool {
+		switch k.kind {
+		case services.KindRole, services.KindUser, services.KindCA:
+			return true
+		case services.KindNode:
+			return m.Kind != sshca.KindNode || k.name == string(m.ID)
+		case services.KindPresence, services.KindProxy:
+			return m.Kind != sshca.KindNode
+		}
+		return false
+	}
+}
+
+// untilRemoved ends a stream's context once its member is no longer on record
+// with the same key. Call what it returns to end the watching.
+func (a *Authority) untilRemoved(ctx context.Context, m *record, cancel context.CancelCauseFunc) (stop func()) {
+	ctx, stopWatch := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = every(ctx, recheckInterval, func(ctx context.Context) { // it ends with ctx only
+			now, err := a.recordOf(ctx, m.Kind, m.ID)
+			if fault.Is(err, fault.NotFound) || err == nil && now.MemberKey != m.MemberKey {
+				cancel(errRemoved)
+			}
+		})
+	}()
+	return func() { stopWatch(); <-done }
+}
+
+// AppendEvents puts a member's events into the log.
+func (s memberService) AppendEvents(ctx context.Context, req *connect.Request[accessdv1.AppendEventsRequest]) (*connect.Response[accessdv1.AppendEventsResponse], error) {
+	list := req.Msg.GetEvents()
+	if len(list) > maxAppend {
+		return nil, fault.New(fault.BadInput, "%d events: want at most %d", len(list), maxAppend)
+	}
+	self := callerOf(ctx).member
+	for _, data := range list {
+		ev, err := events.ParseEvent(data)
+		if err != nil {
+			return nil, err
+		}
+		if err := s.mayWrite(self, ev); err != nil {
+			return nil, err
+		}
+	}
+	return connect.NewResponse(&accessdv1.AppendEventsResponse{}), s.cfg.Audit.Append(ctx, list)
+}
+
+// mayWrite refuses an event that is not about what the member itself did. An
+// event that this version does not know is taken from a newer member.
+func (a *Authority) mayWrite(m *record, ev events.Event) error {
+	if ev.ServerID != string(m.ID) || ev.ServerHostname != string(m.Name) ||
+		(ev.ClusterName != "" && ev.ClusterName != a.cfg.Keys.ClusterName()) {
+		return fault.New(fault.Denied, "event %s is not this member's own", ev.UID)
+	}
+	if writer, known := writers()[ev.Name]; known && writer != everyMember && writer != m.Kind {
+		return fault.New(fault.Denied, "event %s: a %s does not write %s", ev.UID, m.Kind, ev.Name)
+	}
+	return nil
+}
+
+// everyMember stands for all kinds in writers.
+const everyMember sshca.Kind = "member"
+
+// writers says which kind of member may write an event that is not the
+// authority's alone.
+func writers() map[events.Name]sshca.Kind {
+	w := map[events.Name]sshca.Kind{}
+	for _, spec := range events.Table() {
+		w[spec.Name] = sshca.KindAuth
+	}
+	for kind, list := range map[sshca.Kind][]events.Name{
+		everyMember: {
+			events.UserLogin, events.AuthRejected, events.AccessDecision, events.SessionRejected,
+			events.ClientDisconnect, events.ProcessStart, events.ProcessStop,
+		},
+		sshca.KindNode:  {events.SessionStart, events.SessionEnd, events.Exec},
+		sshca.KindProxy: {events.TunnelUp, events.TunnelDown},
+	} {
+		for _, name := range list {
+			w[name] = kind
+		}
+	}
+	return w
+}
+
+// Renew issues fresh certificates for what is on record.
+func (s memberService) Renew(ctx context.Context, _ *connect.Request[accessdv1.RenewRequest]) (*connect.Response[accessdv1.RenewResponse], error) {
+	certs, err := s.issueMember(ctx, callerOf(ctx).member, "renew")
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&accessdv1.RenewResponse{Certificates: certs}), nil
+}
+
+// nodeUpdate is the event of a node whose labels changed.
+const nodeUpdate events.Name = "node.update"
+
+// Describe replaces a node's labels.
+func (s memberService) Describe(ctx context.Context, req *connect.Request[accessdv1.DescribeRequest]) (*connect.Response[accessdv1.DescribeResponse], error) {
+	labels, version := names.Labels(req.Msg.GetLabels()), req.Msg.GetVersion()
+	if err := labels.Check(); err != nil {
+		return nil, err
+	}
+	if len(version) > maxVersion || !versionGrammar.MatchString(version) {
+		return nil, fault.New(fault.BadInput, "version %q is malformed", clip(version))
+	}
+	done := connect.NewResponse(&accessdv1.DescribeResponse{})
+	node := *callerOf(ctx).member.node
+	if err := keepsLabels(labels, node.TokenLabels); err != nil {
+		return nil, err
+	}
+	if maps.Equal(labels, node.Labels) && version == node.Version {
+		return done, nil
+	}
+	ev := events.Event{Name: nodeUpdate, Fields: map[string]any{
+		"name": string(node.Name), "member_id": string(node.ID),
+		"labels": map[string]string(labels), "labels_before": map[string]string(node.Labels),
+	}}
+	set(ev, "version", version)
+	node.Labels, node.Version = maps.Clone(labels), version
+	return done, s.change(ctx, ev, func() error {
+		_, err := s.cfg.Store.UpdateNode(ctx, node)
+		return err
+	})
+}
+
+// Announce keeps alive what a proxy says about itself and its tunnels.
+func (s memberService) Announce(ctx context.Context, req *connect.Request[accessdv1.AnnounceRequest]) (*connect.Response[accessdv1.AnnounceResponse], error) {
+	self, m := callerOf(ctx).member, req.Msg
+	addresses, err := parseAddresses(m.GetAddresses())
+	if err != nil {
+		return nil, err
+	}
+	up, err := parseNodeIDs(m.GetUp())
+	if err != nil {
+		return nil, err
+	}
+	down, err := parseNodeIDs(m.GetDown())
+	if err != nil {
+		return nil, err
+	}
+	lease, ttl, err := s.cfg.Store.Announce(ctx, services.Announcement{
+		Proxy: services.Proxy{ID: self.ID, Name: self.Name, Addresses: addresses, Draining: m.GetDraining()},
+		Lease: m.GetLease(), Full: m.GetFull(), Up: up, Down: down,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&accessdv1.AnnounceResponse{Lease: lease, Ttl: durationpb.New(ttl)}), nil
+}
+
+func parseNodeIDs(list []string) ([]names.NodeID, error) {
+	if len(list) > maxAnnounce {
+		return nil, fault.New(fault.BadInput, "%d nodes: want at most %d", len(list), maxAnnounce)
+	}
+	out := make([]names.NodeID, len(list))
+	for i, s := range list {
+		var err error
+		if out[i], err = names.ParseNodeID(s); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// Instructions streams what the authority asks of the member, whichever of
+// several authorities was told to ask.
+func (s memberService) Instructions(ctx context.Context, _ *connect.Request[accessdv1.InstructionsRequest], stream *connect.ServerStream[accessdv1.Instruction]) error {
+	self := callerOf(ctx).member
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer s.untilRemoved(ctx, self, cancel)()
+	err := s.cfg.Store.WatchInstructions(ctx, self.ID, stream.Send)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// ReportSessions replaces the list of a node's live sessions.
+func (s memberService) ReportSessions(ctx context.Context, req *connect.Request[accessdv1.ReportSessionsRequest]) (*connect.Response[accessdv1.ReportSessionsResponse], error) {
+	self := callerOf(ctx).member
+	if n := len(req.Msg.GetSessions()); n > maxLiveSessions {
+		return nil, fault.New(fault.BadInput, "%d sessions: want at most %d", n, maxLiveSessions)
+	}
+	var list []services.LiveSession
+	for _, m := range req.Msg.GetSessions() {
+		l, err := liveSession(m)
+		if err != nil {
+			return nil, err
+		}
+		l.Node, l.NodeName = self.ID, self.Name
+		list = append(list, l)
+	}
+	return connect.NewResponse(&accessdv1.ReportSessionsResponse{}), s.cfg.Store.ReportSessions(ctx, self.ID, list)
+}
+
+func liveSession(m *accessdv1.LiveSession) (services.LiveSession, error) {
+	l := services.LiveSession{Client: m.GetClient(), Kind: m.GetKind(), Started: timeOf(m.GetStarted())}
+	var err error
+	if l.ID, err = names.ParseSessionID(m.GetId()); err != nil {
+		return l, err
+	}
+	if l.User, err = names.ParseUserName(m.GetUser()); err != nil {
+		return l, err
+	}
+	if l.Login, err = names.ParseLogin(m.GetLogin()); err != nil {
+		return l, err
+	}
+	if l.Kind != "shell" && l.Kind != "exec" && l.Kind != "subsystem" {
+		return l, fault.New(fault.BadInput, "session kind %q: want shell, exec or subsystem", clip(l.Kind))
+	}
+	if len(l.Client) > maxClient {
+		return l, fault.New(fault.BadInput, "client address of %d bytes: want at most %d", len(l.Client), maxClient)
+	}
+	return l, nil
+}

@@ -1,0 +1,280 @@
+package auth
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
+	"github.com/accessd/accessd/lib/defaults"
+	"github.com/accessd/accessd/lib/events"
+	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/names"
+	"github.com/accessd/accessd/lib/services"
+)
+
+// maxInviteTTL bounds an invite's life: whoever finds it is the person.
+const maxInviteTTL = 30 * 24 * time.Hour
+
+type userService struct{ *Authority }
+
+// AddUser creates a person and an invite.
+func (s userService) AddUser(ctx context.Context, req *connect.Request[accessdv1.AddUserRequest]) (*connect.Response[accessdv1.AddUserResponse], error) {
+	u, err := s.newUser(ctx, req.Msg)
+	if err != nil {
+		return nil, err
+	}
+	invite, creds, err := s.invite(req.Msg.GetInviteTtl())
+	if err != nil {
+		return nil, err
+	}
+	if _, err := s.cfg.Store.User(ctx, u.Name); err == nil {
+		return nil, fault.New(fault.Conflict, "there is a user named %q already", u.Name)
+	}
+	err = s.change(ctx, userEvent(ctx, events.UserCreate, u), func() error {
+		u, err = s.cfg.Store.CreateUser(ctx, u, creds)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&accessdv1.AddUserResponse{
+		User: userMessage(u, creds), Invite: invite, InviteExpires: timestamppb.New(creds.InviteExpires),
+	}), nil
+}
+
+func (s userService) newUser(ctx context.Context, m *accessdv1.AddUserRequest) (services.User, error) {
+	u := services.User{Name: names.UserName(m.GetName()), Created: s.cfg.Now().UTC()}
+	for _, r := range m.GetRoles() {
+		u.Roles = append(u.Roles, names.RoleName(r))
+	}
+	for _, l := range m.GetLogins() {
+		u.Logins = append(u.Logins, names.Login(l))
+	}
+	if len(m.GetTraits()) > 0 {
+		u.Traits = map[string][]string{}
+		for k, v := range m.GetTraits() {
+			u.Traits[k] = v.GetValues()
+		}
+	}
+	if err := u.Check(); err != nil {
+		return u, err
+	}
+	if len(u.Roles) == 0 {
+		return u, fault.New(fault.BadInput, "user %q: want at least one role", u.Name)
+	}
+	for _, r := range u.Roles {
+		if _, err := s.cfg.Store.Role(ctx, r); err != nil {
+			if fault.Is(err, fault.NotFound) {
+				err = fault.New(fault.NotFound, "no role named %q", r).WithHint("\"accessd roles ls\" lists them")
+			}
+			return u, err
+		}
+	}
+	return u, nil
+}
+
+// invite returns a fresh invite and credentials that know nothing else.
+func (a *Authority) invite(ttl *durationpb.Duration) (string, services.Credentials, error) {
+	d, err := lifetime("invite", ttl, defaults.InviteTTL, maxInviteTTL)
+	if err != nil {
+		return "", services.Credentials{}, err
+	}
+	invite, hash := newInvite()
+	return invite, services.Credentials{InviteHash: hash, InviteExpires: a.cfg.Now().Add(d).UTC()}, nil
+}
+
+// lifetime returns what was asked for, or the default, up to a bound.
+func lifetime(what string, asked *durationpb.Duration, otherwise, most time.Duration) (time.Duration, error) {
+	d := asked.AsDuration()
+	if asked.CheckValid() != nil && asked != nil || d < 0 {
+		return 0, fault.New(fault.BadInput, "lifetime of the %s: %v is not a time span", what, d)
+	}
+	if d == 0 {
+		return otherwise, nil
+	}
+	if d > most {
+		return 0, fault.New(fault.BadInput, "lifetime of the %s: %v is more than the most, %v", what, d, most)
+	}
+	return d, nil
+}
+
+// ListUsers lists people, without their secrets.
+func (s userService) ListUsers(ctx context.Context, _ *connect.Request[accessdv1.ListUsersRequest]) (*connect.Response[accessdv1.ListUsersResponse], error) {
+	users, err := s.cfg.Store.Users(ctx)
+	if err != nil {
+		return nil, err
+	}
+	res := &accessdv1.ListUsersResponse{}
+	for _, u := range users {
+		creds, err := s.cfg.Store.Credentials(ctx, u.Name)
+		if fault.Is(err, fault.NotFound) {
+			continue // removed meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		res.Users = append(res.Users, userMessage(u, creds))
+	}
+	return connect.NewResponse(res), nil
+}
+
+// RemoveUser forgets a person. Whatever trusts the live policy refuses them
+// from then on, whatever certificates they still have.
+func (s userService) RemoveUser(ctx context.Context, req *connect.Request[accessdv1.RemoveUserRequest]) (*connect.Response[accessdv1.RemoveUserResponse], error) {
+	u, err := s.user(ctx, req.Msg.GetName())
+	if err != nil {
+		return nil, err
+	}
+	err = s.change(ctx, userEvent(ctx, events.UserDelete, u), func() error { return s.cfg.Store.DeleteUser(ctx, u.Name) })
+	return connect.NewResponse(&accessdv1.RemoveUserResponse{}), err
+}
+
+// ResetUser forgets a person's password and second factor.
+func (s userService) ResetUser(ctx context.Context, req *connect.Request[accessdv1.ResetUserRequest]) (*connect.Response[accessdv1.ResetUserResponse], error) {
+	u, err := s.user(ctx, req.Msg.GetName())
+	if err != nil {
+		return nil, err
+	}
+	invite, fresh, err := s.invite(req.Msg.GetInviteTtl())
+	if err != nil {
+		return nil, err
+	}
+	ev := userEvent(ctx, events.UserUpdate, u)
+	ev.Fields["reason"] = "reset: password and second factor forgotten"
+	err = s.change(ctx, ev, func() error {
+		return retryConflict(func() error {
+			old, err := s.cfg.Store.Credentials(ctx, u.Name)
+			if err != nil {
+				return err
+			}
+			fresh.Revision = old.Revision
+			_, err = s.cfg.Store.UpdateCredentials(ctx, u.Name, fresh)
+			return err
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&accessdv1.ResetUserResponse{Invite: invite, InviteExpires: timestamppb.New(fresh.InviteExpires)}), nil
+}
+
+// SignUser issues a certificate for a key that an administrator vouches for.
+func (s userService) SignUser(ctx context.Context, req *connect.Request[accessdv1.SignUserRequest]) (*connect.Response[accessdv1.SignUserResponse], error) {
+	name, err := names.ParseUserName(req.Msg.GetName())
+	if err != nil {
+		return nil, err
+	}
+	key, err := parseKeyLine(req.Msg.GetPublicKey())
+	if err != nil {
+		return nil, err
+	}
+	ttl, err := lifetime("certificate", req.Msg.GetTtl(), s.cfg.UserTTL, s.cfg.MaxUserTTL)
+	if err != nil {
+		return nil, err
+	}
+	sources, err := parseSources(req.Msg.GetSourceAddresses())
+	if err != nil {
+		return nil, err
+	}
+	sub, err := s.subject(ctx, name)
+	if fault.Is(err, fault.NotFound) {
+		return nil, noUser(name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if role, pin := sub.pinned(); pin && len(sources) == 0 {
+		return nil, fault.New(fault.BadInput, "role %q of user %q pins certificates to an address: say which", role, name)
+	}
+	cert, err := s.issueUser(ctx, userCert{
+		subject: sub, key: key, before: s.cfg.Now().Add(ttl), sources: sources, method: "sign", by: callerOf(ctx).by,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&accessdv1.SignUserResponse{
+		Certificate: keyLine(cert), Serial: cert.Serial, Expires: timestamppb.New(certTime(cert.ValidBefore)),
+	}), nil
+}
+
+// maxSources bounds the networks of one certificate.
+const maxSources = 64
+
+// parseSources reads networks, or addresses as networks of one.
+func parseSources(list []string) ([]netip.Prefix, error) {
+	if len(list) > maxSources {
+		return nil, fault.New(fault.BadInput, "%d source addresses: want at most %d", len(list), maxSources)
+	}
+	var out []netip.Prefix
+	for _, s := range list {
+		p, err := netip.ParsePrefix(s)
+		if addr, aerr := netip.ParseAddr(s); aerr == nil && addr.Zone() == "" {
+			p, err = netip.PrefixFrom(addr, addr.BitLen()), nil
+		}
+		if err != nil || p.Addr().Is4In6() {
+			return nil, fault.New(fault.BadInput, "source address %.80q: want an address or a network such as 203.0.113.0/24", s)
+		}
+		out = append(out, p.Masked())
+	}
+	return out, nil
+}
+
+func (a *Authority) user(ctx context.Context, s string) (services.User, error) {
+	name, err := names.ParseUserName(s)
+	if err != nil {
+		return services.User{}, err
+	}
+	u, err := a.cfg.Store.User(ctx, name)
+	if fault.Is(err, fault.NotFound) {
+		err = noUser(name)
+	}
+	return u, err
+}
+
+func noUser(name names.UserName) error {
+	return fault.New(fault.NotFound, "no user named %q", name).WithHint("\"accessd users ls\" lists them")
+}
+
+func userEvent(ctx context.Context, name events.Name, u services.User) events.Event {
+	c := callerOf(ctx)
+	return events.Event{Name: name, User: u.Name, AddrRemote: c.addr, Fields: map[string]any{
+		"by": c.by, "name": string(u.Name), "roles": u.Roles, "logins": u.Logins,
+	}}
+}
+
+func userMessage(u services.User, c services.Credentials) *accessdv1.User {
+	m := &accessdv1.User{
+		Name: string(u.Name), Created: timestamppb.New(u.Created),
+		HasPassword: c.PasswordHash != "", HasTotp: len(c.TOTPSecret) > 0,
+		Traits: map[string]*accessdv1.Values{},
+	}
+	for _, r := range u.Roles {
+		m.Roles = append(m.Roles, string(r))
+	}
+	for _, l := range u.Logins {
+		m.Logins = append(m.Logins, string(l))
+	}
+	for k, v := range u.Traits {
+		m.Traits[k] = &accessdv1.Values{Values: slices.Clone(v)}
+	}
+	if c.InviteHash != "" {
+		m.InviteExpires = timestamppb.New(c.InviteExpires)
+	}
+	return m
+}
+
+// clip shortens what somebody typed for an error that quotes it.
+func clip(s string) string {
+	const most = 80
+	if len(s) > most {
+		return strings.ToValidUTF8(s[:most], "") + "…"
+	}
+	return s
+}
