@@ -6,8 +6,8 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
-	"github.com/accessd/accessd/lib/sshca"
 	"github.com/accessd/accessd/lib/srv/listener"
+	"github.com/accessd/accessd/lib/sshca"
 )
 
 // Conn is one connection.
