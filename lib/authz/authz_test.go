@@ -16,9 +16,9 @@ import (
 
 var n1 = authz.NodeView{ID: "00000001-0000-4000-8000-000000000000", Name: "n1", Labels: names.Labels{"env": "dev"}}
 
-func on(t testing.TB, env string, logins, actions []string) services.Rule {
-	t.Helper()
-	return services.Rule{Nodes: selector(t, map[string][]string{"env": {env}}), Logins: logins, Actions: actions}
+func on(tb testing.TB, env string, logins, actions []string) services.Rule {
+	tb.Helper()
+	return services.Rule{Nodes: selector(tb, map[string][]string{"env": {env}}), Logins: logins, Actions: actions}
 }
 
 // TestReasons: a decision names its rule, and its reason is one sentence.

@@ -26,6 +26,7 @@ func (p *policy) Role(name names.RoleName) (services.Role, bool) {
 	r, ok := p.roles[name]
 	return r, ok
 }
+
 func (p *policy) User(name names.UserName) (services.User, bool) {
 	u, ok := p.users[name]
 	return u, ok
@@ -44,20 +45,20 @@ func (p *policy) give(user names.UserName, roles ...services.Role) *sshca.Identi
 	return &sshca.Identity{Kind: sshca.KindUser, User: user, Roles: u.Roles}
 }
 
-func engine(t testing.TB, p authz.Policy) *authz.Engine {
-	t.Helper()
+func engine(tb testing.TB, p authz.Policy) *authz.Engine {
+	tb.Helper()
 	e, err := authz.New(authz.Config{Policy: p})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return e
 }
 
-func selector(t testing.TB, m map[string][]string) services.LabelSelector {
-	t.Helper()
+func selector(tb testing.TB, m map[string][]string) services.LabelSelector {
+	tb.Helper()
 	s, err := services.ParseSelector(m)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return s
 }

@@ -191,12 +191,12 @@ func (t Trust) check(c *ssh.Certificate, certType uint32, cas []ssh.PublicKey, n
 }
 
 func checkType(c *ssh.Certificate, want uint32) error {
-	switch {
-	case c.CertType == want:
+	switch c.CertType {
+	case want:
 		return nil
-	case c.CertType == ssh.HostCert:
+	case ssh.HostCert:
 		return refuse(CodeHostAsUser, "a host certificate where a user certificate belongs")
-	case c.CertType == ssh.UserCert:
+	case ssh.UserCert:
 		return refuse(CodeUserAsHost, "a user certificate where a host certificate belongs")
 	}
 	return refuse(CodeWrongType, "certificate type %d is unknown", c.CertType)
@@ -234,7 +234,7 @@ func checkValidity(c *ssh.Certificate, now time.Time) error {
 }
 
 func validity(c *ssh.Certificate) (after, before time.Time) {
-	return time.Unix(int64(c.ValidAfter), 0).UTC(), time.Unix(int64(c.ValidBefore), 0).UTC() //nolint:gosec // checkValidityForm bounds both
+	return time.Unix(int64(c.ValidAfter), 0).UTC(), time.Unix(int64(c.ValidBefore), 0).UTC() // checkValidityForm bounds both
 }
 
 func checkSignature(c *ssh.Certificate) error {

@@ -19,7 +19,7 @@ func TestUserIdentity(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := w.trust.CheckUser(parsed.(*ssh.Certificate), w.peer("alice")) //nolint:forcetypeassert // a panic fails the test
+	got, err := w.trust.CheckUser(parsed.(*ssh.Certificate), w.peer("alice"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,7 +173,7 @@ func TestPinnedHostKeyCallback(t *testing.T) {
 				}
 				return
 			}
-			c, _ := row.key.(*ssh.Certificate) //nolint:errcheck // a plain key is nil
+			c, _ := row.key.(*ssh.Certificate) // a plain key is nil
 			expect(t, "callback", c, nil, err, row.want)
 			if trusted != nil {
 				t.Error("a refused authority was handed on")

@@ -36,6 +36,7 @@ func MintUser(ca ssh.Signer, r UserRequest) (*ssh.Certificate, error) {
 	roles, logins := slices.Sorted(slices.Values(r.Roles)), slices.Sorted(slices.Values(r.Logins))
 	c := &ssh.Certificate{
 		Key: r.Key, Serial: r.Serial, CertType: ssh.UserCert, KeyId: string(r.User),
+		ValidAfter: unix(r.ValidAfter), ValidBefore: unix(r.ValidBefore),
 		ValidPrincipals: []string{userPrincipal(r.User)},
 		Permissions:     ssh.Permissions{CriticalOptions: map[string]string{}, Extensions: permits()},
 	}
@@ -48,7 +49,7 @@ func MintUser(ca ssh.Signer, r UserRequest) (*ssh.Certificate, error) {
 	if err := encodeUser(c, slices.Compact(roles), r.Traits, r.MFA); err != nil {
 		return nil, err
 	}
-	return mint(ca, c, r.ValidAfter, r.ValidBefore, func() error {
+	return mint(ca, c, func() error {
 		id, err := userIdentity(c)
 		if err == nil && id.User != r.User {
 			err = refuse(CodeBadKeyID, "user name %q does not keep its form", r.User)
@@ -74,6 +75,7 @@ type MemberRequest struct {
 func MintMember(ca ssh.Signer, r MemberRequest) (*ssh.Certificate, error) {
 	c := &ssh.Certificate{
 		Key: r.Key, Serial: r.Serial, CertType: ssh.UserCert,
+		ValidAfter: unix(r.ValidAfter), ValidBefore: unix(r.ValidBefore),
 		KeyId:           string(r.Kind) + ":" + string(r.ID),
 		ValidPrincipals: []string{memberPrincipal(r.ID)},
 		Permissions:     ssh.Permissions{Extensions: map[string]string{}},
@@ -81,7 +83,7 @@ func MintMember(ca ssh.Signer, r MemberRequest) (*ssh.Certificate, error) {
 	if err := encodeMember(c, r.Name, r.Kind); err != nil {
 		return nil, err
 	}
-	return mint(ca, c, r.ValidAfter, r.ValidBefore, func() error {
+	return mint(ca, c, func() error {
 		_, err := memberIdentity(c)
 		return err
 	})
@@ -101,14 +103,14 @@ type HostRequest struct {
 func MintHost(ca ssh.Signer, r HostRequest) (*ssh.Certificate, error) {
 	c := &ssh.Certificate{
 		Key: r.Key, Serial: r.Serial, CertType: ssh.HostCert, KeyId: r.KeyID,
+		ValidAfter: unix(r.ValidAfter), ValidBefore: unix(r.ValidBefore),
 		ValidPrincipals: slices.Compact(slices.Sorted(slices.Values(r.Principals))),
 	}
-	return mint(ca, c, r.ValidAfter, r.ValidBefore, func() error { return checkHostForm(c) })
+	return mint(ca, c, func() error { return checkHostForm(c) })
 }
 
-// mint sets c's validity, holds c to what a check would and signs it.
-func mint(ca ssh.Signer, c *ssh.Certificate, after, before time.Time, form func() error) (*ssh.Certificate, error) {
-	c.ValidAfter, c.ValidBefore = unix(after), unix(before)
+// mint holds c to what a check would and signs it.
+func mint(ca ssh.Signer, c *ssh.Certificate, form func() error) (*ssh.Certificate, error) {
 	for _, check := range []func() error{
 		func() error { return checkKey(c.Key) },
 		func() error { return checkValidityForm(c) },

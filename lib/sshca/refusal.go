@@ -39,7 +39,7 @@ const (
 // Refusal is the error of every check. It is of kind [fault.Denied] and its
 // public text is "permission denied". The fields are for the log and the audit
 // event; they quote a certificate that was refused, so they are claims.
-type Refusal struct {
+type Refusal struct { //nolint:errname // a refusal is the answer of a check, as fault.Error is an error
 	Code          Code
 	Detail        string // one sentence
 	Serial        uint64

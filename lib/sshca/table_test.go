@@ -47,7 +47,7 @@ func valid(after, before uint64) func(*ssh.Certificate) {
 func key(k ssh.PublicKey) func(*ssh.Certificate) { return func(c *ssh.Certificate) { c.Key = k } }
 
 // at returns the time d from now in a certificate's form.
-func at(d time.Duration) uint64 { return uint64(now.Add(d).Unix()) } //nolint:gosec // 2026
+func at(d time.Duration) uint64 { return uint64(now.Add(d).Unix()) }
 
 // userTable is the certificate function table for people (THREATS 1.2 and F25).
 func userTable(t *testing.T) []change {

@@ -66,21 +66,22 @@ func (w *world) hostRequest() sshca.HostRequest {
 }
 
 // must returns the certificate of a Mint function.
-func must(t testing.TB) func(*ssh.Certificate, error) *ssh.Certificate {
+func must(tb testing.TB) func(*ssh.Certificate, error) *ssh.Certificate {
+	tb.Helper()
 	return func(c *ssh.Certificate, err error) *ssh.Certificate {
-		t.Helper()
+		tb.Helper()
 		if err != nil {
-			t.Fatalf("mint: %v", err)
+			tb.Fatalf("mint: %v", err)
 		}
 		return c
 	}
 }
 
 // sign signs c with ca, whatever c says.
-func sign(t testing.TB, c *ssh.Certificate, ca ssh.Signer) *ssh.Certificate {
-	t.Helper()
+func sign(tb testing.TB, c *ssh.Certificate, ca ssh.Signer) *ssh.Certificate {
+	tb.Helper()
 	if err := c.SignCert(rand.Reader, ca); err != nil {
-		t.Fatalf("sign: %v", err)
+		tb.Fatalf("sign: %v", err)
 	}
 	return c
 }
@@ -90,63 +91,63 @@ func (w *world) peer(sshUser string) sshca.Peer {
 }
 
 // rsaSigner returns an RSA signer that signs with algorithm only.
-func rsaSigner(t testing.TB, bits int, algorithm string) ssh.Signer {
-	t.Helper()
+func rsaSigner(tb testing.TB, bits int, algorithm string) ssh.Signer {
+	tb.Helper()
 	key, err := rsa.GenerateKey(rand.Reader, bits)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	s, err := ssh.NewSignerFromKey(key)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	multi, err := ssh.NewSignerWithAlgorithms(s.(ssh.AlgorithmSigner), []string{algorithm}) //nolint:forcetypeassert // x/crypto's own signer
+	multi, err := ssh.NewSignerWithAlgorithms(s.(ssh.AlgorithmSigner), []string{algorithm})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return multi
 }
 
 // rsaKey returns an RSA public key of the given size that nobody holds.
-func rsaKey(t testing.TB, bits uint) ssh.PublicKey {
-	t.Helper()
+func rsaKey(tb testing.TB, bits uint) ssh.PublicKey {
+	tb.Helper()
 	n := new(big.Int).Lsh(big.NewInt(1), bits-1)
-	return publicKey(t, &rsa.PublicKey{N: n.Add(n, big.NewInt(65)), E: 65537})
+	return publicKey(tb, &rsa.PublicKey{N: n.Add(n, big.NewInt(65)), E: 65537})
 }
 
-func dsaKey(t testing.TB) ssh.PublicKey {
-	t.Helper()
+func dsaKey(tb testing.TB) ssh.PublicKey {
+	tb.Helper()
 	p := new(big.Int).Lsh(big.NewInt(1), 1023)
 	q := new(big.Int).Lsh(big.NewInt(1), 159)
-	return publicKey(t, &dsa.PublicKey{Parameters: dsa.Parameters{P: p, Q: q, G: big.NewInt(2)}, Y: big.NewInt(4)})
+	return publicKey(tb, &dsa.PublicKey{Parameters: dsa.Parameters{P: p, Q: q, G: big.NewInt(2)}, Y: big.NewInt(4)})
 }
 
-func ecdsaKey(t testing.TB, curve elliptic.Curve) ssh.PublicKey {
-	t.Helper()
+func ecdsaKey(tb testing.TB, curve elliptic.Curve) ssh.PublicKey {
+	tb.Helper()
 	key, err := ecdsa.GenerateKey(curve, rand.Reader)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	return publicKey(t, &key.PublicKey)
+	return publicKey(tb, &key.PublicKey)
 }
 
-func publicKey(t testing.TB, key any) ssh.PublicKey {
-	t.Helper()
+func publicKey(tb testing.TB, key any) ssh.PublicKey {
+	tb.Helper()
 	k, err := ssh.NewPublicKey(key)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return k
 }
 
 // fidoKey returns an sk-ssh-ed25519 key.
-func fidoKey(t testing.TB) ssh.PublicKey {
-	t.Helper()
+func fidoKey(tb testing.TB) ssh.PublicKey {
+	tb.Helper()
 	k, err := ssh.ParsePublicKey(ssh.Marshal(struct{ Type, Key, Application string }{
 		ssh.KeyAlgoSKED25519, strings.Repeat("k", 32), "ssh:",
 	}))
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return k
 }
