@@ -101,11 +101,11 @@ type Policy interface {
 }
 
 // DefaultCacheSize is how many decisions an [Engine] remembers unless told
-// otherwise: a thousand people on a dozen nodes each. One takes about 500 bytes.
+// otherwise: a thousand people on a dozen nodes each. One takes about 1 KB.
 const DefaultCacheSize = 16384
 
 // maxSets bounds the sets of roles whose enforcers are kept. One takes about
-// 20 KB, and building it again less than a millisecond.
+// 25 KB, and building it again less than a millisecond.
 const maxSets = 1024
 
 // Config configures an [Engine].
