@@ -4,11 +4,28 @@ package events
 
 import (
 	"context"
+	"errors"
+	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/accessd/accessd/lib/fault"
+)
+
+const (
+	// DefaultMaxBytes is the bound of a spool: about half a million events.
+	DefaultMaxBytes = 256 << 20
+
+	// emitTimeout bounds the wait for another caller's write, so that a disk that
+	// hangs refuses instead of hanging everybody.
+	emitTimeout = 10 * time.Second
+	// drainTimeout bounds the last attempt to ship at shutdown.
+	drainTimeout = 5 * time.Second
+	// firstBackoff and lastBackoff bound the pause after a failed attempt to ship.
+	firstBackoff = 100 * time.Millisecond
+	lastBackoff  = 30 * time.Second
 )
 
 // EmitterConfig configures an [Emitter].
@@ -23,31 +40,206 @@ type EmitterConfig struct {
 	Log *zap.Logger      // nil discards
 }
 
-// DefaultMaxBytes is the bound of a spool: about half a million events.
-const DefaultMaxBytes = 256 << 20
-
-// Emitter records events in a local spool.
-type Emitter struct{}
-
-// NewEmitter opens the spool in cfg.Dir.
-func NewEmitter(cfg EmitterConfig) (*Emitter, error) { return &Emitter{}, nil }
-
-// Emit records ev; when it returns nil the record is durable.
-func (e *Emitter) Emit(ctx context.Context, ev Event) error {
-	return fault.New(fault.Unavailable, "audit spool is not open")
+// Emitter records events in a local spool and ships them from there.
+type Emitter struct {
+	cfg     EmitterConfig
+	schema  schema
+	spool   *spool
+	running atomic.Bool
+	closed  atomic.Bool
 }
 
-// Run ships events to drain until ctx ends.
-func (e *Emitter) Run(ctx context.Context, drain func(ctx context.Context, events [][]byte) error) error {
-	<-ctx.Done()
+// Stats are figures of an [Emitter] since it was made.
+type Stats struct {
+	Emitted uint64 // events made durable
+	Refused uint64 // events that could not be written
+	Shipped uint64 // events acknowledged by the authority
+	Damaged uint64 // records lost to a damaged disk, or refused by the authority for good
+	Bytes   int64  // the spool's size now
+}
+
+// NewEmitter opens the spool in cfg.Dir. A second emitter on the same directory
+// is a [fault.Conflict].
+func NewEmitter(cfg EmitterConfig) (*Emitter, error) {
+	if cfg.Cluster == nil {
+		cfg.Cluster = func() string { return "" }
+	}
+	if cfg.MaxBytes == 0 {
+		cfg.MaxBytes = DefaultMaxBytes
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = zap.NewNop()
+	}
+	cfg.Log = cfg.Log.Named("events")
+	s, err := openSpool(cfg.Dir, cfg.MaxBytes, cfg.Log)
+	if err != nil {
+		return nil, err
+	}
+	return &Emitter{cfg: cfg, schema: newSchema(), spool: s}, nil
+}
+
+// Emit records ev. When it returns nil the record is durable; when it returns an
+// error of kind [fault.Unavailable] it is not, and what ev is about must not
+// happen. What the table does not know is an internal error.
+//
+// The end of ctx does not stop the record: what happened is recorded.
+func (e *Emitter) Emit(ctx context.Context, ev Event) error {
+	if ev.Time.IsZero() {
+		ev.Time = e.cfg.Now()
+	}
+	if ev.ClusterName == "" {
+		ev.ClusterName = e.cfg.Cluster()
+	}
+	if ev.ServerID == "" {
+		ev.ServerID = e.cfg.ServerID
+	}
+	if ev.ServerHostname == "" {
+		ev.ServerHostname = e.cfg.ServerHostname
+	}
+	if err := e.schema.shape(&ev); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), emitTimeout)
+	defer cancel()
+	err := e.spool.records.do(ctx, ev.appendTo(nil))
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fault.New(fault.Unavailable, "the audit spool does not answer")
+	}
+	return err
+}
+
+// Healthy returns why the last write failed, or nil.
+func (e *Emitter) Healthy() error {
+	e.spool.mu.Lock()
+	defer e.spool.mu.Unlock()
+	return e.spool.err
+}
+
+// Stats returns the emitter's figures.
+func (e *Emitter) Stats() Stats {
+	_, bytes := e.spool.sizes()
+	e.spool.mu.Lock()
+	defer e.spool.mu.Unlock()
+	stats := e.spool.stats
+	stats.Bytes = bytes
+	return stats
+}
+
+// Flush waits until everything that was emitted before the call is shipped;
+// [Emitter.Run] must be running.
+func (e *Emitter) Flush(ctx context.Context) error {
+	target, acked, changed := e.spool.end()
+	for acked.before(target) {
+		select {
+		case <-ctx.Done():
+			return fault.Wrap(fault.Unavailable, context.Cause(ctx), "events are not shipped yet")
+		case <-changed:
+		}
+		_, acked, changed = e.spool.end()
+	}
 	return nil
 }
 
-// Flush waits until everything emitted before the call was acknowledged.
-func (e *Emitter) Flush(ctx context.Context) error { return nil }
+// Run ships events with drain, in the order they were emitted, until ctx ends;
+// then it makes one bounded attempt to ship the rest. Each drain gets at most
+// about a thousand events and a megabyte, each one JSON object, and returns nil
+// once they are durable elsewhere; only then are they removed here. After a
+// failure or a crash events are shipped again, so drain's end must tell them by
+// uid. An error of kind [fault.BadInput] says that an event can never be taken:
+// Run finds it, logs it, keeps its segment for inspection, and goes on.
+func (e *Emitter) Run(ctx context.Context, drain func(ctx context.Context, events [][]byte) error) error {
+	if e.running.Swap(true) {
+		return fault.New(fault.Internal, "events: internal error: the spool is being drained already")
+	}
+	defer e.running.Store(false)
+	backoff := firstBackoff
+	for ctx.Err() == nil {
+		_, _, changed := e.spool.end()
+		shipped, err := e.step(ctx, drain)
+		switch {
+		case err != nil && ctx.Err() == nil:
+			e.cfg.Log.Warn("cannot ship events; trying again", zap.Error(err), zap.Duration("pause", backoff))
+			wait(ctx, backoff/2+rand.N(backoff/2)) //nolint:gosec // jitter is no secret
+			backoff = min(2*backoff, lastBackoff)
+		case shipped:
+			backoff = firstBackoff
+		default:
+			select {
+			case <-ctx.Done():
+			case <-changed:
+			}
+		}
+	}
+	return e.drainRest(ctx, drain)
+}
 
-// Healthy returns the error of the last write, nil when it went well.
-func (e *Emitter) Healthy() error { return nil }
+// drainRest ships what is left once ctx has ended. What cannot be shipped stays
+// for the next start, so a failure is no error.
+func (e *Emitter) drainRest(ctx context.Context, drain func(context.Context, [][]byte) error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	defer cancel()
+	for {
+		shipped, err := e.step(ctx, drain)
+		if err != nil {
+			e.cfg.Log.Info("events stay in the spool until the next start", zap.Error(err), zap.Int64("bytes", e.Stats().Bytes))
+			return nil
+		}
+		if !shipped {
+			return nil
+		}
+	}
+}
 
-// Close ends the use of the spool.
-func (e *Emitter) Close() error { return nil }
+func wait(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
+
+// step ships one batch; it reports whether there was one.
+func (e *Emitter) step(ctx context.Context, drain func(context.Context, [][]byte) error) (bool, error) {
+	events, to, ok, err := e.spool.read()
+	if err != nil || !ok {
+		return false, err
+	}
+	if err := e.ship(ctx, to.segment, events, drain); err != nil {
+		return false, err
+	}
+	return true, e.spool.ack(to, len(events))
+}
+
+// ship drains events; one that is refused for good is set aside.
+func (e *Emitter) ship(ctx context.Context, segment uint64, events [][]byte, drain func(context.Context, [][]byte) error) error {
+	if len(events) == 0 {
+		return nil
+	}
+	err := drain(ctx, events)
+	if !fault.Is(err, fault.BadInput) {
+		return err
+	}
+	if len(events) == 1 {
+		e.cfg.Log.Error("the authority refuses an event for good; its segment is kept",
+			zap.Error(err), zap.Uint64("segment", segment))
+		e.spool.keep(segment)
+		return nil
+	}
+	half := len(events) / 2
+	if err := e.ship(ctx, segment, events[:half], drain); err != nil {
+		return err
+	}
+	return e.ship(ctx, segment, events[half:], drain)
+}
+
+// Close unlocks the spool; later Emits fail. Call it when Run has returned.
+func (e *Emitter) Close() error {
+	if e.closed.Swap(true) {
+		return nil
+	}
+	return e.spool.close()
+}

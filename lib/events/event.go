@@ -26,6 +26,9 @@ const (
 	MaxCommand = 16 << 10
 	// maxDocument is how much of a resource's text is kept, in bytes.
 	maxDocument = 8 << 10
+	// maxCommon is how much of each common field is kept, in bytes. All nine of
+	// them fit into an event even when every character is escaped.
+	maxCommon = 512
 	// maxElements bounds a list or a map.
 	maxElements = 128
 	// maxKey bounds a field's name, in bytes.
@@ -67,16 +70,6 @@ type Event struct {
 	// string field or the milliseconds of an int field. After [ParseEvent] a
 	// value is string, bool, int64, []string or map[string]string.
 	Fields map[string]any
-}
-
-// sessionEndSpace is the name space of derived ids of session.end (RFC 9562,
-// Section 5.5).
-const sessionEndSpace = "5d8a3c0e-3b0e-4f57-9a63-0d6f0b7c6a52"
-
-// SessionEndUID returns the uid of the one session.end that sid has, whoever
-// emits it and however often.
-func SessionEndUID(sid names.SessionID) string {
-	return uuid.NewSHA1(uuid.MustParse(sessionEndSpace), []byte(sid)).String()
 }
 
 // common returns pointers to the text fields every event may carry, in the

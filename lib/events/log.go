@@ -4,52 +4,411 @@ package events
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
 	"time"
 
+	"github.com/go-logr/logr"
+	"github.com/transparency-dev/tessera"
+	"github.com/transparency-dev/tessera/api/layout"
+	"github.com/transparency-dev/tessera/storage/posix"
 	"go.uber.org/zap"
 	"golang.org/x/mod/sumdb/note"
+	"k8s.io/klog/v2"
 
 	"github.com/accessd/accessd/lib/fault"
 )
 
+const (
+	// maxAppend bounds the events of one Append.
+	maxAppend = 10_000
+	// chunkEntries and chunkBytes bound what goes into the tree at once.
+	chunkEntries = 4096
+	chunkBytes   = 16 << 20
+	// batchAge is how long the tree waits for a batch to fill. Callers are grouped
+	// before they come here, so there is nothing to wait for.
+	batchAge = time.Millisecond
+	// signInterval is the shortest Tessera takes between two checkpoints.
+	signInterval = 100 * time.Millisecond
+	// sweepInterval is how often partial tiles are removed that full ones replaced.
+	sweepInterval = 20 * time.Second
+	// closeTimeout bounds the wait for the last checkpoint.
+	closeTimeout = 5 * time.Second
+	// signTimeout is how long the checkpoint may lag behind before Run complains.
+	signTimeout = 5 * time.Second
+)
+
 // LogConfig configures a [Log].
 type LogConfig struct {
-	Dir    string      // the log's own directory; required, made when absent
-	Signer note.Signer // signs checkpoints; its name is the log's origin; required
-	// Verifier checks the signer's checkpoints; required.
-	Verifier note.Verifier
-
-	Now func() time.Time // nil means time.Now
-	Log *zap.Logger      // nil discards
+	Dir         string      // the log's own directory; required, made when absent
+	Signer      note.Signer // signs checkpoints; its name is the log's origin; required
+	VerifierKey string      // its public half, as [NewAuditKey] makes it; required
+	Log         *zap.Logger // nil discards
 }
 
 // Log is the transparency log of one authority.
-type Log struct{}
+type Log struct {
+	cfg    LogConfig
+	dir    *privateDir
+	tiles  tiles
+	tree   *tessera.Appender
+	reader tessera.LogReader
+	stop   func() // ends Tessera
+	groups *committer[[]entry]
 
-// OpenLog opens the log in cfg.Dir.
-func OpenLog(ctx context.Context, cfg LogConfig) (*Log, error) { return &Log{}, nil }
+	// Whoever has the groups' turn owns these.
+	index *index
+	stale bool // the tree may hold entries that the index does not
 
-// Append puts events into the log, each uid once.
+	mu      sync.Mutex
+	size    uint64        // entries in the tree
+	indexed uint64        // of which the index knows
+	err     error         // of the last append
+	grown   chan struct{} // closed when any of it changes
+	closed  bool
+}
+
+// OpenLog opens the log in cfg.Dir, or begins one. It refuses a log whose last
+// checkpoint does not fit its entries, one that was cut back since the index was
+// written, and, with [fault.Conflict], one that is open already.
+func OpenLog(ctx context.Context, cfg LogConfig) (*Log, error) {
+	key, err := note.NewVerifier(cfg.VerifierKey)
+	if err != nil {
+		return nil, fault.New(fault.BadInput, "verifier key %q: %w", clip(cfg.VerifierKey), err)
+	}
+	if key.Name() != cfg.Signer.Name() || key.KeyHash() != cfg.Signer.KeyHash() {
+		return nil, fault.New(fault.BadInput, "verifier key of %q is not the signer's", key.Name())
+	}
+	if cfg.Log == nil {
+		cfg.Log = zap.NewNop()
+	}
+	cfg.Log = cfg.Log.Named("audit")
+	dir, err := openPrivateDir(cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	l := &Log{cfg: cfg, dir: dir, tiles: tiles{dir.Root}, grown: make(chan struct{}), stop: func() {}}
+	l.groups = newCommitter(l.commit)
+	if err := l.open(ctx, key); err != nil {
+		l.stop()
+		return nil, errors.Join(err, dir.close())
+	}
+	return l, nil
+}
+
+func (l *Log) open(ctx context.Context, key note.Verifier) error {
+	if err := checkHistory(ctx, l.tiles, key); err != nil {
+		return err
+	}
+	if err := l.openTree(ctx); err != nil {
+		return err
+	}
+	var err error
+	if l.index, err = openIndex(ctx, l.cfg.Dir); err != nil {
+		return err
+	}
+	if err = l.checkIndex(ctx); err == nil {
+		err = l.catchUp(ctx)
+	}
+	if err == nil {
+		err = l.awaitCheckpoint(ctx, key)
+	}
+	if err != nil {
+		return errors.Join(err, l.index.db.Close())
+	}
+	l.note(ctx, nil)
+	return nil
+}
+
+// quietTessera keeps Tessera from writing to our stderr. What matters of it
+// reaches us as errors, and Run watches its checkpoints.
+//
+//nolint:gochecknoglobals // klog is process-wide, and must be set before it is used
+var quietTessera = sync.OnceFunc(func() { klog.SetLogger(logr.Discard()) })
+
+// openTree starts Tessera. Its goroutines end soon after l.stop.
+func (l *Log) openTree(ctx context.Context) error {
+	quietTessera()
+	driver, err := posix.New(ctx, posix.Config{Path: l.cfg.Dir})
+	if err != nil {
+		return fmt.Errorf("open audit log: %w", err)
+	}
+	options := tessera.NewAppendOptions().
+		WithCheckpointSigner(l.cfg.Signer).
+		WithCheckpointInterval(signInterval).
+		WithCheckpointRepublishInterval(0).
+		WithBatching(chunkEntries, batchAge).
+		WithGarbageCollectionInterval(sweepInterval).
+		WithShutdownTimeout(closeTimeout)
+	live, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	appender, shutdown, reader, err := tessera.NewAppender(live, driver, options)
+	if err != nil {
+		cancel()
+		return fault.Wrap(fault.Unavailable, err, "cannot open the audit log")
+	}
+	l.tree, l.reader = appender, reader
+	l.stop = func() {
+		if err := shutdown(live); err != nil {
+			l.cfg.Log.Warn("the last audit events are not signed yet; the next start signs them", zap.Error(err))
+		}
+		cancel()
+	}
+	if l.size, err = reader.IntegratedSize(ctx); err != nil {
+		return fault.Wrap(fault.Unavailable, err, "cannot read the audit log")
+	}
+	return nil
+}
+
+// Append puts events, each in canonical form, into the log, in order, and leaves
+// out those whose uid is there already. When it returns nil all of them are in
+// the log and durable; after an error of kind [fault.Unavailable] some may be,
+// and the same call may be made again. One malformed event is a
+// [fault.BadInput], and none is taken.
 func (l *Log) Append(ctx context.Context, events [][]byte) error {
-	return fault.New(fault.Unavailable, "audit log is not open")
+	if len(events) > maxAppend {
+		return fault.New(fault.BadInput, "%d events at once: want at most %d", len(events), maxAppend)
+	}
+	entries := make([]entry, len(events))
+	for i, data := range events {
+		var err error
+		if entries[i], err = parseEntry(data); err != nil {
+			return err
+		}
+	}
+	err := l.groups.do(ctx, entries)
+	if err != nil && fault.KindOf(err) == fault.Internal {
+		return fault.Wrap(fault.Unavailable, err, "the audit log cannot be written")
+	}
+	return err
 }
 
-// Query returns the newest events that match f, oldest first.
-func (l *Log) Query(ctx context.Context, f Filter, limit int, before string) (events [][]byte, next string, err error) {
-	return nil, "", nil
+// commit appends what concurrent callers bring. It has the turn.
+func (l *Log) commit(ctx context.Context, groups [][]entry) error {
+	if l.isClosed() {
+		return fault.New(fault.Unavailable, "the audit log is closed")
+	}
+	var chunk []entry
+	size := 0
+	for _, g := range groups {
+		for _, e := range g {
+			if len(chunk) == chunkEntries || size > chunkBytes {
+				if err := l.commitChunk(ctx, chunk); err != nil {
+					return err
+				}
+				chunk, size = chunk[:0], 0
+			}
+			chunk = append(chunk, e)
+			size += len(e.data)
+		}
+	}
+	return l.commitChunk(ctx, chunk)
 }
 
-// Tail calls fn with the newest backlog events that match f, then with every
-// new one, until ctx ends or fn returns an error.
-func (l *Log) Tail(ctx context.Context, f Filter, backlog int, fn func(events [][]byte) error) error {
+// commitChunk brings the new ones of chunk into the tree and the index. The
+// index's change is committed last: after a crash in between, the index is caught
+// up from the tree, and so the uids stay exact.
+func (l *Log) commitChunk(ctx context.Context, chunk []entry) (err error) {
+	defer func() { l.note(ctx, err) }()
+	if l.stale {
+		if err := l.catchUp(ctx); err != nil {
+			return err
+		}
+	}
+	a, err := l.index.begin(ctx)
+	if err != nil {
+		return err
+	}
+	fresh := make([]entry, 0, len(chunk))
+	for _, e := range chunk {
+		isNew, err := a.add(ctx, e)
+		if err != nil {
+			return errors.Join(err, a.Rollback())
+		}
+		if isNew {
+			fresh = append(fresh, e)
+		}
+	}
+	if len(fresh) == 0 {
+		return a.Rollback()
+	}
+	l.stale = true // until both are known to be done
+	if err := l.grow(ctx, fresh); err != nil {
+		return errors.Join(err, a.Rollback())
+	}
+	if err := a.commit(ctx); err != nil {
+		l.cfg.Log.Warn("cannot write the audit index; catching up later", zap.Error(err))
+		return nil // the events are in the log
+	}
+	l.stale = false
 	return nil
 }
 
-// Run looks after the log until ctx ends.
-func (l *Log) Run(ctx context.Context) error {
-	<-ctx.Done()
+// grow adds entries to the tree and returns when they are durable there.
+func (l *Log) grow(ctx context.Context, entries []entry) error {
+	if err := l.probe(); err != nil {
+		return err
+	}
+	futures := make([]tessera.IndexFuture, len(entries))
+	for i, e := range entries {
+		futures[i] = l.tree.Add(ctx, tessera.NewEntry(e.data))
+	}
+	var failed error
+	for i, future := range futures {
+		at, err := future()
+		if err == nil && at.Index != l.index.size+uint64(i) {
+			err = fault.New(fault.Internal, "events: internal error: entry %d went to %d", l.index.size+uint64(i), at.Index)
+		}
+		failed = errors.Join(failed, err)
+	}
+	return failed
+}
+
+// probe opens the file whose lock Tessera takes for each batch. Where that fails,
+// on a read-only file system or without descriptors, Tessera would panic.
+func (l *Log) probe() error {
+	f, err := os.OpenFile(filepath.Join(l.cfg.Dir, treeState+".lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// note publishes the outcome of a chunk to readers.
+func (l *Log) note(ctx context.Context, failed error) {
+	size, err := l.reader.IntegratedSize(ctx)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err == nil {
+		l.size = size
+	}
+	l.indexed = l.index.size
+	l.err = errors.Join(failed, err)
+	close(l.grown)
+	l.grown = make(chan struct{})
+}
+
+// catchUp adds to the index what the tree holds beyond it.
+func (l *Log) catchUp(ctx context.Context) error {
+	size, err := l.reader.IntegratedSize(ctx)
+	if err != nil {
+		return err
+	}
+	for l.index.size < size {
+		if err := l.indexBlock(ctx, size); err != nil {
+			return fmt.Errorf("index entries from %d: %w", l.index.size, err)
+		}
+	}
+	l.stale = false
 	return nil
 }
 
-// Close ends the use of the log.
-func (l *Log) Close() error { return nil }
+// indexBlock adds the rest of the block where the index ends.
+func (l *Log) indexBlock(ctx context.Context, size uint64) error {
+	block := l.index.size / blockSize
+	datas, _, err := l.tiles.bundle(block, size)
+	if err != nil {
+		return err
+	}
+	a, err := l.index.begin(ctx)
+	if err != nil {
+		return err
+	}
+	for _, data := range datas[l.index.size%blockSize:] {
+		e, err := parseEntry(data)
+		if err != nil {
+			l.cfg.Log.Error("an entry of the audit log is not an event", zap.Uint64("entry", a.size), zap.Error(err))
+			a.advance(e.uid)
+			continue
+		}
+		fresh, err := a.add(ctx, e)
+		if err != nil {
+			return errors.Join(err, a.Rollback())
+		}
+		if !fresh {
+			a.advance(e.uid)
+		}
+	}
+	return a.commit(ctx)
+}
+
+// checkIndex makes sure that the index is of this log and not ahead of it.
+func (l *Log) checkIndex(ctx context.Context) error {
+	size, err := l.reader.IntegratedSize(ctx)
+	if err != nil || l.index.size == 0 {
+		return err
+	}
+	wrong := fault.New(fault.Internal, "the audit log was cut back or replaced: it holds %d entries, and its index knows another %d", size, l.index.size).
+		WithHint("bring the log back from a copy; or delete %s to accept what is there", filepath.Join(l.cfg.Dir, indexName))
+	if l.index.size > size {
+		return wrong
+	}
+	last := l.index.size - 1
+	datas, _, err := l.tiles.bundle(last/blockSize, size)
+	if err != nil {
+		return err
+	}
+	if e, _ := parseEntry(datas[last%blockSize]); e.uid != l.index.last { // no event has no uid
+		return wrong
+	}
+	return nil
+}
+
+// Healthy returns why the last append failed, or nil.
+func (l *Log) Healthy() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
+}
+
+// Size returns the number of entries in the log.
+func (l *Log) Size() uint64 {
+	size, _, _ := l.state()
+	return size
+}
+
+// Checkpoint returns the latest signed checkpoint, for safekeeping elsewhere.
+func (l *Log) Checkpoint() ([]byte, error) {
+	raw, err := l.tiles.file(layout.CheckpointPath, maxCheckpoint)
+	if err != nil {
+		return nil, fault.Wrap(fault.Unavailable, err, "cannot read the audit checkpoint")
+	}
+	return raw, nil
+}
+
+// Verify is [Verify] of this log.
+func (l *Log) Verify(ctx context.Context, earlier ...[]byte) (Report, error) {
+	return Verify(ctx, l.cfg.Dir, l.cfg.VerifierKey, earlier...)
+}
+
+// state returns the size of the tree, the part of it that is indexed, and a
+// channel that closes when either changes or the log closes.
+func (l *Log) state() (size, indexed uint64, changed <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.size, l.indexed, l.grown
+}
+
+func (l *Log) isClosed() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.closed
+}
+
+// Close signs what is in the log and unlocks it.
+func (l *Log) Close() error {
+	l.groups.acquire()
+	defer l.groups.release()
+	if l.isClosed() {
+		return nil
+	}
+	l.mu.Lock()
+	l.closed = true
+	close(l.grown)
+	l.grown = make(chan struct{})
+	l.mu.Unlock()
+	l.stop()
+	return errors.Join(l.index.db.Close(), l.dir.close())
+}

@@ -111,3 +111,16 @@ func clip(s string) string {
 	}
 	return s
 }
+
+// prefix returns at most n bytes of s, not cut inside a character.
+func prefix(s string, n int) string {
+	if n >= len(s) {
+		return s
+	}
+	for back := 0; back < utf8.UTFMax && back <= n; back++ {
+		if utf8.RuneStart(s[n-back]) {
+			return s[:n-back]
+		}
+	}
+	return s[:n] // not UTF-8 anyway
+}

@@ -1,10 +1,24 @@
 package events
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"time"
 
+	"github.com/transparency-dev/formats/log"
+	"github.com/transparency-dev/merkle/compact"
+	"github.com/transparency-dev/merkle/rfc6962"
+	"github.com/transparency-dev/tessera/api/layout"
 	"golang.org/x/mod/sumdb/note"
+
+	"github.com/accessd/accessd/lib/fault"
 )
 
 // Report is what [Verify] found of a whole log.
@@ -14,13 +28,308 @@ type Report struct {
 	Origin   string
 }
 
-// Verify checks the log in dir from its files and the public key alone.
-func Verify(ctx context.Context, dir, verifierKey string, earlier ...[]byte) (Report, error) {
-	return Report{}, nil
+// Tampered says what is wrong with a log. It is in the chain of [Verify]'s errors
+// when the log's content is at fault, and not when it could not be read.
+type Tampered struct {
+	File   string // the first wrong file, relative to the log's directory
+	Entry  int64  // the first wrong entry, counted from 0; -1 when no single one
+	Reason string
 }
+
+// Error returns the fault in one line.
+func (t *Tampered) Error() string {
+	if t.Entry >= 0 {
+		return fmt.Sprintf("entry %d (%s): %s", t.Entry, t.File, t.Reason)
+	}
+	return fmt.Sprintf("%s: %s", t.File, t.Reason)
+}
+
+const (
+	// publishWait is how long Verify waits for a running authority to sign what
+	// it wrote a moment ago.
+	publishWait = 2 * time.Second
+	publishPoll = 20 * time.Millisecond
+)
 
 // NewAuditKey returns a fresh Ed25519 key pair for a log named origin, in the
 // form of C2SP signed-note: the signer's half is a secret.
 func NewAuditKey(origin string) (signerKey, verifierKey string, err error) {
 	return note.GenerateKey(rand.Reader, origin)
+}
+
+// Verify checks the log in dir, a copy or a live one, from its files and the
+// public key alone: the checkpoint's signature, every entry against its hash,
+// every tile against the entries, and all of it against the checkpoint. Each of
+// the earlier checkpoints, kept by somebody else, must be of this log and a prefix
+// of it: that finds a log that was cut back or replaced as a whole, which nothing
+// inside the log can.
+//
+// It reports the first fault as an error of kind [fault.Internal] that wraps a
+// [*Tampered].
+func Verify(ctx context.Context, dir, verifierKey string, earlier ...[]byte) (Report, error) {
+	key, err := note.NewVerifier(verifierKey)
+	if err != nil {
+		return Report{}, fault.New(fault.BadInput, "verifier key %q: %w", clip(verifierKey), err)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return Report{}, fault.New(fault.NotFound, "open log: %w", err)
+	}
+	defer root.Close()
+	v := verifier{tiles: tiles{root}, key: key, tree: (&compact.RangeFactory{Hash: rfc6962.DefaultHasher.HashChildren}).NewEmptyRange(0)}
+	report, err := v.run(ctx, earlier)
+	if _, wrong := errors.AsType[*Tampered](err); wrong {
+		return report, fault.New(fault.Internal, "%w", err).
+			WithHint("keep a copy of the log as it is now, and compare it with the copies held elsewhere")
+	}
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return report, fault.New(fault.Unavailable, "verify was stopped")
+	}
+	return report, err
+}
+
+// verifier rebuilds the tree of one log.
+type verifier struct {
+	tiles
+
+	key    note.Verifier
+	size   uint64
+	tree   *compact.Range
+	upper  [][][]byte // hashes of the tile being filled, of each level above 0
+	broken error      // of the upper tiles
+	prefix map[uint64][]*log.Checkpoint
+}
+
+func (v *verifier) run(ctx context.Context, earlier [][]byte) (Report, error) {
+	current, err := v.checkpoint(ctx)
+	if err != nil {
+		return Report{}, err
+	}
+	v.size = current.Size
+	report := Report{Size: current.Size, RootHash: base64.StdEncoding.EncodeToString(current.Hash), Origin: current.Origin}
+	if err := v.expect(current, earlier); err != nil {
+		return report, err
+	}
+	if err := v.compare(); err != nil { // of size 0
+		return report, err
+	}
+	for block := uint64(0); block*blockSize < v.size; block++ {
+		if err := ctx.Err(); err != nil {
+			return report, err
+		}
+		if err := v.block(block); err != nil {
+			return report, err
+		}
+	}
+	if err := v.partialTiles(); err != nil {
+		return report, err
+	}
+	return report, v.unsigned(ctx)
+}
+
+// checkpoint returns the log's own checkpoint. A running authority signs a moment
+// after it writes, so it waits for a checkpoint of all that is there now.
+func (v *verifier) checkpoint(ctx context.Context) (*log.Checkpoint, error) {
+	written := v.written()
+	deadline := time.Now().Add(publishWait)
+	for {
+		raw, err := v.file(layout.CheckpointPath, maxCheckpoint)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, &Tampered{layout.CheckpointPath, -1, "there is no checkpoint"}
+		} else if err != nil {
+			return nil, err
+		}
+		c, err := parseCheckpoint(layout.CheckpointPath, raw, v.key)
+		if err != nil || c.Size >= written || time.Now().After(deadline) {
+			return c, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(publishPoll):
+		}
+	}
+}
+
+// written returns the size of the tree that the authority says it wrote, signed
+// or not; 0 when a copy does not have it.
+func (v *verifier) written() uint64 {
+	s, err := v.state()
+	if err != nil {
+		return 0
+	}
+	return s.Size
+}
+
+func parseCheckpoint(name string, raw []byte, key note.Verifier) (*log.Checkpoint, error) {
+	c, rest, _, err := log.ParseCheckpoint(raw, key.Name(), key)
+	if err != nil {
+		return nil, &Tampered{name, -1, "not signed by " + key.Name() + " with this key: " + err.Error()}
+	}
+	if len(rest) > 0 || len(c.Hash) != rfc6962.DefaultHasher.Size() {
+		return nil, &Tampered{name, -1, "malformed"}
+	}
+	return c, nil
+}
+
+// expect notes the checkpoints that the tree must pass through.
+func (v *verifier) expect(current *log.Checkpoint, earlier [][]byte) error {
+	v.prefix = map[uint64][]*log.Checkpoint{current.Size: {current}}
+	for i, e := range earlier {
+		name := fmt.Sprintf("earlier checkpoint %d", i+1)
+		c, err := parseCheckpoint(name, e, v.key)
+		if err != nil {
+			return err
+		}
+		if c.Size > current.Size {
+			return &Tampered{layout.CheckpointPath, int64(current.Size), fmt.Sprintf(
+				"the log was cut back: it ends here, but %s signed %d entries", name, c.Size)}
+		}
+		v.prefix[c.Size] = append(v.prefix[c.Size], c)
+	}
+	return nil
+}
+
+// compare compares the tree as far as it is rebuilt with the checkpoints of its
+// size.
+func (v *verifier) compare() error {
+	for _, c := range v.prefix[v.tree.End()] {
+		root := rfc6962.DefaultHasher.EmptyRoot()
+		if v.tree.End() > 0 {
+			var err error
+			if root, err = v.tree.GetRootHash(nil); err != nil {
+				return fmt.Errorf("root of %d entries: %w", v.tree.End(), err)
+			}
+		}
+		if !bytes.Equal(root, c.Hash) {
+			return &Tampered{layout.CheckpointPath, -1, fmt.Sprintf("the first %d entries are not those that were signed", c.Size)}
+		}
+	}
+	return nil
+}
+
+// block checks one block of entries against its tile, and adds it to the tree.
+func (v *verifier) block(block uint64) error {
+	first := int64(block * blockSize)
+	entries, path, err := v.bundle(block, v.size)
+	if err != nil {
+		return unreadable(err, path, first)
+	}
+	hashes, tilePath, err := v.tile(0, block, v.size)
+	if err != nil {
+		return unreadable(err, tilePath, first)
+	}
+	for i, entry := range entries {
+		leaf := rfc6962.DefaultHasher.HashLeaf(entry)
+		if !bytes.Equal(leaf, hashes[i]) {
+			return &Tampered{path, first + int64(i), "its hash is not the one in " + tilePath}
+		}
+		if err := v.tree.Append(leaf, v.visit); err != nil {
+			return fmt.Errorf("add entry %d: %w", first+int64(i), err)
+		}
+		if v.broken != nil {
+			return v.broken
+		}
+		if err := v.compare(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unreadable turns the error of a file that is missing or malformed into a fault
+// of the log; what the disk refuses stays an error of the disk.
+func unreadable(err error, path string, entry int64) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return &Tampered{path, entry, "the file is missing"}
+	}
+	if pathErr, ok := errors.AsType[*fs.PathError](err); ok {
+		return fault.Wrap(fault.Unavailable, pathErr, "the log cannot be read")
+	}
+	return &Tampered{path, entry, err.Error()}
+}
+
+// visit collects the hashes of tiles above the lowest level, as the tree makes
+// them, and checks each tile once it is full.
+func (v *verifier) visit(id compact.NodeID, hash []byte) {
+	if id.Level == 0 || id.Level%layout.TileHeight != 0 || v.broken != nil {
+		return
+	}
+	level := int(id.Level / layout.TileHeight)
+	for len(v.upper) < level {
+		v.upper = append(v.upper, nil)
+	}
+	v.upper[level-1] = append(v.upper[level-1], hash)
+	if len(v.upper[level-1]) == layout.TileWidth {
+		v.broken = v.upperTile(level, id.Index/layout.TileWidth)
+		v.upper[level-1] = nil
+	}
+}
+
+// partialTiles checks the last tile of each level above the lowest.
+func (v *verifier) partialTiles() error {
+	for i, hashes := range v.upper {
+		level := i + 1
+		if len(hashes) > 0 {
+			if err := v.upperTile(level, v.size>>(layout.TileHeight*(level+1))); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (v *verifier) upperTile(level int, index uint64) error {
+	span := int64(1) << (layout.TileHeight * level)
+	first := int64(index) * span * layout.TileWidth
+	hashes, path, err := v.tile(uint64(level), index, v.size)
+	if err != nil {
+		return unreadable(err, path, -1)
+	}
+	for i, want := range v.upper[level-1] {
+		if from := first + int64(i)*span; !bytes.Equal(hashes[i], want) {
+			return &Tampered{path, -1, fmt.Sprintf("hash %d is not that of entries %d to %d", i, from, from+span-1)}
+		}
+	}
+	return nil
+}
+
+// unsigned reports entries that the checkpoint does not cover: a checkpoint that
+// was replaced by an older one, or a crash in the moment before signing.
+func (v *verifier) unsigned(ctx context.Context) error {
+	if written := v.written(); written > v.size {
+		current, err := v.checkpoint(ctx)
+		if err != nil || current.Size > v.size {
+			return err // it grew while it was verified
+		}
+		return v.behind(written)
+	} else if written == v.size {
+		return nil
+	}
+	return v.strayEntries() // a copy without the authority's state
+}
+
+// strayEntries looks for files of entries behind the checkpoint's.
+func (v *verifier) strayEntries() error {
+	last := layout.EntriesPath(v.size/blockSize, 0)
+	if _, err := v.root.Stat(last); err == nil {
+		return v.behind((v.size/blockSize + 1) * blockSize)
+	}
+	partials, err := fs.ReadDir(v.root.FS(), last+".p")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fault.Wrap(fault.Unavailable, err, "the log cannot be read")
+	}
+	for _, p := range partials {
+		width, err := strconv.ParseUint(p.Name(), 10, 64)
+		if err == nil && width > v.size%blockSize && width < blockSize {
+			return v.behind(v.size - v.size%blockSize + width)
+		}
+	}
+	return nil
+}
+
+func (v *verifier) behind(written uint64) error {
+	return &Tampered{layout.CheckpointPath, int64(v.size), fmt.Sprintf(
+		"the log holds %d entries, of which the checkpoint signs %d: it was replaced by an older one, or the authority was killed before it signed the rest and has not been started since",
+		written, v.size)}
 }

@@ -1,0 +1,526 @@
+//go:build unix
+
+package events
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"go.uber.org/goleak"
+	"golang.org/x/mod/sumdb/note"
+
+	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/names"
+)
+
+func TestMain(m *testing.M) {
+	if what := os.Getenv(childEnv); what != "" {
+		os.Exit(child(what))
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// The key pair of test logs: note.GenerateKey with a fixed source.
+type testKey struct {
+	signer   note.Signer
+	verifier string
+}
+
+func newTestKey(t testing.TB, origin string) testKey {
+	t.Helper()
+	secret, public, err := NewAuditKey(origin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := note.NewSigner(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return testKey{signer, public}
+}
+
+func openTestLog(t testing.TB, dir string, key testKey) *Log {
+	t.Helper()
+	l, err := OpenLog(t.Context(), LogConfig{Dir: dir, Signer: key.signer, VerifierKey: key.verifier})
+	if err != nil {
+		t.Fatalf("OpenLog: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Errorf("Close: %v", err)
+		}
+	})
+	return l
+}
+
+// numbered returns n events of alice, whose commands are "0" to n-1 from the
+// given first one.
+func numbered(t testing.TB, first, n int) [][]byte {
+	t.Helper()
+	out := make([][]byte, n)
+	for i := range out {
+		out[i] = encode(t, Event{
+			Name: Exec, User: "alice", Success: true, Time: testTime.Add(time.Duration(first+i) * time.Second),
+			Fields: map[string]any{"command": fmt.Sprint(first + i)},
+		})
+	}
+	return out
+}
+
+func mustAppend(t testing.TB, l *Log, events ...[]byte) {
+	t.Helper()
+	for chunk := range slices.Chunk(events, maxAppend) {
+		if err := l.Append(t.Context(), chunk); err != nil {
+			t.Fatalf("Append: %v", err)
+		}
+	}
+}
+
+// contents returns all entries of the log, oldest first.
+func contents(t testing.TB, l *Log, f Filter) [][]byte {
+	t.Helper()
+	var all [][]byte
+	before := ""
+	for {
+		page, next, err := l.Query(t.Context(), f, 0, before)
+		if err != nil {
+			t.Fatalf("Query: %v", err)
+		}
+		all = append(page, all...)
+		if next == "" {
+			return all
+		}
+		before = next
+	}
+}
+
+func checkSame(t *testing.T, what string, got, want [][]byte) {
+	t.Helper()
+	if len(got) != len(want) {
+		t.Errorf("%s: %d events, want %d", what, len(got), len(want))
+		return
+	}
+	for i := range got {
+		if !bytes.Equal(got[i], want[i]) {
+			t.Errorf("%s: event %d is\n%s\nwant\n%s", what, i, got[i], want[i])
+			return
+		}
+	}
+}
+
+func mustVerify(t testing.TB, l *Log, want int) {
+	t.Helper()
+	r, err := l.Verify(t.Context())
+	if err != nil || r.Size != uint64(want) {
+		t.Errorf("Verify = %+v, %v; want %d entries", r, err, want)
+	}
+}
+
+func TestLogKeepsWhatIsAppended(t *testing.T) {
+	for _, n := range []int{0, 1, 255, 256, 257, 5000} {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			dir, key := t.TempDir(), newTestKey(t, "example.com/audit")
+			events := numbered(t, 0, n)
+			l := openTestLog(t, dir, key)
+			mustAppend(t, l, events[:n/2]...)
+			mustAppend(t, l, events[n/2:]...)
+			checkSame(t, "query", contents(t, l, Filter{}), events)
+			mustVerify(t, l, n)
+			if err := l.Close(); err != nil {
+				t.Fatal(err)
+			}
+			l = openTestLog(t, dir, key)
+			checkSame(t, "query after reopening", contents(t, l, Filter{}), events)
+			mustAppend(t, l, events...)
+			mustVerify(t, l, n)
+		})
+	}
+}
+
+func TestLogTakesEachUIDOnce(t *testing.T) {
+	l := openTestLog(t, t.TempDir(), newTestKey(t, "example.com/audit"))
+	events := numbered(t, 0, 300)
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			mine := slices.Concat(events[i*20:], events[:i*20], events[5:9])
+			for chunk := range slices.Chunk(mine, 37) {
+				if err := l.Append(t.Context(), chunk); err != nil {
+					t.Errorf("Append: %v", err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	uids := map[string]int{}
+	for _, data := range contents(t, l, Filter{}) {
+		e, err := ParseEvent(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		uids[e.UID]++
+	}
+	for uid, n := range uids {
+		if n != 1 {
+			t.Errorf("uid %s is in the log %d times", uid, n)
+		}
+	}
+	mustVerify(t, l, len(events))
+	if len(uids) != len(events) {
+		t.Errorf("%d uids, want %d", len(uids), len(events))
+	}
+	// The first of two with one uid stays.
+	other := encode(t, Event{Name: Exec, UID: uuid.NewString(), Fields: map[string]any{"command": "first"}})
+	mustAppend(t, l, other, bytes.Replace(other, []byte("first"), []byte("other"), 1))
+	mustVerify(t, l, len(events)+1)
+}
+
+func TestLogRefusesMalformedEvents(t *testing.T) {
+	l := openTestLog(t, t.TempDir(), newTestKey(t, "example.com/audit"))
+	good := numbered(t, 0, 2)
+	for name, bad := range map[string][]byte{"empty": nil, "space": append([]byte(" "), good[0]...), "text": []byte("hello")} {
+		if err := l.Append(t.Context(), [][]byte{good[0], bad, good[1]}); !fault.Is(err, fault.BadInput) {
+			t.Errorf("%s: Append = %v, want bad input", name, err)
+		}
+	}
+	if err := l.Append(t.Context(), slices.Repeat(good[:1], maxAppend+1)); !fault.Is(err, fault.BadInput) {
+		t.Errorf("Append of too many = %v, want bad input", err)
+	}
+	if got := l.Size(); got != 0 {
+		t.Errorf("the log holds %d entries, want none", got)
+	}
+}
+
+func TestLogHasOneOpener(t *testing.T) {
+	dir, key := t.TempDir(), newTestKey(t, "example.com/audit")
+	l := openTestLog(t, dir, key)
+	if _, err := OpenLog(t.Context(), LogConfig{Dir: dir, Signer: key.signer, VerifierKey: key.verifier}); !fault.Is(err, fault.Conflict) {
+		t.Errorf("second OpenLog = %v, want a conflict", err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Append(t.Context(), numbered(t, 0, 1)); !fault.Is(err, fault.Unavailable) {
+		t.Errorf("Append after Close = %v, want unavailable", err)
+	}
+	openTestLog(t, dir, key)
+	other := newTestKey(t, "example.com/audit")
+	if _, err := OpenLog(t.Context(), LogConfig{Dir: t.TempDir(), Signer: other.signer, VerifierKey: key.verifier}); !fault.Is(err, fault.BadInput) {
+		t.Errorf("OpenLog with another's verifier = %v, want bad input", err)
+	}
+}
+
+func TestIndexIsRebuilt(t *testing.T) {
+	for name, harm := range map[string]func(t *testing.T, path string){
+		"deleted": func(t *testing.T, path string) {
+			for _, suffix := range []string{"", "-wal", "-shm"} {
+				if err := os.Remove(path + suffix); err != nil && !os.IsNotExist(err) {
+					t.Fatal(err)
+				}
+			}
+		},
+		"garbage": func(t *testing.T, path string) { write(t, path, []byte(strings.Repeat("garbage", 1000))) },
+		"empty":   func(t *testing.T, path string) { write(t, path, nil) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir, key := t.TempDir(), newTestKey(t, "example.com/audit")
+			events := numbered(t, 0, 700)
+			l := openTestLog(t, dir, key)
+			mustAppend(t, l, events...)
+			if err := l.Close(); err != nil {
+				t.Fatal(err)
+			}
+			harm(t, filepath.Join(dir, indexName))
+			l = openTestLog(t, dir, key)
+			checkSame(t, "query", contents(t, l, Filter{User: "alice"}), events)
+			mustAppend(t, l, events...)
+			mustVerify(t, l, len(events))
+		})
+	}
+}
+
+// A crash between the tree and the index: the index is behind, and duplicates
+// are still found.
+func TestIndexIsCaughtUp(t *testing.T) {
+	dir, key := t.TempDir(), newTestKey(t, "example.com/audit")
+	events := numbered(t, 0, 600)
+	l := openTestLog(t, dir, key)
+	mustAppend(t, l, events[:300]...)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	old, err := os.ReadFile(filepath.Join(dir, indexName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l = openTestLog(t, dir, key)
+	mustAppend(t, l, events[300:]...)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(dir, indexName), old)
+	l = openTestLog(t, dir, key)
+	mustAppend(t, l, events...)
+	checkSame(t, "query", contents(t, l, Filter{}), events)
+	mustVerify(t, l, len(events))
+}
+
+// An index that fails does not lose events, and what it missed is not doubled.
+func TestLogOutlivesItsIndex(t *testing.T) {
+	l := openTestLog(t, t.TempDir(), newTestKey(t, "example.com/audit"))
+	events := numbered(t, 0, 400)
+	mustAppend(t, l, events[:100]...)
+	ctx, cancel := context.WithCancel(t.Context())
+	l.groups.acquire()
+	a, err := l.index.begin(ctx)
+	if err == nil {
+		err = l.grow(t.Context(), []entry{{data: events[100]}})
+	}
+	cancel()
+	l.stale = true
+	_ = a.Rollback()
+	l.note(t.Context(), nil)
+	l.groups.release()
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkSame(t, "query beyond the index", contents(t, l, Filter{User: "alice"}), events[:101])
+	mustAppend(t, l, events...)
+	checkSame(t, "query", contents(t, l, Filter{}), events)
+	mustVerify(t, l, len(events))
+}
+
+func write(t testing.TB, path string, data []byte) {
+	t.Helper()
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// scene is a log with events of several people and nodes, in which time does not
+// always go forward.
+func scene(t testing.TB, n int) (all []Event, lines [][]byte) {
+	t.Helper()
+	users := []names.UserName{"alice", "bob", "carol"}
+	kinds := []Name{SessionStart, SessionEnd, Exec, UserLogin, NodeJoin, TunnelUp}
+	for i := range n {
+		e := Event{
+			Name: kinds[i%len(kinds)], User: users[i%len(users)], Success: true,
+			Time:     testTime.Add(time.Duration(i-i%50*60) * time.Second),
+			ServerID: fmt.Sprintf("00000000-0000-4000-8000-%012d", i%7), ServerHostname: fmt.Sprintf("web-%d", i%7),
+			Fields: map[string]any{},
+		}
+		switch e.Name {
+		case SessionStart, SessionEnd:
+			e.SID = names.SessionID(uuid.NewSHA1(uuid.Nil, fmt.Append(nil, i/6)).String())
+			e.Fields["kind"] = "shell"
+		case NodeJoin:
+			e.Fields["name"] = fmt.Sprintf("db-%d", i%5)
+		case TunnelUp:
+			e.Fields["node_name"] = fmt.Sprintf("db-%d", i%5)
+		case Exec:
+			e.Fields["command"] = `","user":"bob","sid":"x` // F31: looks like another's
+		}
+		line := encode(t, e)
+		parsed, err := ParseEvent(line)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, lines = append(all, parsed), append(lines, line)
+	}
+	return all, lines
+}
+
+func TestQueryFilters(t *testing.T) {
+	all, lines := scene(t, 2000)
+	l := openTestLog(t, t.TempDir(), newTestKey(t, "example.com/audit"))
+	mustAppend(t, l, lines...)
+	at := func(i int) time.Time { return testTime.Add(time.Duration(i) * time.Second) }
+	for name, f := range map[string]Filter{
+		"all":               {},
+		"user":              {User: "bob"},
+		"nobody":            {User: "mallory"},
+		"event":             {Event: "session.start"},
+		"family":            {Event: "session.*"},
+		"node name":         {Node: "web-3"},
+		"node id":           {Node: "00000000-0000-4000-8000-000000000003"},
+		"node meant":        {Node: "db-1"},
+		"user as a node":    {Node: "alice"},
+		"session":           {Session: all[600].SID},
+		"no session":        {Session: names.NewSessionID()},
+		"since":             {Since: at(1500)},
+		"until":             {Until: at(-100)},
+		"window":            {Since: at(500), Until: at(600)},
+		"future":            {Since: at(1e6)},
+		"past":              {Until: at(-1e6)},
+		"user and event":    {User: "alice", Event: "session.start"},
+		"never together":    {User: "alice", Event: "session.end"},
+		"everything at one": {User: all[606].User, Event: "session.*", Session: all[606].SID, Node: all[606].ServerHostname, Since: all[606].Time, Until: all[606].Time.Add(1)},
+	} {
+		var want [][]byte
+		for i, e := range all {
+			if f.matches(e) {
+				want = append(want, lines[i])
+			}
+		}
+		t.Run(name, func(t *testing.T) { checkSame(t, name, contents(t, l, f), want) })
+	}
+}
+
+func TestQueryPages(t *testing.T) {
+	l := openTestLog(t, t.TempDir(), newTestKey(t, "example.com/audit"))
+	events := numbered(t, 0, 1000)
+	mustAppend(t, l, events...)
+	page, next, err := l.Query(t.Context(), Filter{}, 300, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkSame(t, "first page", page, events[700:])
+	mustAppend(t, l, numbered(t, 1000, 50)...) // what comes meanwhile moves no page
+	for end := 700; end > 0; end = max(end-300, 0) {
+		if page, next, err = l.Query(t.Context(), Filter{}, 300, next); err != nil {
+			t.Fatal(err)
+		}
+		checkSame(t, "page", page, events[max(end-300, 0):end])
+	}
+	if next != "" {
+		t.Errorf("next = %q after the last page, want none", next)
+	}
+	if page, next, err = l.Query(t.Context(), Filter{User: "alice", Until: testTime.Add(10 * time.Second)}, 10, ""); err != nil || next != "" {
+		t.Errorf("next = %q, %v though no older event matches", next, err)
+	}
+	checkSame(t, "exact page", page, events[:10])
+	for _, before := range []string{"x", "-1", "1051", "1e3", "18446744073709551616"} {
+		if _, _, err := l.Query(t.Context(), Filter{}, 0, before); !fault.Is(err, fault.BadInput) {
+			t.Errorf("before %q: %v, want bad input", before, err)
+		}
+	}
+	for _, limit := range []int{-1, maxLimit + 1} {
+		if _, _, err := l.Query(t.Context(), Filter{}, limit, ""); !fault.Is(err, fault.BadInput) {
+			t.Errorf("limit %d: %v, want bad input", limit, err)
+		}
+	}
+	for _, f := range []Filter{{Event: "session.strat"}, {Event: "session"}, {Event: "*"}, {Event: ".*"}, {Since: testTime, Until: testTime.Add(-1)}} {
+		if _, _, err := l.Query(t.Context(), f, 0, ""); !fault.Is(err, fault.BadInput) {
+			t.Errorf("filter %+v: %v, want bad input", f, err)
+		}
+	}
+}
+
+// A page of long events stays small enough for one message.
+func TestPagesAreBounded(t *testing.T) {
+	l := openTestLog(t, t.TempDir(), newTestKey(t, "example.com/audit"))
+	var events [][]byte
+	for range 100 {
+		events = append(events, encode(t, Event{Name: Exec, Fields: map[string]any{"command": strings.Repeat("\x01", MaxCommand)}}))
+	}
+	mustAppend(t, l, events...)
+	page, next, err := l.Query(t.Context(), Filter{}, 0, "")
+	size := 0
+	for _, e := range page {
+		size += len(e)
+	}
+	if err != nil || next == "" || size > pageBytes || len(page) == 0 {
+		t.Errorf("a page of %d events and %d bytes, next %q, %v", len(page), size, next, err)
+	}
+	checkSame(t, "all pages", contents(t, l, Filter{}), events)
+	seen := 0
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	err = l.Tail(ctx, Filter{}, 100, func(batch [][]byte) error {
+		size := 0
+		for _, e := range batch {
+			size += len(e)
+		}
+		if size > pageBytes {
+			t.Errorf("a batch of %d bytes", size)
+		}
+		if seen += len(batch); seen == 100 {
+			cancel()
+		}
+		return nil
+	})
+	if err != nil {
+		t.Errorf("Tail = %v", err)
+	}
+}
+
+// F03: a tail misses nothing and doubles nothing while others append.
+func TestTail(t *testing.T) {
+	l := openTestLog(t, t.TempDir(), newTestKey(t, "example.com/audit"))
+	events := numbered(t, 0, 1500)
+	mustAppend(t, l, events[:500]...)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var wg sync.WaitGroup
+	tail := func(f Filter, backlog int, want [][]byte) {
+		wg.Go(func() {
+			var got [][]byte
+			err := l.Tail(ctx, f, backlog, func(batch [][]byte) error {
+				got = append(got, batch...)
+				if len(got) >= len(want) {
+					return context.Canceled
+				}
+				return nil
+			})
+			if err != context.Canceled {
+				t.Errorf("Tail = %v", err)
+			}
+			checkSame(t, fmt.Sprintf("backlog %d", backlog), got, want)
+		})
+	}
+	half := Filter{Since: testTime.Add(250 * time.Second)}
+	tail(Filter{}, 500, events)
+	tail(Filter{}, 10, events[490:])
+	tail(half, 1000, events[250:])
+	tail(half, 7, events[493:])
+	tail(Filter{User: "alice", Event: "exec"}, 1, events[499:])
+	for i := 500; i < len(events); i += 10 {
+		mustAppend(t, l, events[i:i+10]...)
+	}
+	wg.Wait()
+	err := l.Tail(ctx, Filter{}, 1, func([][]byte) error { cancel(); return nil })
+	if err != nil {
+		t.Errorf("Tail = %v after the end of its context, want nil", err)
+	}
+}
+
+func TestTailEndsWhenTheLogCloses(t *testing.T) {
+	l := openTestLog(t, t.TempDir(), newTestKey(t, "example.com/audit"))
+	mustAppend(t, l, numbered(t, 0, 1)...)
+	began, done := make(chan struct{}), make(chan error, 1)
+	go func() {
+		done <- l.Tail(t.Context(), Filter{}, 1, func([][]byte) error { close(began); return nil })
+	}()
+	<-began
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; !fault.Is(err, fault.Unavailable) {
+		t.Errorf("Tail = %v, want unavailable", err)
+	}
+	if _, _, err := l.Query(t.Context(), Filter{}, 0, ""); !fault.Is(err, fault.Unavailable) {
+		t.Errorf("Query = %v, want unavailable", err)
+	}
+}
+
+func TestLogRunEndsWithItsContext(t *testing.T) {
+	l := openTestLog(t, t.TempDir(), newTestKey(t, "example.com/audit"))
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- l.Run(ctx) }()
+	mustAppend(t, l, numbered(t, 0, 10)...)
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("Run = %v", err)
+	}
+}

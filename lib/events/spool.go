@@ -1,0 +1,274 @@
+//go:build unix
+
+package events
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"go.uber.org/zap"
+
+	"github.com/accessd/accessd/lib/fault"
+)
+
+const (
+	segmentSuffix = ".events"
+	// keptSuffix marks a segment that was read to its end but holds something
+	// that could not be shipped; it stays for whoever looks into it.
+	keptSuffix = ".kept"
+	// segmentBytes is where a segment is full. Shipping again after a restart
+	// begins at a segment's start, so it is small.
+	segmentBytes = 4 << 20
+	// idleSegmentBytes is where a segment whose every record was acknowledged is
+	// replaced, so that a restart ships little again.
+	idleSegmentBytes = 256 << 10
+)
+
+// file is what the spool writes to.
+type file interface {
+	io.WriteCloser
+	Sync() error
+	Truncate(size int64) error
+}
+
+// position is a place in the spool: an offset in a segment.
+type position struct {
+	segment uint64
+	offset  int64
+}
+
+func (p position) before(q position) bool {
+	return p.segment < q.segment || p.segment == q.segment && p.offset < q.offset
+}
+
+// segment is one file of the spool.
+type segment struct {
+	number uint64
+	size   int64 // durable bytes
+	open   bool  // may still grow
+	keep   bool  // holds something that could not be shipped
+}
+
+func (s segment) name() string { return fmt.Sprintf("%020d%s", s.number, segmentSuffix) }
+
+// spool is a bounded queue of records on disk. Records of concurrent callers
+// become durable by one fsync.
+type spool struct {
+	dir    *privateDir
+	max    int64
+	log    *zap.Logger
+	create func(name string) (file, error)
+
+	records *committer[[]byte]
+	active  file // last of segments while open; nil makes a new one; owned by whoever has the turn
+
+	mu       sync.Mutex
+	segments []segment // oldest first
+	next     uint64    // number of the next segment
+	kept     int64     // bytes in kept segments
+	acked    position  // everything before it was shipped
+	err      error     // of the last write
+	stats    Stats
+	grown    chan struct{} // closed at the next change of segments or acked
+}
+
+// openSpool opens the spool in path. What an earlier process left is shipped
+// first; new records go to new segments.
+func openSpool(path string, maxBytes int64, log *zap.Logger) (*spool, error) {
+	dir, err := openPrivateDir(path)
+	if err != nil {
+		return nil, err
+	}
+	s := &spool{dir: dir, max: maxBytes, log: log, next: 1, grown: make(chan struct{})}
+	s.create = func(name string) (file, error) { return dir.create(name) }
+	s.records = newCommitter(s.write)
+	if err := s.scan(); err != nil {
+		dir.close()
+		return nil, fault.Wrap(fault.Unavailable, err, "cannot read the audit spool")
+	}
+	return s, nil
+}
+
+// scan lists the segments on disk.
+func (s *spool) scan() error {
+	entries, err := fs.ReadDir(s.dir.FS(), ".")
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		info, err := entry.Info()
+		if err != nil {
+			return err
+		}
+		base, _ := strings.CutSuffix(entry.Name(), keptSuffix)
+		digits, ok := strings.CutSuffix(base, segmentSuffix)
+		number, err := strconv.ParseUint(digits, 10, 64)
+		if !ok || err != nil || !info.Mode().IsRegular() {
+			continue // not ours
+		}
+		s.next = max(s.next, number+1)
+		switch {
+		case base != entry.Name():
+			s.kept += info.Size()
+			continue
+		case info.Size() == 0: // a crash came before the first write
+			if err := s.dir.Remove(entry.Name()); err != nil {
+				return err
+			}
+			continue
+		}
+		s.segments = append(s.segments, segment{number: number, size: info.Size()})
+	}
+	slices.SortFunc(s.segments, func(a, b segment) int { return strings.Compare(a.name(), b.name()) })
+	return nil
+}
+
+// write makes records durable, all or none of them. It has the turn.
+func (s *spool) write(_ context.Context, records [][]byte) error {
+	var buf []byte
+	for _, r := range records {
+		buf = appendFrame(buf, r)
+	}
+	err := s.append(buf)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case err != nil && s.err == nil:
+		s.log.Error("the audit spool refuses events", zap.Error(err))
+	case err == nil && s.err != nil:
+		s.log.Info("the audit spool takes events again")
+	}
+	s.err = err
+	if err != nil {
+		s.stats.Refused += uint64(len(records))
+		return err
+	}
+	s.stats.Emitted += uint64(len(records))
+	s.changedLocked()
+	return nil
+}
+
+func (s *spool) append(buf []byte) error {
+	size, total := s.sizes()
+	if total+int64(len(buf)) > s.max {
+		return fault.New(fault.Unavailable, "the audit spool is full").
+			WithHint("the authority has been away for long; once it is back the spool drains by itself")
+	}
+	if s.active != nil && size+int64(len(buf)) > segmentBytes && size > int64(len(segmentMagic)) {
+		s.seal()
+	}
+	if err := s.appendActive(buf); err != nil {
+		return fault.Wrap(fault.Unavailable, err, "the audit spool cannot be written")
+	}
+	return nil
+}
+
+// sizes returns the bytes of the last segment and of all.
+func (s *spool) sizes() (last, total int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, seg := range s.segments {
+		total += seg.size
+		last = seg.size
+	}
+	return last, total + s.kept
+}
+
+// appendActive writes buf to the active segment and syncs it. After a failure
+// nothing that the kernel says about that file is trusted any more: it is cut
+// back to what was durable and the next write begins another.
+func (s *spool) appendActive(buf []byte) error {
+	fresh := s.active == nil
+	if fresh {
+		f, err := s.create(segment{number: s.next}.name())
+		if err != nil {
+			return err
+		}
+		s.active = f
+		buf = append([]byte(segmentMagic), buf...)
+	}
+	_, err := s.active.Write(buf)
+	if err == nil {
+		err = s.active.Sync()
+	}
+	if err == nil && fresh {
+		err = s.dir.sync()
+	}
+	if err != nil {
+		s.abandon(fresh)
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if fresh {
+		s.segments = append(s.segments, segment{number: s.next, open: true})
+		s.next++
+	}
+	s.segments[len(s.segments)-1].size += int64(len(buf))
+	return nil
+}
+
+// abandon gives up the active segment after a failed write.
+func (s *spool) abandon(fresh bool) {
+	var err error
+	if fresh {
+		err = s.dir.Remove(segment{number: s.next}.name())
+		s.next++ // in case it could not be removed
+	} else {
+		size, _ := s.sizes()
+		err = s.active.Truncate(size)
+	}
+	if err != nil {
+		s.log.Warn("an unacknowledged tail stays in the audit spool", zap.Error(err))
+	}
+	s.seal()
+}
+
+// seal ends the active segment.
+func (s *spool) seal() {
+	if s.active == nil {
+		return
+	}
+	if err := s.active.Close(); err != nil {
+		s.log.Warn("cannot close a spool segment", zap.Error(err)) // it was synced
+	}
+	s.active = nil
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range s.segments {
+		s.segments[i].open = false
+	}
+}
+
+// changedLocked wakes who waits for a change.
+func (s *spool) changedLocked() {
+	close(s.grown)
+	s.grown = make(chan struct{})
+}
+
+// end returns the place behind the last durable record, the place before which
+// everything was shipped, and a channel that closes when either moves.
+func (s *spool) end() (end, acked position, changed <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n := len(s.segments); n > 0 {
+		end = position{s.segments[n-1].number, s.segments[n-1].size}
+	}
+	return end, s.acked, s.grown
+}
+
+// close seals the active segment and unlocks the directory.
+func (s *spool) close() error {
+	s.records.acquire()
+	defer s.records.release()
+	s.seal()
+	s.create = func(string) (file, error) { return nil, errors.New("closed") }
+	return s.dir.close()
+}
