@@ -1,0 +1,137 @@
+package proxy
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/crypto/ssh"
+
+	"github.com/accessd/accessd/lib/authz"
+	"github.com/accessd/accessd/lib/events"
+	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/names"
+	"github.com/accessd/accessd/lib/services"
+	"github.com/accessd/accessd/lib/srv/sshserver"
+	"github.com/accessd/accessd/lib/sshca"
+)
+
+// emitTime bounds the wait for an event of a connection that is gone.
+const emitTime = 5 * time.Second
+
+// Emitter writes events durably; [events.Emitter] is one.
+type Emitter interface {
+	Emit(ctx context.Context, ev events.Event) error
+}
+
+// audit writes this package's events.
+type audit struct {
+	out Emitter
+	log *zap.Logger
+}
+
+// login records that the certificate of id let a person in.
+func (a *audit) login(c *sshserver.Conn, m ssh.ConnMetadata, id *sshca.Identity) error {
+	ev := event(events.UserLogin, c, m, map[string]any{
+		"method": "certificate", "mfa": id.MFA, "key_id": id.KeyID, "ca": id.CAFingerprint,
+		"roles": id.Roles, "logins": id.Logins,
+	})
+	ev.User, ev.Success = id.User, true
+	identify(ev, id)
+	return a.emit(c.Context(), ev)
+}
+
+// rejected records that key was refused. What it says of the peer are claims.
+func (a *audit) rejected(c *sshserver.Conn, m ssh.ConnMetadata, key ssh.PublicKey, why *sshca.Refusal) {
+	ev := event(events.AuthRejected, c, m, map[string]any{
+		"refusal": why.Code, "method": "publickey", "reason": why.Detail, "fingerprint": ssh.FingerprintSHA256(key),
+	})
+	ev.User, ev.Error = names.UserName(m.User()), string(why.Code)
+	if cert, ok := key.(*ssh.Certificate); ok {
+		maps.Copy(ev.Fields, map[string]any{
+			"fingerprint": ssh.FingerprintSHA256(cert.Key), "ca": ssh.FingerprintSHA256(cert.SignatureKey),
+			"cert_serial": strconv.FormatUint(cert.Serial, 10), "key_id": cert.KeyId, "principals": cert.ValidPrincipals,
+		})
+	}
+	_ = a.emit(c.Context(), ev) // it is refused all the same
+}
+
+// asked is the question of a decision: the destination as the client wrote it
+// and the node it means, if any.
+type asked struct {
+	host  string
+	port  uint32
+	node  services.Node
+	known bool
+}
+
+// decided records a decision before it has an effect.
+func (a *audit) decided(ctx context.Context, c *sshserver.Conn, q asked, d authz.Decision) error {
+	ev := event(events.AccessDecision, c, c, map[string]any{
+		"action": "connect", "target": fmt.Sprintf("%s:%d", q.host, q.port), "rule": d.Rule, "role": d.Role, "reason": d.Reason, "roles": c.Identity.Roles,
+	})
+	if q.known {
+		maps.Copy(ev.Fields, map[string]any{"node_id": q.node.ID, "node_name": q.node.Name, "node_labels": q.node.Labels})
+	}
+	if ev.Success = d.Allow; !d.Allow {
+		ev.Error = d.Reason
+	}
+	ev.User = c.Identity.User
+	identify(ev, c.Identity)
+	return a.emit(ctx, ev)
+}
+
+// gone records that a person's connection has ended.
+func (a *audit) gone(c *sshserver.Conn, who *person, err error, now time.Time) {
+	ev := event(events.ClientDisconnect, c, c, map[string]any{
+		"duration_ms": now.Sub(who.since), "bytes_in": who.in.Load(), "bytes_out": who.out.Load(),
+	})
+	if err != nil {
+		ev.Fields["reason"] = err.Error()
+	}
+	ev.User, ev.Success = c.Identity.User, true
+	identify(ev, c.Identity)
+	ctx, stop := context.WithTimeout(context.WithoutCancel(c.Context()), emitTime)
+	defer stop()
+	_ = a.emit(ctx, ev)
+}
+
+// emit returns an error that a person may read when ev could not be written.
+func (a *audit) emit(ctx context.Context, ev events.Event) error {
+	err := a.out.Emit(ctx, ev)
+	if err == nil {
+		return nil
+	}
+	a.log.Error("event not written", zap.String("event", string(ev.Name)), zap.Error(err))
+	return fault.Wrap(fault.Unavailable, err, "the audit log cannot be written, so nothing is allowed right now")
+}
+
+// event returns an event about the connection c.
+func event(kind events.Name, c *sshserver.Conn, m ssh.ConnMetadata, fields map[string]any) events.Event {
+	fields["connection"] = connectionID(m)
+	fields["client"] = string(m.ClientVersion())
+	fields["addr.local"] = m.LocalAddr().String()
+	if c.Relay != (netip.AddrPort{}) {
+		fields["addr.peer"] = c.Relay.String()
+	}
+	ev := events.Event{Name: kind, Proto: "ssh", Fields: fields}
+	if c.Remote != (netip.AddrPort{}) {
+		ev.AddrRemote = c.Remote.String()
+	}
+	return ev
+}
+
+// identify adds what tells one certificate from another.
+func identify(ev events.Event, id *sshca.Identity) {
+	ev.Fields["cert_serial"] = strconv.FormatUint(id.Serial, 10)
+	ev.Fields["fingerprint"] = id.Fingerprint
+}
+
+// connectionID returns what is the same in all events of one connection and in
+// no other: the beginning of its SSH session id (RFC 4253, section 7.2).
+func connectionID(m ssh.ConnMetadata) string { return hex.EncodeToString(m.SessionID()[:8]) }

@@ -1,0 +1,60 @@
+// Package proxy is the SSH server behind the listener: it finds out who
+// connects and connects them to what they may reach.
+//
+// # Who connects
+//
+// The SSH user name and the key say which of three kinds a peer is. Nothing
+// counts until its signature is verified.
+//
+//   - A person: a user's name and a certificate of the user authority; or, to
+//     get one, the name and a plain key, followed by a sign-in
+//     (keyboard-interactive, RFC 4256) that the authority conducts and this
+//     package only carries. A connection that was signed in this way can run
+//     "login" and nothing else.
+//   - A member: a node's or proxy's name and a certificate of the node
+//     authority, whose record still exists with that key.
+//   - A joiner: the name "+join" and any key. It reaches the authority's join
+//     service and nothing else.
+//
+// Whoever the name belongs to, or nobody, a plain key is taken and the same
+// questions follow, so that a stranger learns no name. Every refusal is one
+// auth.rejected event; the peer reads "Permission denied". Only a holder of a
+// certificate that was good once reads when it expired.
+//
+// Stock ssh proves its plain key before it offers the certificate beside it, so
+// a proven plain key leaves both ways open: certificates are still taken, and
+// only when none is good do the questions begin.
+//
+// # What they reach
+//
+// Channel and request types are an allow list, by kind of peer; everything else
+// is refused and counted by lib/srv/sshserver.
+//
+//   - People open direct-tcpip ("ssh -J", "ssh -W") to registered nodes, and a
+//     session to run "login". There is no shell, no command, no subsystem, no
+//     environment and no forwarding of any other kind on the proxy itself.
+//   - Members open accessd-api and accessd-authority, and nodes ask for
+//     tcpip-forward.
+//   - Joiners open accessd-authority.
+//
+// A destination is a node's name, its id, or localhost with its gateway port.
+// Names are looked up among the registered nodes and nowhere else: no DNS, no
+// addresses, no Unix paths. The rules decide first and the decision is written
+// to the audit log before the node hears of it. A node that is unknown and one
+// that the person may not reach give the same answer, except to those who may
+// list nodes anyway. What passes to a node are raw bytes of an SSH connection
+// that ends there.
+//
+// When the policy changes, live connections are judged again: those of users
+// and members that are gone end, and so do connections to nodes that are no
+// longer allowed.
+//
+// # The authority
+//
+// An accessd-authority channel holds one more SSH connection, which ends at the
+// authority, so that a proxy between the two can neither read nor change it. In
+// a process with the authority this package serves that connection too; in any
+// other it passes the bytes on over the process's own link. The address a
+// nested connection comes from is what the outer peer says when that is a
+// proxy, and the outer connection's own address otherwise.
+package proxy

@@ -1,0 +1,239 @@
+package proxy
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/accessd/accessd/lib/names"
+	"github.com/accessd/accessd/lib/srv/sshserver"
+	"github.com/accessd/accessd/lib/sshca"
+)
+
+// JoinUser is the SSH user name of whoever wants to become a member. No user
+// and no member can have it.
+const JoinUser = "+join"
+
+// Why this package refuses a certificate that lib/sshca finds good, or a plain
+// key; they stand in audit events beside [sshca.Code]'s.
+const (
+	codeUserGone    sshca.Code = "user_gone"    // the user is not or no longer in the cluster
+	codeMemberGone  sshca.Code = "member_gone"  // the member is not or no longer in the cluster
+	codeKeyReplaced sshca.Code = "key_replaced" // the member has joined again with another key
+	codeNotServed   sshca.Code = "not_served"   // such peers are not served here
+	codeBadName     sshca.Code = "bad_name"     // no user can have that name
+)
+
+// errOtherWay refuses a plain key on a connection that has proven one: what may
+// follow is a certificate, or the questions. It is no failure of the peer's.
+var errOtherWay = errors.New("a plain key was proven already")
+
+// admits says which peers a gate lets in beside members.
+type admits struct{ people, joiners bool }
+
+// gate decides who the peer of one connection is. Its methods are the
+// connection's authentication callbacks; one goroutine calls them.
+type gate struct {
+	s      *Server
+	conn   *sshserver.Conn
+	admits admits
+
+	key    ssh.PublicKey   // the plain key a sign-in is for, once proven
+	signed *signedIn       // what the sign-in gave
+	told   map[string]bool // refusals the audit log has; bounded by the tries of a connection
+}
+
+// authenticator returns what sets the callbacks of a connection.
+func (s *Server) authenticator(a admits) func(*sshserver.Conn, *ssh.ServerConfig) error {
+	return func(c *sshserver.Conn, cfg *ssh.ServerConfig) error {
+		g := &gate{s: s, conn: c, admits: a, told: map[string]bool{}}
+		c.Value = g
+		cfg.PublicKeyCallback = g.offered
+		cfg.VerifiedPublicKeyCallback = g.proven
+		return nil
+	}
+}
+
+// offered says whether a signature by key would be of use. Nothing is known of
+// the peer yet: whoever it is may offer any key (RFC 4252, section 7).
+func (g *gate) offered(m ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
+	cert, ok := key.(*ssh.Certificate)
+	if !ok {
+		return nil, g.offeredPlain(m, key)
+	}
+	peer := g.peer(m)
+	if _, err := g.identify(cert, peer); err != nil && !g.wasGood(cert, peer) {
+		return nil, g.refuse(m, cert, err)
+	}
+	return nil, nil
+}
+
+// offeredPlain takes any plain key, once, whoever the name belongs to.
+func (g *gate) offeredPlain(m ssh.ConnMetadata, key ssh.PublicKey) error {
+	switch {
+	case g.key != nil:
+		return errOtherWay
+	case m.User() == JoinUser && g.admits.joiners:
+		return nil
+	case m.User() == JoinUser || !g.admits.people:
+		return g.refuse(m, key, &sshca.Refusal{Code: codeNotServed, Detail: "plain keys are not taken here"})
+	}
+	if _, err := names.ParseUserName(m.User()); err != nil {
+		return g.refuse(m, key, &sshca.Refusal{Code: codeBadName, Detail: err.Error()})
+	}
+	return nil
+}
+
+// proven is told that the peer holds key, which offered let pass.
+func (g *gate) proven(m ssh.ConnMetadata, key ssh.PublicKey, _ *ssh.Permissions, _ string) (*ssh.Permissions, error) {
+	if cert, ok := key.(*ssh.Certificate); ok {
+		return nil, g.certified(m, cert)
+	}
+	if m.User() == JoinUser {
+		return nil, g.conn.ProveKey(key)
+	}
+	g.key = key
+	return nil, &ssh.PartialSuccessError{Next: ssh.ServerAuthCallbacks{
+		PublicKeyCallback:           g.offered,
+		KeyboardInteractiveCallback: g.ask,
+	}}
+}
+
+// certified makes the holder of cert the connection's identity.
+func (g *gate) certified(m ssh.ConnMetadata, cert *ssh.Certificate) error {
+	peer := g.peer(m)
+	id, err := g.identify(cert, peer)
+	if err != nil {
+		refused := g.refuse(m, cert, err)
+		if g.wasGood(cert, peer) {
+			return &ssh.BannerError{Err: refused, Message: expiredBanner(m.User(), cert)}
+		}
+		return refused
+	}
+	if id.Kind == sshca.KindUser {
+		if err := g.s.audit.login(g.conn, m, id); err != nil {
+			return &ssh.BannerError{Err: err, Message: bannerNoAudit}
+		}
+	}
+	return g.conn.Prove(id)
+}
+
+// ask conducts the sign-in for the key that was proven.
+func (g *gate) ask(m ssh.ConnMetadata, challenge ssh.KeyboardInteractiveChallenge) (*ssh.Permissions, error) {
+	if err := g.conn.Park(); err != nil {
+		return nil, &ssh.BannerError{Err: err, Message: bannerParked}
+	}
+	signed, err := g.s.signIn(g.conn.Context(), signInRequest{peer: g.peer(m), key: g.key, client: g.conn.Remote, challenge: challenge})
+	if err != nil {
+		return nil, err
+	}
+	g.signed = signed
+	return nil, g.conn.Prove(signed.identity)
+}
+
+func (g *gate) peer(m ssh.ConnMetadata) sshca.Peer {
+	return sshca.Peer{SSHUser: m.User(), Addr: g.conn.Remote.Addr(), Now: g.s.cfg.Now()}
+}
+
+// refuse writes to the audit log that key was refused, once for each reason,
+// and returns why.
+func (g *gate) refuse(m ssh.ConnMetadata, key ssh.PublicKey, why error) error {
+	r := &sshca.Refusal{Code: "internal", Detail: why.Error()}
+	errors.As(why, &r)
+	if id := fmt.Sprintf("%s %s %s", r.Code, m.User(), key.Marshal()); !g.told[id] {
+		g.told[id] = true
+		g.s.audit.rejected(g.conn, m, key, r)
+	}
+	return why
+}
+
+// identify returns whom cert makes of a peer, by the certificate and by the
+// policy of now. It does not ask whether the peer holds the key.
+func (g *gate) identify(cert *ssh.Certificate, peer sshca.Peer) (*sshca.Identity, error) {
+	trust := g.s.cfg.Policy.Trust()
+	if ca, _ := trust.Type(cert); ca == sshca.TypeNode {
+		id, err := trust.CheckMember(cert, peer)
+		if err != nil {
+			return nil, err
+		}
+		_, err = g.s.checkMember(id)
+		return id, err
+	}
+	id, err := trust.CheckUser(cert, peer)
+	if err != nil {
+		return nil, err
+	}
+	if !g.admits.people {
+		return nil, refusal(id, codeNotServed, "this process is no proxy")
+	}
+	return id, g.s.checkUser(id)
+}
+
+// wasGood reports whether cert was valid for peer until it expired.
+func (g *gate) wasGood(cert *ssh.Certificate, peer sshca.Peer) bool {
+	if peer.Now.Before(end(cert)) {
+		return false
+	}
+	peer.Now = end(cert).Add(-time.Second)
+	id, err := g.identify(cert, peer)
+	return err == nil && id.Kind == sshca.KindUser
+}
+
+// checkUser refuses a person who is no longer in the cluster.
+func (s *Server) checkUser(id *sshca.Identity) error {
+	if _, ok := s.cfg.Policy.User(id.User); !ok {
+		return refusal(id, codeUserGone, "there is no such user")
+	}
+	return nil
+}
+
+// checkMember refuses a member that is no longer in the cluster, or not with
+// this key. It returns the key as the cluster's record has it.
+func (s *Server) checkMember(id *sshca.Identity) (string, error) {
+	line, ok := s.recordedKey(id)
+	if !ok {
+		return "", refusal(id, codeMemberGone, "there is no such member")
+	}
+	key, _, _, _, err := ssh.ParseAuthorizedKey([]byte(line)) //nolint:dogsled // its shape
+	if err != nil || ssh.FingerprintSHA256(key) != id.Fingerprint {
+		return "", refusal(id, codeKeyReplaced, "the member has another key now")
+	}
+	return line, nil
+}
+
+// recordedKey returns the key in the cluster's record of id's member.
+func (s *Server) recordedKey(id *sshca.Identity) (string, bool) {
+	if id.Kind == sshca.KindNode {
+		n, ok := s.cfg.Policy.Node(id.Member)
+		return n.MemberKey, ok && n.Name == id.MemberName
+	}
+	m, ok := memberOf(s.cfg.Policy, id.Member)
+	return m.MemberKey, ok && m.Kind == id.Kind && m.Name == id.MemberName
+}
+
+// authorizedKey returns key as an authorized_keys line without a comment.
+func authorizedKey(key ssh.PublicKey) string {
+	return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key)))
+}
+
+func refusal(id *sshca.Identity, code sshca.Code, detail string) error {
+	return &sshca.Refusal{
+		Code: code, Detail: detail, Serial: id.Serial, KeyID: id.KeyID,
+		Fingerprint: id.Fingerprint, CAFingerprint: id.CAFingerprint,
+	}
+}
+
+// What a peer may read before it is let in. Nothing here tells whether a name
+// exists: only who holds a certificate that was good reads about it.
+const (
+	bannerNoAudit = "accessd: the audit log cannot be written, so nobody can log in right now\r\n"
+	bannerParked  = "accessd: too many people are signing in right now; try again in a minute\r\n"
+	bannerAway    = "accessd: signing in is not possible right now; try again in a minute\r\n"
+)
+
+func expiredBanner(user string, cert *ssh.Certificate) string {
+	return fmt.Sprintf("accessd: your certificate expired at %s; run \"ssh %s@PROXY login\" for a new one\r\n", moment(end(cert)), user)
+}

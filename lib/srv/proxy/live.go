@@ -1,0 +1,268 @@
+package proxy
+
+import (
+	"context"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/accessd/accessd/lib/authz"
+	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/names"
+	"github.com/accessd/accessd/lib/services"
+	"github.com/accessd/accessd/lib/srv/sshserver"
+)
+
+const (
+	// settle is how long changes of the policy are gathered before live
+	// connections are judged again: a cluster that starts makes thousands.
+	settle = 200 * time.Millisecond
+	// openRate is how many channels one person may open in a second, in the long
+	// run. Each is a decision, and a durable event.
+	openRate = 50
+)
+
+// The connections that are good for one thing only end after a while.
+const (
+	signedTime = 2 * time.Minute // of a sign-in: to run login
+	joinTime   = time.Minute     // of a joiner: to join
+)
+
+// Joiners have proven nothing that costs anything, so there are few at a time.
+const (
+	maxJoiners       = 128
+	maxSourceJoiners = 32 // of one address: a rack behind one router that is set up at once
+)
+
+// person is the Value of a person's connection.
+type person struct {
+	since   time.Time
+	signed  *signedIn   // set when it was not a certificate but a sign-in that let it in
+	hurry   *time.Timer // ends it, when it was signed in
+	usage   *usage      // of its user, by all connections together
+	in, out atomic.Int64
+}
+
+// member is the Value of a member's connection.
+type member struct{ key string } // as the cluster's record had it when it was checked
+
+// joiner is the Value of a joiner's connection.
+type joiner struct{ hurry *time.Timer }
+
+// bridge is a person's way to one node.
+type bridge struct {
+	conn *sshserver.Conn
+	who  *person
+	node names.NodeID
+	end  context.CancelCauseFunc
+}
+
+// usage is what all connections of one user use together.
+type usage struct {
+	conns, bridges int
+	opens          *rate.Limiter
+}
+
+// live knows who is connected to what.
+type live struct {
+	most int // connections of one user, and bridges
+
+	// quiet ends, by hush, when the server drains and no bridge is left.
+	quiet context.Context //nolint:containedctx // a state that other contexts follow
+	hush  context.CancelFunc
+
+	mu       sync.Mutex
+	conns    map[*sshserver.Conn]struct{}
+	bridges  map[*bridge]struct{}
+	users    map[names.UserName]*usage // those with a connection
+	joiners  map[netip.Addr]int        // connections of joiners, by source
+	draining bool
+}
+
+func newLive(most int) *live {
+	return &live{
+		most: most, conns: map[*sshserver.Conn]struct{}{}, bridges: map[*bridge]struct{}{},
+		users: map[names.UserName]*usage{}, joiners: map[netip.Addr]int{},
+	}
+}
+
+// enter adds a connection that has been authenticated, unless there are too
+// many of its kind.
+func (l *live) enter(c *sshserver.Conn) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var err error
+	switch v := c.Value.(type) {
+	case *person:
+		err = l.enterPersonLocked(c.Identity.User, v)
+	case *joiner:
+		err = l.enterJoinerLocked(source(c))
+	}
+	if err == nil {
+		l.conns[c] = struct{}{}
+	}
+	return err
+}
+
+func (l *live) enterPersonLocked(user names.UserName, who *person) error {
+	u := l.users[user]
+	if u == nil {
+		u = &usage{opens: rate.NewLimiter(openRate, l.most)}
+		l.users[user] = u
+	}
+	if u.conns == l.most {
+		return fault.New(fault.Unavailable, "user %q has %d connections already", user, u.conns)
+	}
+	u.conns++
+	who.usage = u
+	return nil
+}
+
+func (l *live) enterJoinerLocked(from netip.Addr) error {
+	all := 0
+	for _, n := range l.joiners {
+		all += n
+	}
+	if all >= maxJoiners || l.joiners[from] >= maxSourceJoiners {
+		return fault.New(fault.Unavailable, "%d joiners are here already, %d of them from there", all, l.joiners[from])
+	}
+	l.joiners[from]++
+	return nil
+}
+
+// leave takes out a connection, if it is in.
+func (l *live) leave(c *sshserver.Conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, ok := l.conns[c]; !ok {
+		return
+	}
+	delete(l.conns, c)
+	switch v := c.Value.(type) {
+	case *person:
+		if v.usage.conns--; v.usage.conns == 0 {
+			delete(l.users, c.Identity.User)
+		}
+	case *joiner:
+		if l.joiners[source(c)]--; l.joiners[source(c)] == 0 {
+			delete(l.joiners, source(c))
+		}
+	}
+}
+
+// source returns what is counted as one source: an address, or an IPv6 network
+// of 64 bits, which is what one host gets.
+func source(c *sshserver.Conn) netip.Addr {
+	const host = 64
+	addr := c.Remote.Addr().Unmap()
+	if p, err := addr.Prefix(host); err == nil && addr.Is6() {
+		return p.Addr()
+	}
+	return addr
+}
+
+// span adds b unless its user has too many bridges.
+func (l *live) span(b *bridge) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if u := b.who.usage; u.bridges == l.most {
+		return fault.New(fault.Unavailable, "you have %d connections to nodes already", u.bridges)
+	}
+	b.who.usage.bridges++
+	l.bridges[b] = struct{}{}
+	return nil
+}
+
+// fold takes out b.
+func (l *live) fold(b *bridge) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	b.who.usage.bridges--
+	delete(l.bridges, b)
+	l.hushLocked()
+}
+
+// drain makes it quiet as soon as the last bridge is gone.
+func (l *live) drain() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.draining = true
+	l.hushLocked()
+}
+
+func (l *live) hushLocked() {
+	if l.draining && len(l.bridges) == 0 {
+		l.hush()
+	}
+}
+
+// now returns what is there at this moment.
+func (l *live) now() ([]*sshserver.Conn, []*bridge) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Collect(maps.Keys(l.conns)), slices.Collect(maps.Keys(l.bridges))
+}
+
+// watch judges all that is live again whenever the policy changes, until ctx
+// ends.
+func (s *Server) watch(ctx context.Context) {
+	for {
+		changed := s.cfg.Policy.Changed() // taken first, so that no change is missed
+		s.judge()
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(settle):
+		}
+	}
+}
+
+// judge ends what the policy of now does not allow.
+func (s *Server) judge() {
+	conns, bridges := s.live.now()
+	for _, c := range conns {
+		if err := s.stillWelcome(c); err != nil {
+			c.Cut(err)
+		}
+	}
+	for _, b := range bridges {
+		n, ok := s.cfg.Policy.Node(b.node)
+		if !ok {
+			b.end(fault.New(fault.Denied, "node %q was removed", b.node))
+		} else if d := s.cfg.Engine.Reach(b.conn.Identity, view(n)); !d.Allow {
+			b.end(fault.New(fault.Denied, "node %q may not be reached any more: %s", n.Name, d.Reason))
+		}
+	}
+}
+
+// stillWelcome refuses a connection whose user or member is gone. One that was
+// signed in a moment ago is left alone: it can do no harm, does not last, and
+// news of its user may not have come here yet.
+func (s *Server) stillWelcome(c *sshserver.Conn) error {
+	switch v := c.Value.(type) {
+	case *member:
+		if key, ok := s.recordedKey(c.Identity); !ok || key != v.key {
+			_, err := s.checkMember(c.Identity)
+			return err
+		}
+	case *person:
+		if v.signed == nil {
+			return s.checkUser(c.Identity)
+		}
+	}
+	return nil
+}
+
+func view(n services.Node) authz.NodeView {
+	return authz.NodeView{ID: n.ID, Name: n.Name, Labels: n.Labels}
+}

@@ -1,0 +1,194 @@
+package proxy
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+
+	"go.uber.org/zap"
+	"golang.org/x/crypto/ssh"
+
+	"github.com/accessd/accessd/api/accessd/v1/accessdv1connect"
+	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/rpc"
+	"github.com/accessd/accessd/lib/srv/listener"
+	"github.com/accessd/accessd/lib/srv/sshserver"
+	"github.com/accessd/accessd/lib/sshca"
+	"github.com/accessd/accessd/lib/sshwire"
+)
+
+// serveMemberAPI serves an accessd-api channel of a member's connection: the
+// tunnel service where there are tunnels, and the authority's services where the
+// authority is.
+func (s *Server) serveMemberAPI(c *sshserver.Conn, nc ssh.NewChannel) {
+	if _, ok := c.Value.(*member); !ok {
+		refuse(nc, errMembersOnly)
+		return
+	}
+	mux := http.NewServeMux()
+	if s.cfg.Authority != nil {
+		mux.Handle("/", s.cfg.Authority)
+	}
+	if s.cfg.Tunnels != nil {
+		mux.Handle(s.cfg.Tunnels.API(c))
+	}
+	s.serveAPI(c, nc, mux)
+}
+
+// serveAuthorityAPI serves an accessd-api channel of a nested connection: the
+// authority's services to members, and the join service to joiners.
+func (s *Server) serveAuthorityAPI(c *sshserver.Conn, nc ssh.NewChannel) {
+	if _, ok := c.Value.(*member); ok {
+		s.serveAPI(c, nc, s.cfg.Authority)
+		return
+	}
+	s.serveAPI(c, nc, joinOnly{next: s.cfg.Authority, conn: c})
+}
+
+// serveAPI answers calls on nc until the channel ends, or the server stops and
+// no bridge needs the connection any more.
+func (s *Server) serveAPI(c *sshserver.Conn, nc ssh.NewChannel, h http.Handler) {
+	ch, done, err := accept(nc)
+	if err != nil {
+		return
+	}
+	defer done()
+	ctx, stop := context.WithCancel(c.Context())
+	defer stop()
+	defer context.AfterFunc(s.live.quiet, stop)()
+	peer := rpc.Peer{Identity: c.Identity, Joiner: c.Joiner, Addr: c.Remote}
+	if err := rpc.Serve(ctx, rpc.ChannelConn(ch, c.LocalAddr(), c.RemoteAddr()), peer, h); err != nil {
+		s.log.Info("api channel ended", zap.Error(err))
+	}
+}
+
+// joinOnly lets a joiner call the join service and nothing else, and counts
+// against its source what it tries in vain.
+type joinOnly struct {
+	next http.Handler
+	conn *sshserver.Conn
+}
+
+// ServeHTTP implements [http.Handler]. Only Connect's own form of a unary call
+// passes: it shows in its status whether the call went well.
+func (j joinOnly) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	ok := strings.HasPrefix(r.URL.Path, "/"+accessdv1connect.JoinServiceName+"/") &&
+		strings.HasPrefix(r.Header.Get("Content-Type"), "application/proto")
+	if !ok {
+		j.conn.Penalize(listener.OffenceProtocol)
+		w.WriteHeader(http.StatusNotFound)
+		return
+	}
+	seen := &statusWriter{ResponseWriter: w}
+	j.next.ServeHTTP(seen, r)
+	if seen.status >= http.StatusBadRequest && seen.status < http.StatusInternalServerError {
+		j.conn.Penalize(listener.OffenceAuthFailed)
+	}
+}
+
+// statusWriter remembers the status of a response.
+type statusWriter struct {
+	http.ResponseWriter
+	status int
+}
+
+// WriteHeader implements [http.ResponseWriter].
+func (w *statusWriter) WriteHeader(status int) {
+	w.status = status
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// serveAuthority serves an accessd-authority channel: it carries an SSH
+// connection that ends at the authority, here or further on.
+func (s *Server) serveAuthority(c *sshserver.Conn, nc ssh.NewChannel) {
+	if _, ok := c.Value.(*person); ok {
+		refuse(nc, errMembersOnly)
+		return
+	}
+	origin, err := originOf(c, nc)
+	if err != nil {
+		refuse(nc, err)
+		return
+	}
+	if s.nested == nil {
+		s.passOn(c, nc, origin)
+		return
+	}
+	ch, done, err := accept(nc)
+	if err != nil {
+		return
+	}
+	defer done()
+	remote := net.TCPAddrFromAddrPort(origin)
+	conn := nestedConn{Conn: rpc.ChannelConn(ch, c.LocalAddr(), remote), outer: c}
+	if err := s.nested.ServeConn(c.Context(), conn); err != nil {
+		s.log.Info("nested connection ended", zap.Stringer("origin", origin), zap.Error(err))
+	}
+}
+
+// passOn carries nc to the authority over the process's own link.
+func (s *Server) passOn(c *sshserver.Conn, nc ssh.NewChannel, origin netip.AddrPort) {
+	far, err := s.cfg.OpenAuthority(c.Context(), origin)
+	if err != nil {
+		refuse(nc, fault.Wrap(fault.Unavailable, err, "the authority is away"))
+		return
+	}
+	defer far.Close()
+	ch, done, err := accept(nc)
+	if err != nil {
+		return
+	}
+	defer done()
+	relay.Pipe(c.Context(), ch, far)
+}
+
+// originOf returns where the peer of a nested connection comes from: what a
+// proxy says, for it relays others; the outer connection's own address for
+// everybody else.
+func originOf(c *sshserver.Conn, nc ssh.NewChannel) (netip.AddrPort, error) {
+	open, err := sshwire.ParseAuthorityOpen(nc.ExtraData())
+	if err != nil || c.Identity == nil || c.Identity.Kind == sshca.KindNode {
+		return c.Remote, err
+	}
+	origin := sshwire.ParseOrigin(open.OriginAddr, open.OriginPort)
+	if !origin.IsValid() {
+		return origin, fault.New(fault.BadInput, "origin %s: want an address", quote(open.OriginAddr))
+	}
+	return origin, nil
+}
+
+// nestedConn is the transport of a nested connection. It owes its listener
+// nothing, but a joiner's offences are its source's.
+type nestedConn struct {
+	net.Conn
+	outer *sshserver.Conn
+}
+
+var _ listener.Guard = nestedConn{}
+
+// KexDone implements [listener.Guard].
+func (nestedConn) KexDone() {}
+
+// Parked implements [listener.Guard]: nobody types on a nested connection.
+func (nestedConn) Parked() error { return fault.New(fault.Denied, "no sign-in here") }
+
+// Authenticated implements [listener.Guard].
+func (nestedConn) Authenticated() {}
+
+// Penalize implements [listener.Guard]. A member that relays others is not to
+// blame for them.
+func (n nestedConn) Penalize(o listener.Offence) {
+	if n.outer.Joiner != nil {
+		n.outer.Penalize(o)
+	}
+}
+
+// forward answers what only nodes may ask for.
+func (s *Server) forward(c *sshserver.Conn, r *ssh.Request) (bool, []byte) {
+	if s.cfg.Tunnels == nil || c.Identity == nil || c.Identity.Kind != sshca.KindNode {
+		return false, nil
+	}
+	return s.cfg.Tunnels.Forward(c, r)
+}

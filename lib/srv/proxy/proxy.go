@@ -1,0 +1,213 @@
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+	"golang.org/x/crypto/ssh"
+
+	"github.com/accessd/accessd/api/accessd/v1/accessdv1connect"
+	"github.com/accessd/accessd/lib/authz"
+	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/names"
+	"github.com/accessd/accessd/lib/services"
+	"github.com/accessd/accessd/lib/srv/sshserver"
+	"github.com/accessd/accessd/lib/sshca"
+	"github.com/accessd/accessd/lib/sshwire"
+)
+
+// DefaultMaxPerUser is how many connections, and how many bridges to nodes, one
+// user may have unless told otherwise: a large ansible run, and room.
+const DefaultMaxPerUser = 256
+
+// Config configures a [Server]. What belongs to a role is nil in a process
+// without that role.
+type Config struct {
+	HostKeys func() []ssh.Signer // to show, the host certificate before the plain key; required
+	Policy   *services.Cache     // required
+	Engine   *authz.Engine       // required
+	Events   Emitter             // required
+
+	People  *People // role proxy: nil lets no people in
+	Tunnels Tunnels // role proxy: nil reaches no nodes
+
+	// Authority answers the authority's services: role auth. In a process
+	// without it, OpenAuthority reaches the authority, for a peer at origin.
+	Authority     http.Handler
+	OpenAuthority func(ctx context.Context, origin netip.AddrPort) (net.Conn, error)
+
+	// MaxPerUser bounds the connections, and the bridges, of one user; 0 means
+	// [DefaultMaxPerUser].
+	MaxPerUser int
+
+	// What every SSH server has; see [sshserver.Config].
+	Limits     sshserver.Limits
+	Algorithms sshserver.Algorithms
+	Keepalive  sshserver.Keepalive
+	Grace      time.Duration
+	Registerer prometheus.Registerer
+	Now        func() time.Time
+	Log        *zap.Logger
+}
+
+// People is what letting people in takes.
+type People struct {
+	Login  accessdv1connect.LoginServiceClient
+	Grants accessdv1connect.GrantServiceClient
+}
+
+// Tunnels are the ways to nodes; lib/reversetunnel has them.
+type Tunnels interface {
+	// Dial connects to node for a client at from.
+	Dial(ctx context.Context, node names.NodeID, from netip.AddrPort) (net.Conn, error)
+	// API returns what answers a member's calls to the tunnel service.
+	API(c *sshserver.Conn) (path string, h http.Handler)
+	// Forward answers a node's tcpip-forward or cancel-tcpip-forward request.
+	Forward(c *sshserver.Conn, r *ssh.Request) (ok bool, payload []byte)
+}
+
+// Server serves people, members and joiners.
+type Server struct {
+	cfg    Config
+	log    *zap.Logger
+	audit  audit
+	live   *live
+	outer  *sshserver.Server // behind the listener
+	nested *sshserver.Server // on accessd-authority channels; nil without the authority
+}
+
+// New returns a Server that has started nothing.
+func New(cfg Config) (*Server, error) {
+	if cfg.HostKeys == nil || cfg.Policy == nil || cfg.Engine == nil || cfg.Events == nil {
+		return nil, fault.New(fault.Internal, "proxy: host keys, policy, engine and events are required")
+	}
+	if cfg.MaxPerUser == 0 {
+		cfg.MaxPerUser = DefaultMaxPerUser
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = zap.NewNop()
+	}
+	s := &Server{cfg: cfg, log: cfg.Log.Named("proxy"), live: newLive(cfg.MaxPerUser)}
+	s.audit = audit{out: cfg.Events, log: s.log}
+	var err error
+	if s.outer, err = sshserver.New(s.outerConfig()); err != nil {
+		return nil, fmt.Errorf("serve ssh: %w", err)
+	}
+	if cfg.Authority == nil {
+		return s, nil
+	}
+	if s.nested, err = sshserver.New(s.nestedConfig()); err != nil {
+		return nil, fmt.Errorf("serve ssh to the authority: %w", err)
+	}
+	return s, nil
+}
+
+// Serve accepts connections from ln until ctx ends, then lets open channels
+// finish for Grace, cuts what is left and returns once nothing runs. It always
+// closes ln.
+func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	watching, stop := context.WithCancel(context.WithoutCancel(ctx)) // rules hold while draining, too
+	defer stop()
+	wg.Go(func() { s.watch(watching) })
+	s.live.quiet, s.live.hush = context.WithCancel(watching)
+	defer s.live.hush()
+	defer context.AfterFunc(ctx, s.live.drain)()
+	return s.outer.Serve(ctx, ln)
+}
+
+// outerConfig configures the server behind the listener.
+func (s *Server) outerConfig() sshserver.Config {
+	cfg := s.sshConfig("outer", admits{people: s.cfg.People != nil, joiners: s.cfg.Authority != nil || s.cfg.OpenAuthority != nil})
+	cfg.Channels[sshwire.ChannelAPI] = s.serveMemberAPI
+	cfg.Channels[sshwire.ChannelSession] = s.serveSession
+	cfg.Channels[sshwire.ChannelDirectTCPIP] = s.serveDirectTCPIP
+	cfg.Channels[sshwire.ChannelAuthority] = s.serveAuthority
+	cfg.Requests[sshwire.RequestTCPIPForward] = s.forward
+	cfg.Requests[sshwire.RequestCancelTCPIPForward] = s.forward
+	cfg.Requests[sshwire.RequestNoMoreSessions] = func(*sshserver.Conn, *ssh.Request) (bool, []byte) { return true, nil }
+	return cfg
+}
+
+// nestedConfig configures the server on accessd-authority channels.
+func (s *Server) nestedConfig() sshserver.Config {
+	cfg := s.sshConfig("authority", admits{joiners: true})
+	cfg.Channels[sshwire.ChannelAPI] = s.serveAuthorityAPI
+	return cfg
+}
+
+// sshConfig configures what both servers have.
+func (s *Server) sshConfig(name string, a admits) sshserver.Config {
+	return sshserver.Config{
+		Name: name, HostKeys: s.cfg.HostKeys, Authenticate: s.authenticator(a),
+		Channels: map[string]func(*sshserver.Conn, ssh.NewChannel){},
+		Requests: map[string]func(*sshserver.Conn, *ssh.Request) (bool, []byte){},
+		Opened:   s.opened, Closed: s.closed,
+		Limits: s.cfg.Limits, Algorithms: s.cfg.Algorithms, Keepalive: s.cfg.Keepalive, Grace: s.cfg.Grace,
+		Now: s.cfg.Now, Registerer: s.cfg.Registerer, Log: s.log,
+	}
+}
+
+// opened takes in a connection whose peer is known now.
+func (s *Server) opened(c *sshserver.Conn) error {
+	if err := s.meet(c); err != nil {
+		return err
+	}
+	if err := s.live.enter(c); err != nil {
+		return err
+	}
+	err := s.stillWelcome(c) // the policy may have changed just before
+	if err != nil {
+		s.live.leave(c)
+	}
+	return err
+}
+
+// meet gives c the Value that goes with who its peer is.
+func (s *Server) meet(c *sshserver.Conn) error {
+	switch {
+	case c.Identity == nil:
+		c.Value = &joiner{hurry: s.hurry(c, joinTime)}
+	case c.Identity.Kind != sshca.KindUser:
+		key, err := s.checkMember(c.Identity)
+		c.Value = &member{key: key}
+		return err
+	default:
+		who := &person{since: s.cfg.Now()}
+		if g, ok := c.Value.(*gate); ok && g.signed != nil {
+			who.signed, who.hurry = g.signed, s.hurry(c, signedTime)
+		}
+		c.Value = who
+	}
+	return nil
+}
+
+// hurry cuts c when it is still there after d.
+func (s *Server) hurry(c *sshserver.Conn, d time.Duration) *time.Timer {
+	return time.AfterFunc(d, func() { c.Cut(fault.New(fault.Unavailable, "its %s are over", d)) })
+}
+
+// closed lets a connection go that opened took in.
+func (s *Server) closed(c *sshserver.Conn, err error) {
+	s.live.leave(c)
+	switch v := c.Value.(type) {
+	case *joiner:
+		v.hurry.Stop()
+	case *person:
+		if v.hurry != nil {
+			v.hurry.Stop()
+		}
+		s.audit.gone(c, v, err, s.cfg.Now())
+	}
+}

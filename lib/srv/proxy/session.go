@@ -1,0 +1,196 @@
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/crypto/ssh"
+
+	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/srv/sshserver"
+	"github.com/accessd/accessd/lib/sshwire"
+)
+
+// loginVerb is the one command a session at the proxy runs.
+const loginVerb = "login"
+
+// session is one session channel of a person. It runs the login verb or tells
+// why not; there is nothing else to run here, for nobody.
+type session struct {
+	s    *Server
+	conn *sshserver.Conn
+	who  *person
+	ch   ssh.Channel
+
+	pty   bool // the client's terminal is raw: lines end in CR LF
+	agent bool // the client offers its agent
+}
+
+// serveSession serves one session channel and returns when both sides have
+// closed it, so that a channel never outlives the count of channels.
+func (s *Server) serveSession(c *sshserver.Conn, nc ssh.NewChannel) {
+	who, ok := c.Value.(*person)
+	if !ok {
+		refuse(nc, fault.New(fault.Denied, "this is for people"))
+		return
+	}
+	ch, reqs, err := nc.Accept()
+	if err != nil {
+		return
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { discard(ch) }) // nothing here reads input
+	wg.Go(func() { discard(ch.Stderr()) })
+	x := &session{s: s, conn: c, who: who, ch: ch}
+	for r := range reqs {
+		if !x.starts(r) {
+			continue
+		}
+		wg.Go(func() { refuseAll(reqs) })
+		x.exit(x.run(c.Context(), r))
+		return
+	}
+}
+
+// starts answers the request r and reports whether it was the one that starts
+// something; those are answered by run.
+func (x *session) starts(r *ssh.Request) bool {
+	ok := false
+	switch r.Type {
+	case sshwire.RequestExec, sshwire.RequestShell, sshwire.RequestSubsystem:
+		return true
+	case sshwire.RequestPTY:
+		// Only for the line ends; whoever wants a shell in it is told.
+		_, err := sshwire.ParsePtyRequest(r.Payload)
+		ok = err == nil
+		x.pty = x.pty || ok
+	case sshwire.RequestAgent:
+		// An agent is of use only to put a new certificate into.
+		ok = x.who.signed != nil
+		x.agent = x.agent || ok
+	}
+	_ = r.Reply(ok, nil)
+	return false
+}
+
+// run does what r asks for and returns the exit code. Every request is granted:
+// of one that is refused, stock ssh does not say why.
+func (x *session) run(ctx context.Context, r *ssh.Request) int {
+	_ = r.Reply(true, nil)
+	switch r.Type {
+	case sshwire.RequestShell:
+		return x.fail(misuse("the proxy has no shell"))
+	case sshwire.RequestSubsystem:
+		return x.fail(misuse("the proxy has no subsystems"))
+	}
+	cmd, err := sshwire.ParseExec(r.Payload)
+	if err != nil {
+		return x.fail(err)
+	}
+	return x.exec(ctx, cmd.Command)
+}
+
+// exec runs command: the login verb in one of its forms.
+func (x *session) exec(ctx context.Context, command string) int {
+	verb := strings.Fields(command)
+	toAgent := x.agent
+	switch {
+	case len(verb) == 1 && verb[0] == loginVerb:
+	case len(verb) == 2 && verb[0] == loginVerb && verb[1] == "--print":
+		toAgent = false
+	default:
+		return x.fail(misuse("the proxy does not run %s", quote(command)))
+	}
+	if x.who.signed == nil {
+		return x.fail(x.stillValid())
+	}
+	give := x.print
+	if toAgent {
+		give = x.push
+	}
+	if err := give(ctx, x.who.signed); err != nil {
+		return x.fail(err)
+	}
+	return 0
+}
+
+// stillValid refuses to sign in a person whose certificate let them in: it can
+// not be the reason for a newer one.
+func (x *session) stillValid() error {
+	return fault.New(fault.Conflict, "you are signed in: your certificate is valid until %s", moment(x.conn.Identity.ValidBefore)).
+		WithHint("to sign in anew before that, put the certificate away (rm KEY-cert.pub, ssh-add -d)")
+}
+
+// print writes the certificate of the sign-in to standard output.
+func (x *session) print(_ context.Context, signed *signedIn) error {
+	if _, err := io.WriteString(x.ch, x.lines(certificateLine(signed.certificate))); err != nil {
+		return err
+	}
+	x.say("accessd: signed in as %s; this certificate for key %s is valid until %s\n",
+		signed.identity.User, ssh.FingerprintSHA256(signed.certificate.Key), moment(end(signed.certificate)))
+	return nil
+}
+
+// fail tells err in the form of the command line and returns its exit code.
+func (x *session) fail(err error) int {
+	x.say("accessd: error: %s\n", fault.Public(err))
+	if hint := fault.Hint(err); hint != "" {
+		x.say("accessd: hint: %s\n", hint)
+	}
+	if fault.Is(err, fault.Internal) {
+		x.s.log.Error("login", zap.String("user", string(x.conn.Identity.User)), zap.Error(err))
+	}
+	return fault.KindOf(err).ExitCode()
+}
+
+// say writes words, which go to standard error.
+func (x *session) say(format string, args ...any) {
+	_, _ = io.WriteString(x.ch.Stderr(), x.lines(fmt.Sprintf(format, args...)))
+}
+
+// lines gives text the line ends of the client's terminal.
+func (x *session) lines(text string) string {
+	if x.pty {
+		return strings.ReplaceAll(text, "\n", "\r\n")
+	}
+	return text
+}
+
+// exit ends the session. The status goes before the end of the data: some
+// clients stop reading there (RFC 4254, section 6.10).
+func (x *session) exit(code int) {
+	_, _ = x.ch.SendRequest(sshwire.RequestExitStatus, false, sshwire.ExitStatus{Code: uint32(code)}.Marshal()) //nolint:gosec // exit codes are small
+	_ = x.ch.Close()
+}
+
+// refuseAll answers requests until the channel is closed.
+func refuseAll(reqs <-chan *ssh.Request) {
+	for r := range reqs {
+		_ = r.Reply(false, nil)
+	}
+}
+
+// misuse refuses what the proxy does not do and lists what it does.
+func misuse(format string, args ...any) error {
+	return fault.New(fault.BadInput, format, args...).WithHint("%s", help)
+}
+
+// help is what there is to do here.
+const help = `there is
+  ssh -J USER@PROXY LOGIN@NODE            to log in to a node
+  ssh USER@PROXY login > KEY-cert.pub     to sign in and get a certificate
+  ssh -A USER@PROXY login                 the same, into your agent`
+
+// end returns when cert ends.
+func end(cert *ssh.Certificate) time.Time {
+	return time.Unix(int64(cert.ValidBefore), 0) //nolint:gosec // sshca and the authority bound it
+}
+
+// moment writes t as people read it.
+func moment(t time.Time) string { return t.UTC().Format(time.DateTime + " MST") }

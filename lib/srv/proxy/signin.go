@@ -1,0 +1,146 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"time"
+
+	"connectrpc.com/connect"
+	"go.uber.org/zap"
+	"golang.org/x/crypto/ssh"
+
+	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
+	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/sshca"
+)
+
+// Bounds on a sign-in.
+const (
+	// maxRounds bounds the rounds of questions. The longest is that of an
+	// invite: invite, new password, again, second factor.
+	maxRounds = 16
+	// maxAnswer is the longest answer in bytes; no passphrase is longer.
+	maxAnswer = 1024
+	// cancelTime bounds how long the authority is told that a person went away.
+	cancelTime = 5 * time.Second
+)
+
+// signedIn is what a person gets by signing in.
+type signedIn struct {
+	identity    *sshca.Identity
+	certificate *ssh.Certificate // for the key that was proven
+	grant       string           // secret: it buys one more certificate, for a key made here
+}
+
+// signInRequest says who wants to sign in. The name is what the peer calls
+// itself; the key is proven.
+type signInRequest struct {
+	peer      sshca.Peer
+	key       ssh.PublicKey
+	client    netip.AddrPort
+	challenge ssh.KeyboardInteractiveChallenge
+}
+
+// signIn carries the authority's questions to the person and the answers back
+// until the authority is satisfied. An error is what the connection's
+// authentication ends with.
+func (s *Server) signIn(ctx context.Context, r signInRequest) (*signedIn, error) {
+	begin := &accessdv1.BeginRequest{User: r.peer.SSHUser, PublicKey: authorizedKey(r.key), Client: r.client.String()}
+	step, err := unwrap(s.cfg.People.Login.Begin(ctx, connect.NewRequest(begin)))
+	for round := 0; err == nil && !step.GetDone(); round++ {
+		var answers []string
+		if answers, err = put(step, round, r.challenge); err != nil {
+			s.cancelSignIn(ctx, step.GetId())
+			return nil, err
+		}
+		next := &accessdv1.ContinueRequest{Id: step.GetId(), Answers: answers}
+		step, err = unwrap(s.cfg.People.Login.Continue(ctx, connect.NewRequest(next)))
+	}
+	if err == nil {
+		var signed *signedIn
+		if signed, err = s.conclude(step, r); err == nil {
+			return signed, nil
+		}
+	}
+	if fault.Is(err, fault.Denied) {
+		return nil, err // the authority has written it to the audit log
+	}
+	s.log.Warn("sign-in ended without an answer", zap.String("user", r.peer.SSHUser), zap.Error(err))
+	return nil, &ssh.BannerError{Err: err, Message: bannerAway}
+}
+
+// put asks the questions of step and returns the answers.
+func put(step *accessdv1.LoginStep, round int, challenge ssh.KeyboardInteractiveChallenge) ([]string, error) {
+	if round == maxRounds {
+		return nil, errors.New("the sign-in takes too many rounds")
+	}
+	var questions []string
+	var echos []bool
+	for _, p := range step.GetPrompts() {
+		questions, echos = append(questions, p.GetText()), append(echos, p.GetEcho())
+	}
+	answers, err := challenge("", step.GetInstruction(), questions, echos)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range answers {
+		if len(a) > maxAnswer {
+			return nil, fault.New(fault.BadInput, "an answer of %d bytes: want at most %d", len(a), maxAnswer)
+		}
+	}
+	return answers, nil
+}
+
+// conclude checks that the authority gave what the person asked for: a good
+// certificate for this user and this key.
+func (s *Server) conclude(step *accessdv1.LoginStep, r signInRequest) (*signedIn, error) {
+	cert, err := parseCertificate(step.GetCertificate(), r.key)
+	if err != nil {
+		return nil, err
+	}
+	r.peer.Now = s.cfg.Now() // answering takes a while
+	id, err := s.cfg.Policy.Trust().CheckUser(cert, r.peer)
+	if err != nil {
+		return nil, fault.Wrap(fault.Internal, err, "the authority sent a bad certificate")
+	}
+	return &signedIn{identity: id, certificate: cert, grant: step.GetGrant()}, nil
+}
+
+// cancelSignIn tells the authority to forget a sign-in. ctx may have ended: its
+// person went away.
+func (s *Server) cancelSignIn(ctx context.Context, id string) {
+	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), cancelTime)
+	defer stop()
+	_, err := s.cfg.People.Login.Cancel(ctx, connect.NewRequest(&accessdv1.CancelRequest{Id: id}))
+	if err != nil {
+		s.log.Info("sign-in not cancelled", zap.Error(err))
+	}
+}
+
+// parseCertificate reads line, which the authority wrote, as the certificate
+// for key.
+func parseCertificate(line string, key ssh.PublicKey) (*ssh.Certificate, error) {
+	parsed, _, _, _, err := ssh.ParseAuthorizedKey([]byte(line)) //nolint:dogsled // its shape
+	if err != nil {
+		return nil, fault.Wrap(fault.Internal, err, "the authority sent no certificate")
+	}
+	cert, ok := parsed.(*ssh.Certificate)
+	if !ok || string(cert.Key.Marshal()) != string(key.Marshal()) {
+		return nil, fault.New(fault.Internal, "the authority sent a certificate for another key")
+	}
+	return cert, nil
+}
+
+// certificateLine returns cert as stock ssh reads it from a file.
+func certificateLine(cert *ssh.Certificate) string {
+	return authorizedKey(cert) + " " + cert.KeyId + "\n"
+}
+
+// unwrap takes the message out of a unary response.
+func unwrap[T any](r *connect.Response[T], err error) (*T, error) {
+	if err != nil {
+		return nil, err
+	}
+	return r.Msg, nil
+}
