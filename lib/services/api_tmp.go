@@ -26,7 +26,9 @@ func (s *Store) CreateCluster(ctx context.Context, c Cluster) error { return err
 func (s *Store) Cluster(ctx context.Context) (Cluster, error) { return Cluster{}, errSoon }
 
 // CreateUser creates user and credentials in one transaction; Conflict when the name is taken.
-func (s *Store) CreateUser(ctx context.Context, u User, c Credentials) (User, error) { return u, errSoon }
+func (s *Store) CreateUser(ctx context.Context, u User, c Credentials) (User, error) {
+	return u, errSoon
+}
 
 // User ...
 func (s *Store) User(ctx context.Context, name names.UserName) (User, error) { return User{}, errSoon }
@@ -78,7 +80,9 @@ func (s *Store) DeleteToken(ctx context.Context, id string) error { return errSo
 // node with its name and a gateway port, or replaces it at n.Revision when that
 // is not 0, all in one transaction. Denied: token unknown, used up or expired.
 // Conflict: the name is taken or the node changed.
-func (s *Store) AdmitNode(ctx context.Context, tokenID string, n Node) (Node, error) { return n, errSoon }
+func (s *Store) AdmitNode(ctx context.Context, tokenID string, n Node) (Node, error) {
+	return n, errSoon
+}
 
 // AdmitMember is AdmitNode for proxies and authorities.
 func (s *Store) AdmitMember(ctx context.Context, tokenID string, m Member) (Member, error) {
@@ -98,7 +102,9 @@ func (s *Store) UpdateNode(ctx context.Context, n Node) (Node, error) { return n
 func (s *Store) DeleteNode(ctx context.Context, id names.NodeID) error { return errSoon }
 
 // Member ...
-func (s *Store) Member(ctx context.Context, id names.NodeID) (Member, error) { return Member{}, errSoon }
+func (s *Store) Member(ctx context.Context, id names.NodeID) (Member, error) {
+	return Member{}, errSoon
+}
 
 // Members ...
 func (s *Store) Members(ctx context.Context) ([]Member, error) { return nil, errSoon }
@@ -175,12 +181,6 @@ func (s *Store) Watch(ctx context.Context, kinds []string, fn func(*accessdv1.Po
 
 // Resource returns ca's public view as it is on a policy stream.
 func (ca CA) Resource() *accessdv1.Resource { return nil }
-
-// ParseRoles reads a stream of YAML documents, each one role. source names it in errors.
-func ParseRoles(source string, data []byte) ([]Role, error) { return nil, errSoon }
-
-// YAML returns r as ParseRoles reads it.
-func (r Role) YAML() []byte { return nil }
 
 // Cache is a copy of the policy that decisions read.
 type Cache struct{}

@@ -16,8 +16,8 @@ const (
 // Node is a host that runs sessions.
 type Node struct {
 	ID          names.NodeID   `json:"id"`
-	Name        names.NodeName `json:"name"` // unique among nodes and members
-	Kind        string         `json:"kind"` // [NodeAccessd] or [NodeSSHD]
+	Name        names.NodeName `json:"name"`                 // unique among nodes and members
+	Kind        string         `json:"kind"`                 // [NodeAccessd] or [NodeSSHD]
 	MemberKey   string         `json:"member_key,omitempty"` // its own public key, authorized_keys format
 	HostKey     string         `json:"host_key,omitempty"`   // the key it answers with, same format
 	Labels      names.Labels   `json:"labels,omitempty"`
