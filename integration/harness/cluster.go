@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -42,7 +43,11 @@ func New(t testing.TB, extra ...string) *Cluster {
 // time.
 func (c *Cluster) StartMain() {
 	c.T.Helper()
-	args := append([]string{"start", "--data-dir", c.Dir, "--listen", c.Addr, "--roles", "auth,proxy"}, c.extra...)
+	args := []string{"start", "--data-dir", c.Dir, "--listen", c.Addr}
+	if !slices.Contains(c.extra, "--roles") {
+		args = append(args, "--roles", "auth,proxy")
+	}
+	args = append(args, c.extra...)
 	c.Main = Start(c.T, args...)
 	c.Addr = c.Main.Field("listen")
 }

@@ -101,6 +101,9 @@ func (k *Terminal) Send(line string) {
 	}
 }
 
+// Interrupt sends what Ctrl-C sends.
+func (k *Terminal) Interrupt() { _ = k.cmd.Process.Signal(syscall.SIGINT) }
+
 // Wait waits for the command's end and returns how it ended; Stderr is all that
 // was on the screen.
 func (k *Terminal) Wait() Result {
