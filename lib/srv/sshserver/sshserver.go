@@ -1,14 +1,60 @@
-// Package sshserver is the one place where accessd accepts SSH connections.
+// Package sshserver is the one place where accessd accepts SSH connections
+// (RFC 4251 to 4254). The proxy, the authority and the nodes embed it.
+//
+// It stands on two libraries. golang.org/x/crypto/ssh does the protocol.
+// github.com/gliderlabs/ssh lends its connection loop, its context and its maps
+// of handlers; its authentication handlers, its Session and its forwarder are
+// not used, and what it leaves open is closed here:
+//
+//   - without authentication handlers of its own it would let everyone in: the
+//     method "none" is refused by a callback;
+//   - its accept loop sleeps and forgets its goroutines: Serve is our own, waits
+//     for every handler and recovers each connection's panics, so that a bug ends
+//     one connection only (x/crypto's own goroutines are out of our reach);
+//   - its Context is shared by all attempts to authenticate: it carries nothing
+//     but the [Conn], where [Conn.Prove] alone says who the peer is, and only
+//     after a signature was verified;
+//   - it clears the connection's deadlines at each read and write: here
+//     deadlines are timers that close the connection.
+//
+// # Bounds
+//
+// Until a peer has authenticated its time is bounded, and so are its bytes. A
+// refused attempt takes the same time whatever was wrong with it. Afterwards
+// bounded are the open channels, the rate of channel opens and requests (a peer
+// over it is read more slowly), and the memory a peer can make x/crypto hold.
+//
+// That last bound needs care: x/crypto's window counts bytes, but every packet
+// costs it some 50 bytes more, so a channel that nobody reads can hold 96 MiB of
+// one-byte packets. How many packets wait cannot be asked, but what came in from
+// the network can be counted, and so can what handlers took out. The difference
+// since the last moment at which a channel was known to be empty is at least
+// what it holds on the wire, which is at least three quarters of what it holds
+// in memory. A client (a user or a member, over all its connections) that holds
+// too much is not read until its handlers catch up; what no handler has read for
+// a while meanwhile is dropped: its channel is closed and the rest discarded.
+//
+// # Algorithms
+//
+// Key exchange is mlkem768x25519, curve25519 or NIST P-256 and P-384, strict
+// (kex-strict-s-v00@openssh.com) with every peer that knows it. Ciphers are
+// AES-GCM alone on CPUs that have AES instructions, MACs are encrypt-then-MAC
+// with SHA-2. A small table gives more to clients whose identification is known
+// to lack these. Nothing with SHA-1, CBC or DSA can be configured.
 package sshserver
 
 import (
 	"context"
-	"net"
+	"fmt"
 	"time"
 
+	gliderlabs "github.com/gliderlabs/ssh"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 	"golang.org/x/crypto/ssh"
+
+	"github.com/accessd/accessd/lib/defaults"
+	"github.com/accessd/accessd/lib/fault"
 )
 
 // Version is the identification string; it tells nothing about the build.
@@ -41,52 +87,107 @@ type Config struct {
 	// error ends the connection. nil does nothing.
 	Opened func(c *Conn) error
 	// Closed is called exactly once for each connection for which Opened
-	// returned nil, after the last handler has returned. nil does nothing.
+	// returned nil, after the last handler has returned. Its error is nil when
+	// the peer closed the connection. nil does nothing.
 	Closed func(c *Conn, err error)
 
 	Limits     Limits
 	Algorithms Algorithms
 	Keepalive  Keepalive
 	Grace      time.Duration         // for open channels at shutdown; 0 means defaults.Grace
-	Now        func() time.Time      // nil is time.Now
 	Registerer prometheus.Registerer // nil keeps the counters private
 	Log        *zap.Logger           // nil discards
 }
 
 // Limits bounds what one peer may take. A zero field means its default.
 type Limits struct {
-	KexTimeout    time.Duration // to the end of the key exchange; 0 means 10 s
-	LoginTimeout  time.Duration // to the end of authentication; 0 means 30 s
-	SignInTimeout time.Duration // the same once [Conn.Park] was called; 0 means 5 min
+	KexTimeout    time.Duration // to the end of the key exchange; 0 means defaults.KexTimeout
+	LoginTimeout  time.Duration // to the end of authentication; 0 means defaults.LoginTimeout
+	SignInTimeout time.Duration // the same once [Conn.Park] was called; 0 means defaults.SignInTimeout
 	FailureDelay  time.Duration // the least time a refused attempt takes; 0 means 25 ms
-	MaxChannels   int           // open channels per connection; 0 means 128
+	MaxChannels   int           // channels a peer has open on a connection; 0 means 128
+	MessageRate   int           // channel opens and requests per second and connection; 0 means 2000
+	MaxBuffered   int64         // bytes received and not yet handled, per client; 0 means 20 MiB
+	MaxBufferedIn int64         // the same in all, past which each client has a sixteenth; 0 means 512 MiB
+	StallTimeout  time.Duration // how long a channel may hold too much unread; 0 means 10 s
 }
 
-// Algorithms says what may be negotiated. The zero value is the default.
-type Algorithms struct {
-	// Ciphers in order of preference; nil means AES-GCM alone on CPUs with AES
-	// instructions, else chacha20-poly1305 and AES-GCM.
-	Ciphers []string
+func (l Limits) withDefaults() Limits {
+	set(&l.KexTimeout, defaults.KexTimeout)
+	set(&l.LoginTimeout, defaults.LoginTimeout)
+	set(&l.SignInTimeout, defaults.SignInTimeout)
+	set(&l.FailureDelay, 25*time.Millisecond)
+	set(&l.MaxChannels, 128)
+	set(&l.MessageRate, 2000)
+	set(&l.MaxBuffered, 20<<20)
+	set(&l.MaxBufferedIn, 512<<20)
+	set(&l.StallTimeout, 10*time.Second)
+	return l
 }
 
-// Keepalive says how a peer that is gone is found.
+// Keepalive says how a peer that is gone is found: one that has sent nothing for
+// Misses times Interval, although asked, is cut.
 type Keepalive struct {
 	Interval time.Duration // 0 means defaults.KeepaliveInterval
 	Misses   int           // 0 means defaults.KeepaliveMisses
 }
 
 // Server serves SSH connections.
-type Server struct{ cfg Config }
+type Server struct {
+	cfg      Config
+	metrics  *metrics
+	channels map[string]gliderlabs.ChannelHandler
+	requests map[string]gliderlabs.RequestHandler
+	clients  *clients
+}
 
 // New returns a Server that has started nothing.
-func New(cfg Config) (*Server, error) { return &Server{cfg: cfg}, nil }
+func New(cfg Config) (*Server, error) {
+	if cfg.Name == "" || cfg.HostKeys == nil || cfg.Authenticate == nil {
+		return nil, fault.New(fault.BadInput, "SSH server %q: name, host keys and authentication are required", cfg.Name)
+	}
+	var err error
+	if cfg.Algorithms, err = cfg.Algorithms.check(); err != nil {
+		return nil, err
+	}
+	cfg.Limits = cfg.Limits.withDefaults()
+	set(&cfg.Keepalive.Interval, defaults.KeepaliveInterval)
+	set(&cfg.Keepalive.Misses, defaults.KeepaliveMisses)
+	set(&cfg.Grace, defaults.Grace)
+	if cfg.Log == nil {
+		cfg.Log = zap.NewNop()
+	}
+	cfg.Log = cfg.Log.Named("ssh").Named(cfg.Name)
+	s := &Server{cfg: cfg, clients: newClients(cfg.Limits)}
+	if s.metrics, err = newMetrics(cfg.Name, s.clients, cfg.Registerer); err != nil {
+		return nil, fmt.Errorf("register the metrics of SSH server %q: %w", cfg.Name, err)
+	}
+	s.channels = map[string]gliderlabs.ChannelHandler{"default": refuseChannel}
+	for name, handler := range cfg.Channels {
+		s.channels[name] = handleChannel(handler)
+	}
+	s.requests = map[string]gliderlabs.RequestHandler{"default": refuseRequest}
+	for name, handler := range cfg.Requests {
+		s.requests[name] = handleRequest(handler)
+	}
+	return s, nil
+}
 
-// Serve accepts connections from ln until ctx ends, then stops accepting, gives
-// open channels Grace to finish, cuts what is left and returns once no handler
-// runs. It always closes ln.
-func (s *Server) Serve(ctx context.Context, ln net.Listener) error { return nil }
+func set[T comparable](p *T, v T) {
+	var zero T
+	if *p == zero {
+		*p = v
+	}
+}
 
-// ServeConn serves one connection and returns when it has ended and none of its
-// handlers runs. The end of ctx has the effect it has on Serve. It always closes
-// nc.
-func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error { return nil }
+// connKey is the one key of gliderlabs' Context that we use.
+type connKey struct{}
+
+// connOf returns the Conn that ServeConn put into gliderlabs' context.
+func connOf(ctx context.Context) *Conn {
+	c, ok := ctx.Value(connKey{}).(*Conn)
+	if !ok {
+		panic("sshserver: internal error: a context without its connection")
+	}
+	return c
+}
