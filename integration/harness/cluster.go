@@ -72,10 +72,16 @@ func (c *Cluster) Admin(args ...string) string {
 func (c *Cluster) File(name, text string) string {
 	c.T.Helper()
 	path := filepath.Join(c.Home, name)
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		c.T.Fatal(err)
-	}
+	WriteFile(c.T, path, text)
 	return path
+}
+
+// WriteFile writes text to the file at path.
+func WriteFile(t testing.TB, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // NodeArgs returns the arguments that start a node with a fresh token.

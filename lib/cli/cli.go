@@ -48,7 +48,7 @@ type Streams struct {
 // process's exit code. It returns when ctx ends.
 func Main(ctx context.Context, args []string, std Streams) int {
 	e := &env{stdin: std.In, stdout: std.Out, stderr: std.Err}
-	root := Root(e)
+	root := tree(e)
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
@@ -100,9 +100,11 @@ func verb(run func(ctx context.Context, args []string) error) func(*cobra.Comman
 	}
 }
 
-// Root returns the whole command tree. Documents and completions are generated
-// from it.
-func Root(e *env) *cobra.Command {
+// Tree returns the whole command tree, from which documents are generated. Its
+// verbs have no streams.
+func Tree() *cobra.Command { return tree(&env{}) }
+
+func tree(e *env) *cobra.Command {
 	root := &cobra.Command{
 		Use:           "accessd",
 		Short:         "Certificate-based, role-checked, provably audited SSH access",
