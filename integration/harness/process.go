@@ -37,7 +37,7 @@ func Binary(t testing.TB) string {
 			return
 		}
 		var dir string
-		if dir, binary.err = os.MkdirTemp("", "accessd-binary-"); binary.err != nil {
+		if dir, binary.err = os.MkdirTemp("", "accessd-binary-"); binary.err != nil { //nolint:usetesting // it outlives the first test
 			return
 		}
 		binary.path = filepath.Join(dir, "accessd")

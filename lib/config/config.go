@@ -10,6 +10,7 @@ package config
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/accessd/accessd/lib/defaults"
@@ -153,12 +154,7 @@ type Log struct {
 
 // Role reports whether this process has the named role.
 func (c *Config) Role(name string) bool {
-	for _, r := range c.Roles {
-		if r == name {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(c.Roles, name)
 }
 
 // NodeLabels returns the static labels.

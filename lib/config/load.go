@@ -128,11 +128,11 @@ func (m *mistakes) hostPort(field, s string) {
 	}
 }
 
-func (m mistakes) err() error {
-	if len(m) == 0 {
+func (m *mistakes) err() error {
+	if len(*m) == 0 {
 		return nil
 	}
-	return fault.New(fault.BadInput, "%s", strings.Join(m, "\n"))
+	return fault.New(fault.BadInput, "%s", strings.Join(*m, "\n"))
 }
 
 func (c *Config) checkRoles(m *mistakes) {

@@ -145,7 +145,7 @@ func ParseLabels(s string) (Labels, error) {
 	if s == "" {
 		return l, nil
 	}
-	for _, pair := range strings.Split(s, ",") {
+	for pair := range strings.SplitSeq(s, ",") {
 		k, v, ok := strings.Cut(pair, "=")
 		if !ok {
 			return nil, bad("label", pair, "want key=value")

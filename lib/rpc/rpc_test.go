@@ -147,7 +147,7 @@ func TestCallerLeavesAStream(t *testing.T) {
 		}
 		stream.Receive()
 		cancel()
-		for stream.Receive() { //nolint:revive // to the end
+		for stream.Receive() {
 		}
 		if err := stream.Err(); !errors.Is(err, context.Canceled) {
 			t.Errorf("stream ended with %v, want canceled", err)
@@ -206,4 +206,3 @@ func TestServeEndsWithItsContext(t *testing.T) {
 		t.Fatal("Serve outlived its context")
 	}
 }
-

@@ -109,8 +109,8 @@ type watchedConn struct {
 
 // Close implements [net.Conn].
 func (c watchedConn) Close() error {
-	defer c.ln.Close()
-	return c.Conn.Close()
+	err := c.Conn.Close()
+	return errors.Join(err, c.ln.Close())
 }
 
 // Client returns a client whose connections dial makes; calls share one
