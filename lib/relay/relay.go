@@ -1,0 +1,136 @@
+// Package relay joins two byte streams: what one sends, the other gets.
+//
+// It stands between a client and a node, so it neither loses the tail of a
+// stream whose other half has ended, nor holds much memory for a pair that is
+// idle, nor waits for ever on an end that takes nothing. At least one of the
+// two ends is a channel of an SSH connection, so there is nothing for the
+// kernel to splice.
+package relay
+
+import (
+	"context"
+	"io"
+	"sync"
+	"time"
+)
+
+// Bounds of one direction.
+const (
+	// idleSize is what a direction holds while nothing comes, in bytes: room
+	// for keystrokes and lines.
+	idleSize = 2 << 10
+	// busySize is what it borrows while bytes keep coming: the largest data
+	// message of SSH as x/crypto speaks it, and two records of TLS.
+	busySize = 32 << 10
+	// calm is how many reads in a row that idleSize would have held make a
+	// direction idle again. One is not enough: a stream of 32 KiB messages in
+	// records of 16 KiB has a small remainder after each.
+	calm = 2
+	// Stall is how long an end may take nothing before the pair is cut.
+	Stall = time.Minute
+)
+
+// buffers has those of directions that are not busy any more.
+var buffers = sync.Pool{New: func() any { return new([busySize]byte) }} //nolint:gochecknoglobals // a cache
+
+// Pipe copies both ways between a and b until both directions have ended, then
+// closes both, and returns how many bytes went from a to b and from b to a.
+//
+// When one end says EOF, the other is told with CloseWrite and the opposite
+// direction goes on; an end without CloseWrite is closed. An error, the end of
+// ctx, or an end that takes nothing for [Stall] closes both at once. Pipe
+// returns when none of its goroutines runs any more; that needs ends whose Close
+// ends a Read and a Write that wait.
+func Pipe(ctx context.Context, a, b io.ReadWriteCloser) (aToB, bToA int64) {
+	cut := sync.OnceFunc(func() {
+		a.Close()
+		b.Close()
+	})
+	defer cut()
+	defer context.AfterFunc(ctx, cut)()
+	var wg sync.WaitGroup
+	wg.Go(func() { aToB = direct(b, a, cut) })
+	wg.Go(func() { bToA = direct(a, b, cut) })
+	wg.Wait()
+	return aToB, bToA
+}
+
+// direct copies from src to dst until src says EOF, and passes that on; on any
+// error it calls cut.
+func direct(dst io.WriteCloser, src io.Reader, cut func()) int64 {
+	d := direction{stall: time.AfterFunc(Stall, cut)}
+	d.stall.Stop()
+	defer d.release()
+	for {
+		n, err := src.Read(d.buffer())
+		if n > 0 {
+			if err := d.write(dst, n); err != nil {
+				cut()
+				return d.moved
+			}
+		}
+		switch {
+		case err == io.EOF: //nolint:errorlint // io.Reader: EOF itself, not wrapped
+			if closeWrite(dst) != nil {
+				cut()
+			}
+			return d.moved
+		case err != nil:
+			cut()
+			return d.moved
+		}
+	}
+}
+
+// direction is one way through a pair.
+type direction struct {
+	idle  [idleSize]byte
+	busy  *[busySize]byte // nil while idle
+	small int             // reads in a row that idle would have held
+	moved int64
+	stall *time.Timer // runs while a write does
+}
+
+// buffer returns where the next Read puts its bytes.
+func (d *direction) buffer() []byte {
+	if d.busy == nil {
+		return d.idle[:]
+	}
+	return d.busy[:]
+}
+
+// write sends the n bytes that were read and chooses the next buffer by them.
+func (d *direction) write(dst io.Writer, n int) error {
+	d.stall.Reset(Stall)
+	w, err := dst.Write(d.buffer()[:n])
+	d.stall.Stop()
+	d.moved += int64(w)
+	switch {
+	case d.busy == nil && n == idleSize:
+		d.busy, _ = buffers.Get().(*[busySize]byte)
+		d.small = 0
+	case d.busy != nil && n <= idleSize:
+		if d.small++; d.small == calm {
+			d.release()
+		}
+	default:
+		d.small = 0
+	}
+	return err
+}
+
+// release gives the large buffer back.
+func (d *direction) release() {
+	if d.busy != nil {
+		buffers.Put(d.busy)
+		d.busy = nil
+	}
+}
+
+// closeWrite tells w that nothing more comes.
+func closeWrite(w io.WriteCloser) error {
+	if half, ok := w.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return w.Close()
+}
