@@ -1,0 +1,111 @@
+package srv
+
+import (
+	"fmt"
+	"maps"
+	"time"
+
+	"github.com/accessd/accessd/lib/authz"
+	"github.com/accessd/accessd/lib/events"
+)
+
+// event returns an event about c with what every event of a connection has.
+func (c *Client) event(name events.Name, fields ...map[string]any) events.Event {
+	e := events.Event{
+		Name: name, User: c.cfg.Identity.User, Login: c.cfg.Login, Proto: "ssh", Success: true,
+		Fields: map[string]any{"connection": c.cfg.ID},
+	}
+	if c.cfg.Remote.IsValid() {
+		e.AddrRemote = c.cfg.Remote.String()
+	}
+	for _, f := range fields {
+		maps.Copy(e.Fields, f)
+	}
+	return e
+}
+
+// credential is what access.decision, session.start and session.rejected say
+// of who asks and where.
+func (c *Client) credential() map[string]any {
+	id, node := c.cfg.Identity, c.m.cfg.Node()
+	return map[string]any{
+		"roles": id.Roles, "cert_serial": id.Serial, "fingerprint": id.Fingerprint,
+		"node_id": node.ID, "node_name": node.Name, "node_labels": node.Labels,
+	}
+}
+
+func (c *Client) decisionEvent(d authz.Decision, action authz.Action, target string) events.Event {
+	e := c.event(events.AccessDecision, c.credential(), map[string]any{
+		"action": action, "rule": d.Rule, "role": d.Role, "reason": d.Reason, "target": target,
+	})
+	if !d.Allow {
+		e.Success, e.Error = false, d.Reason
+	}
+	return e
+}
+
+func (c *Client) rejectionEvent(r Refusal, reason string) events.Event {
+	e := c.event(events.SessionRejected, c.credential(), map[string]any{
+		"kind": r.Kind, "action": r.Action, "target": r.Target, "reason": reason,
+	})
+	e.Success, e.Error = false, reason
+	return e
+}
+
+func (s *session) startEvent() events.Event {
+	id, r, o := s.client.cfg.Identity, s.request, s.decision.Options
+	fields := map[string]any{
+		"kind": r.kind, "pty": r.terminal != nil, "rule": s.decision.Rule, "role": s.decision.Role,
+		"key_id": id.KeyID, "ca": id.CAFingerprint, "expires": id.ValidBefore,
+	}
+	if r.terminal != nil {
+		w := r.terminal.Window
+		fields["term"] = r.terminal.Term
+		fields["terminal_size"] = fmt.Sprintf("%d:%d", w.Columns, w.Rows)
+	}
+	if r.kind == KindExec {
+		fields["command"] = r.line
+	}
+	if len(r.env) > 0 {
+		env := make(map[string]string, len(r.env))
+		for _, v := range r.env {
+			env[v.Name] = v.Value
+		}
+		fields["env"] = env
+	}
+	if o.SessionTTL > 0 {
+		fields["session_ttl"] = o.SessionTTL
+	}
+	if o.IdleTimeout > 0 {
+		fields["idle_timeout"] = o.IdleTimeout
+	}
+	e := s.client.event(events.SessionStart, s.client.credential(), fields)
+	e.SID, e.Time = s.id, s.started
+	return e
+}
+
+func (s *session) execEvent() events.Event {
+	e := s.client.event(events.Exec, map[string]any{"command": s.request.line, "pty": s.request.terminal != nil})
+	e.SID = s.id
+	return e
+}
+
+func (s *session) endEvent(o outcome) events.Event {
+	fields := map[string]any{
+		"kind": s.request.kind, "duration_ms": time.Since(s.begun).Milliseconds(),
+		"bytes_in": s.in.Load(), "bytes_out": s.out.Load(),
+	}
+	if o.reason != "" {
+		fields["reason"] = o.reason
+	}
+	switch {
+	case o.exit == nil:
+	case o.exit.Signal != "":
+		fields["exit_signal"] = o.exit.Signal
+	default:
+		fields["exit_code"] = o.exit.Code
+	}
+	e := s.client.event(events.SessionEnd, fields)
+	e.SID = s.id
+	return e
+}

@@ -1,0 +1,60 @@
+// Package srv runs sessions: what a person does on one SSH session channel.
+//
+// # Life of a session
+//
+// A [Manager] has the sessions of one server; a [Client] is one authenticated
+// connection to it. [Client.Session] serves a session channel (RFC 4254,
+// section 6) from its first request to its end. A session is
+//
+//   - open once the rules allowed it and its session.start is durable. Nothing
+//     runs before: an event that cannot be written refuses the session;
+//   - running once the [Executor] has started its process;
+//   - closing from the moment its process has ended and all output is sent, or
+//     its context was cancelled;
+//   - ended once its session.end is durable, exactly once, and also after kill
+//     -9: the next start ends what the ledger holds ([Manager.Recover]).
+//
+// What ends a session early is the cause of its context: the certificate's or
+// the role's time is over, it was idle, somebody killed it, the policy no
+// longer allows it, the server stops, or the client is gone. The cause is one
+// sentence: the person reads it on stderr before the channel closes, and the
+// audit log has it as the reason.
+//
+// # What a refusal looks like
+//
+// A refused shell, command or subsystem is answered with success, the reason on
+// stderr and exit status 255. Tried with OpenSSH 9.2: after a failed request the
+// client says only "exec request failed on channel 0", a refused channel hides
+// which request was meant, and with a terminal what was sent before the answer
+// is lost. Requests that have no output of their own (agent, X11) fail, and are
+// recorded.
+//
+// # The end of a process
+//
+// The order is OpenSSH's. The exit status goes out when the process ends, even
+// while others that it left behind still hold its output; the channel closes
+// when all output is read. A client's EOF closes the process's standard input
+// and nothing else. A session that is cut gets SIGHUP for its process group, no
+// exit status but an exit-signal, and is closed at once; a process that ignores
+// the signal lives on, as it does under sshd.
+//
+// # Local processes
+//
+// [Local] runs processes on this machine, each as an account of the operating
+// system. It is for Linux. It follows Debian's sshd without PAM: accounts come
+// from /etc/passwd, /etc/group and, where /etc/nsswitch.conf names other
+// sources, from getent(1), afresh for each session. An account is refused when
+// it has expired (shadow(5)), when its shell is missing or not executable, and,
+// unless it is root, while /etc/nologin or /run/nologin exists. A locked
+// password ("!" in shadow) does not refuse: it locks the password, as usermod(8)
+// says, and most cloud images have no other kind of account; Debian's own sshd
+// takes keys for them, too. Not done: PAM sessions and limits, utmp and lastlog,
+// cgroups, ~/.ssh/rc, ~/.ssh/environment, message of the day. The umask is the
+// server's own.
+//
+// A server that does not run as root serves the account it runs as, and no
+// other.
+//
+// The package trusts its caller for the identity of a client and for its
+// address, and trusts nothing that a client sends.
+package srv

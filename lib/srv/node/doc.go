@@ -1,0 +1,2 @@
+// Package node is the SSH server of a node.
+package node

@@ -1,0 +1,199 @@
+package srv
+
+import (
+	"context"
+	"io"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/crypto/ssh"
+
+	"github.com/accessd/accessd/lib/events"
+	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/sshwire"
+)
+
+const (
+	// bufferSize is the unit of copying: one packet of x/crypto, which splits
+	// larger writes and never sends more (RFC 4253, section 6.1).
+	bufferSize = 32 << 10
+	// farewellTime is how long a client that does not read may keep the last
+	// sentence from being sent.
+	farewellTime = time.Second
+	// statusTime is how long the end of all output waits for the exit status of
+	// the process, since some clients stop reading at EOF. Few processes close
+	// their output long before they end.
+	statusTime = 100 * time.Millisecond
+)
+
+// run sees s through from its first byte to its session.end.
+func (h *channel) run(s *session, p Process) {
+	var o outcome
+	defer func() { s.end(h.ctx, o) }()
+	defer s.retire() // in case of a panic below
+	drained := h.pump(s, p.Pipes())
+	o.exit = h.follow(p.Exited(), drained)
+	if cause := context.Cause(h.ctx); cause != nil {
+		o.reason = reason(cause)
+	}
+	p.Close()
+	s.retire()
+	if o.reason != "" {
+		h.farewell(o.reason)
+	} else {
+		_ = h.ch.CloseWrite() // these fail when the client is gone
+	}
+	_ = h.ch.Close()
+}
+
+// reason returns what the log and the person read of what ended a session.
+func reason(cause error) string {
+	if text := fault.Public(cause); fault.KindOf(cause) != fault.Internal {
+		return text
+	}
+	return events.Display(cause.Error())
+}
+
+// spawn runs f in a goroutine that Session waits for. A panic ends the session,
+// not the process.
+func (h *channel) spawn(f func()) {
+	h.wg.Go(func() {
+		defer func() {
+			if r := recover(); r != nil {
+				h.client.m.cfg.Log.Error("panic in a session", zap.Any("panic", r), zap.Stack("stack"))
+				h.cancel(fault.New(fault.Internal, "internal error"))
+			}
+		}()
+		f()
+	})
+}
+
+// pump copies between the channel and the streams of a process. The channel it
+// returns is closed when all output is sent.
+func (h *channel) pump(s *session, streams Pipes) <-chan struct{} {
+	drained := make(chan struct{})
+	h.spawn(func() {
+		if h.copy(s, streams.Stdin, h.ch, &s.in) != nil {
+			// Tell the client to send no more (OpenSSH PROTOCOL, section 2.1).
+			_, _ = h.ch.SendRequest(sshwire.RequestEOW, false, nil)
+		}
+		_ = streams.Stdin.Close()
+	})
+	h.spawn(func() {
+		defer close(drained)
+		if streams.Stderr != nil {
+			done := make(chan struct{})
+			h.spawn(func() {
+				defer close(done)
+				_ = h.copy(s, h.ch.Stderr(), streams.Stderr, &s.out)
+			})
+			defer func() { <-done }()
+		}
+		_ = h.copy(s, h.ch, streams.Stdout, &s.out)
+	})
+	return drained
+}
+
+// copy copies src to dst until src ends and returns an error when dst does not
+// take it. A dst that does not read stops src: there is one buffer between them.
+func (h *channel) copy(s *session, dst io.Writer, src io.Reader, total *atomic.Int64) error {
+	buffer := h.client.m.buffers.Get().(*[]byte) //nolint:forcetypeassert // its New makes nothing else
+	defer h.client.m.buffers.Put(buffer)
+	for {
+		n, err := src.Read(*buffer)
+		if n > 0 {
+			s.count(total, n)
+			if _, err := dst.Write((*buffer)[:n]); err != nil {
+				return err
+			}
+		}
+		if err != nil {
+			return nil //nolint:nilerr // EOF, or EIO from a terminal that nobody holds any more
+		}
+	}
+}
+
+// follow waits until the process has ended and its output is sent, or the
+// session is cut, and tells the client how the process ended.
+func (h *channel) follow(exited <-chan Exit, drained <-chan struct{}) *Exit {
+	var exit *Exit
+	var eof <-chan time.Time
+	for exited != nil || drained != nil {
+		select {
+		case <-h.ctx.Done():
+			return exit
+		case e := <-exited:
+			exit, exited, eof = &e, nil, nil
+			h.report(e)
+		case <-drained:
+			drained = nil
+			if exited != nil {
+				eof = time.After(statusTime)
+			}
+		case <-eof:
+			eof = nil
+			_ = h.ch.CloseWrite()
+		}
+	}
+	return exit
+}
+
+// report sends how the process ended (RFC 4254, section 6.10).
+func (h *channel) report(e Exit) {
+	if e.Signal != "" {
+		name := e.Signal
+		if !slices.Contains(signals(), ssh.Signal(name)) {
+			name = "SIG@openssh.com" // as sshd says for all of these
+		}
+		h.send(sshwire.RequestExitSignal, sshwire.ExitSignal{Name: name, CoreDumped: e.Core}.Marshal())
+		return
+	}
+	h.send(sshwire.RequestExitStatus, sshwire.ExitStatus{Code: uint32(e.Code)}.Marshal()) //nolint:gosec // 0 to 255
+}
+
+func (h *channel) send(name string, payload []byte) {
+	_, _ = h.ch.SendRequest(name, false, payload) // fails when the client is gone
+}
+
+// farewell tells the person why the session ends early.
+func (h *channel) farewell(reason string) {
+	h.say("session ended: " + reason)
+	h.send(sshwire.RequestExitSignal, sshwire.ExitSignal{Name: string(ssh.SIGHUP), Message: reason}.Marshal())
+}
+
+// dismiss ends a channel whose request was refused.
+func (h *channel) dismiss(reason string, code uint32) {
+	h.say(reason)
+	h.send(sshwire.RequestExitStatus, sshwire.ExitStatus{Code: code}.Marshal())
+	_ = h.ch.CloseWrite()
+	_ = h.ch.Close()
+}
+
+// say writes one line to the person's stderr, unless the client does not read.
+func (h *channel) say(text string) {
+	end := "\n"
+	if h.request.terminal != nil {
+		end = "\r\n" // ssh has made the person's terminal raw
+	}
+	said := make(chan struct{})
+	h.spawn(func() {
+		defer close(said)
+		_, _ = io.WriteString(h.ch.Stderr(), "accessd: "+text+end)
+	})
+	t := time.NewTimer(farewellTime)
+	defer t.Stop()
+	select {
+	case <-said:
+	case <-t.C:
+	}
+}
+
+// signals returns the names of RFC 4254, section 6.10.
+func signals() []ssh.Signal {
+	return []ssh.Signal{
+		ssh.SIGABRT, ssh.SIGALRM, ssh.SIGFPE, ssh.SIGHUP, ssh.SIGILL, ssh.SIGINT, ssh.SIGKILL,
+		ssh.SIGPIPE, ssh.SIGQUIT, ssh.SIGSEGV, ssh.SIGTERM, ssh.SIGUSR1, ssh.SIGUSR2,
+	}
+}
