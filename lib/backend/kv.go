@@ -53,6 +53,24 @@ func (b *Backend) List(ctx context.Context, dir string) ([]Item, int64, error) {
 	return items, r.Header.Revision, nil
 }
 
+// Keys returns the keys that begin with dir, in order, without their values.
+func (b *Backend) Keys(ctx context.Context, dir string) ([]string, error) {
+	if err := checkDir(dir); err != nil {
+		return nil, err
+	}
+	octx, cancel := b.limit(ctx)
+	defer cancel()
+	r, err := b.client.Get(octx, b.prefix+dir, clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	if err != nil {
+		return nil, classify(ctx, fmt.Sprintf("list the keys of %q", dir), err)
+	}
+	keys := make([]string, len(r.Kvs))
+	for i, kv := range r.Kvs {
+		keys[i] = string(kv.Key[len(b.prefix):])
+	}
+	return keys, nil
+}
+
 // checkDir refuses a prefix that could end inside a name.
 func checkDir(dir string) error {
 	if !strings.HasSuffix(dir, "/") {

@@ -35,10 +35,17 @@ func (c *Conflicting) Error() string { return fmt.Sprintf("%q exists or has chan
 // PutOption is an option of a put.
 type PutOption func(*putOptions)
 
-type putOptions struct{ lease LeaseID }
+type putOptions struct {
+	lease LeaseID
+	keep  bool
+}
 
 // WithLease makes the item end with a lease.
 func WithLease(id LeaseID) PutOption { return func(o *putOptions) { o.lease = id } }
+
+// KeepLease leaves an item that is there on the lease it has; without it a put
+// takes the item off its lease.
+func KeepLease() PutOption { return func(o *putOptions) { o.keep = true } }
 
 // Txn returns an empty transaction.
 func (b *Backend) Txn() *Txn { return &Txn{b: b} }
@@ -59,7 +66,11 @@ func (t *Txn) Put(key string, value []byte, opts ...PutOption) *Txn {
 		opt(&o)
 	}
 	t.size += len(key) + len(value)
-	t.changes = append(t.changes, clientv3.OpPut(t.b.prefix+key, string(value), clientv3.WithLease(clientv3.LeaseID(o.lease))))
+	lease := clientv3.WithLease(clientv3.LeaseID(o.lease))
+	if o.keep {
+		lease = clientv3.WithIgnoreLease()
+	}
+	t.changes = append(t.changes, clientv3.OpPut(t.b.prefix+key, string(value), lease))
 	return t
 }
 

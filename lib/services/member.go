@@ -3,6 +3,7 @@ package services
 import (
 	"time"
 
+	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/sshca"
 )
@@ -76,11 +77,17 @@ type LiveSession struct {
 	Started  time.Time       `json:"started"`
 }
 
+// What a token lets join.
+const (
+	TokenNode  = "node"
+	TokenProxy = "proxy"
+)
+
 // Token lets something join the cluster. Its secret is kept as a hash.
 type Token struct {
 	ID         string           `json:"id"`
 	SecretHash string           `json:"secret_hash"`
-	Role       string           `json:"role"` // node or proxy
+	Role       string           `json:"role"` // [TokenNode] or [TokenProxy]
 	Expires    time.Time        `json:"expires"`
 	UsesLeft   int              `json:"uses_left"`
 	Names      []names.NodeName `json:"names,omitempty"` // it may give away; empty: any free one
@@ -124,4 +131,13 @@ func (ca CA) Public() CA {
 		out.Keys[i] = k
 	}
 	return out
+}
+
+// Resource returns ca's public view as policy streams carry it.
+func (ca CA) Resource() *accessdv1.Resource {
+	return &accessdv1.Resource{
+		Key:      &accessdv1.ResourceKey{Kind: KindCA, Name: string(ca.Type)},
+		Json:     encode(ca.Public()),
+		Revision: ca.Revision,
+	}
 }

@@ -2,7 +2,7 @@
 // the [Store] that keeps them, and the [Cache] that decisions read.
 //
 // The resources are users with their credentials, roles, join tokens, nodes,
-// other members, certificate authorities, and three that live only as long as
+// members (proxies and authorities), certificate authorities, and three that live only as long as
 // somebody keeps them alive: proxies, presences (which proxy holds a tunnel to
 // which node) and live sessions.
 //
@@ -20,12 +20,6 @@
 // afterwards. Those that a Cache returns are shared: do not change them.
 package services
 
-import (
-	"slices"
-
-	"github.com/accessd/accessd/lib/fault"
-)
-
 // The kinds of resources on a policy stream, as [accessdv1.ResourceKey] names
 // them.
 const (
@@ -33,6 +27,7 @@ const (
 	KindUser     = "user"
 	KindCA       = "ca"
 	KindNode     = "node"     // accessd and sshd nodes
+	KindMember   = "member"   // admitted proxies and authorities
 	KindPresence = "presence" // a proxy's tunnel to a node, named PROXY/NODE
 	KindProxy    = "proxy"    // a proxy that is up
 )
@@ -49,7 +44,7 @@ func vocabulary() (actions, resources, verbs []string) {
 		}
 }
 
-// any matches every action, resource, verb or label value in its place.
+// wildcard stands for every action, resource, verb or label value in its place.
 const wildcard = "*"
 
 // Actions returns the actions a rule may name.
@@ -72,15 +67,5 @@ func Verbs() []string {
 
 // kinds lists every kind of a policy stream.
 func kinds() []string {
-	return []string{KindRole, KindUser, KindCA, KindNode, KindPresence, KindProxy}
-}
-
-// checkKinds refuses kinds that no policy stream carries.
-func checkKinds(asked []string) error {
-	for _, k := range asked {
-		if !slices.Contains(kinds(), k) {
-			return fault.New(fault.BadInput, "no kind of resource is named %q", k)
-		}
-	}
-	return nil
+	return []string{KindRole, KindUser, KindCA, KindNode, KindMember, KindPresence, KindProxy}
 }

@@ -180,6 +180,10 @@ func testList(t *testing.T, s suite) {
 	if want := "ops/a=ops/a ops/b=ops/b"; strings.Join(got, " ") != want {
 		t.Errorf("List = %q, want %q", got, want)
 	}
+	keys, err := s.Keys(t.Context(), d+"ops/")
+	if want := d + "ops/a " + d + "ops/b"; err != nil || strings.Join(keys, " ") != want {
+		t.Errorf("Keys = %q, %v, want %q", keys, err, want)
+	}
 	if rev < items[0].Revision {
 		t.Errorf("List's revision = %d, want at least its items' %d", rev, items[0].Revision)
 	}
@@ -324,10 +328,14 @@ func testRevoke(t *testing.T, s suite) {
 		t.Fatal(err)
 	}
 	s.put(t, d+"goes", "1", backend.WithLease(id))
+	s.put(t, d+"goes", "2", backend.KeepLease())
+	s.put(t, d+"stays", "1", backend.WithLease(id))
+	s.put(t, d+"stays", "2")
 	if err := s.Revoke(ctx, id); err != nil {
 		t.Fatal(err)
 	}
 	s.wantValue(t, d+"goes", "")
+	s.wantValue(t, d+"stays", "2")
 	wantKind(t, "second Revoke", s.Revoke(ctx, id), fault.NotFound)
 }
 

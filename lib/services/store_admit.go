@@ -1,0 +1,351 @@
+package services
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/accessd/accessd/lib/backend"
+	"github.com/accessd/accessd/lib/defaults"
+	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/names"
+	"github.com/accessd/accessd/lib/sshca"
+)
+
+func nodeKey(id names.NodeID) string     { return dirOf(KindNode) + string(id) }
+func memberKey(id names.NodeID) string   { return dirOf(KindMember) + string(id) }
+func nameKey(name names.NodeName) string { return dirName + string(name) }
+func seenKey(id names.NodeID) string     { return dirSeen + string(id) }
+
+// Gateway ports are below those that systems give to outgoing connections (RFC
+// 6335, section 6), so that somebody may really listen there one day.
+const (
+	firstGatewayPort = 20000
+	gatewayPorts     = 10000
+)
+
+// portRange is where gateway ports come from.
+type portRange struct{ first, count int }
+
+func (r portRange) key(port int) string { return dirPort + strconv.Itoa(port) }
+
+// portTries is how many random ports are tried before the free ones are looked
+// up.
+const portTries = 8
+
+// errAgain says that another change came in between and the next attempt may
+// succeed.
+var errAgain = errors.New("somebody else was faster")
+
+// admission is what admitting a node and a member have in common.
+type admission struct {
+	token    string // "" needs none
+	key      string // of the record
+	what     string
+	id       names.NodeID
+	name     names.NodeName
+	revision int64 // of the record that is replaced; 0: there must be none
+}
+
+// record is what an admission needs to know of the record it replaces.
+type record struct {
+	Name        names.NodeName `json:"name"`
+	GatewayPort int            `json:"gateway_port"`
+}
+
+// AdmitNode takes one use of a token ("" needs none), creates the node with its
+// name and a gateway port, or replaces it at n.Revision if that is not 0, all in
+// one change: what fails uses up nothing. It returns [fault.Denied] when the
+// token is unknown, expired or used up, and [fault.Conflict] when the name is
+// taken or the node has changed. A node that returns keeps its port if nobody
+// got it meanwhile; when no port is free, a node has none.
+func (s *Store) AdmitNode(ctx context.Context, token string, n Node) (Node, error) {
+	if n.Kind != NodeAccessd && n.Kind != NodeSSHD {
+		return Node{}, fault.New(fault.BadInput, "node %q: no kind of node is named %q", n.Name, n.Kind)
+	}
+	if err := n.Labels.Check(); err != nil {
+		return Node{}, err
+	}
+	a := admission{token: token, key: nodeKey(n.ID), what: KindNode, id: n.ID, name: n.Name, revision: n.Revision}
+	revision, err := s.admit(ctx, a, func(tx *backend.Txn, old record) (err error) {
+		if n.GatewayPort, err = s.gatewayPort(ctx, tx, n.ID, old.GatewayPort); err != nil {
+			return err
+		}
+		tx.Put(a.key, encode(n)).Put(seenKey(n.ID), encode(s.now()))
+		return nil
+	})
+	n.Revision = revision
+	return n, err
+}
+
+// AdmitMember is [Store.AdmitNode] for proxies and authorities, which have no
+// gateway port.
+func (s *Store) AdmitMember(ctx context.Context, token string, m Member) (Member, error) {
+	if m.Kind != sshca.KindProxy && m.Kind != sshca.KindAuth {
+		return Member{}, fault.New(fault.BadInput, "member %q: no kind of member is named %q", m.Name, m.Kind)
+	}
+	a := admission{token: token, key: memberKey(m.ID), what: KindMember, id: m.ID, name: m.Name, revision: m.Revision}
+	revision, err := s.admit(ctx, a, func(tx *backend.Txn, _ record) error {
+		tx.Put(a.key, encode(m))
+		return nil
+	})
+	m.Revision = revision
+	return m, err
+}
+
+// admit makes the change for a; fill adds the record to it.
+func (s *Store) admit(ctx context.Context, a admission, fill func(*backend.Txn, record) error) (int64, error) {
+	if _, err := names.ParseNodeID(string(a.id)); err != nil {
+		return 0, err
+	}
+	if _, err := names.ParseNodeName(string(a.name)); err != nil {
+		return 0, err
+	}
+	for {
+		revision, err := s.tryAdmit(ctx, a, fill)
+		if !errors.Is(err, errAgain) {
+			return revision, err
+		}
+	}
+}
+
+func (s *Store) tryAdmit(ctx context.Context, a admission, fill func(*backend.Txn, record) error) (int64, error) {
+	tx := s.b.Txn().At(a.key, a.revision)
+	var old record
+	if a.revision != 0 {
+		var err error
+		if old, _, err = get[record](ctx, s, a.key, a.what); err != nil {
+			return 0, err
+		}
+	}
+	if err := s.useToken(ctx, tx, a.token); err != nil {
+		return 0, err
+	}
+	if old.Name != a.name {
+		tx.Absent(nameKey(a.name)).Put(nameKey(a.name), []byte(a.id))
+		if old.Name != "" {
+			tx.Delete(nameKey(old.Name))
+		}
+	}
+	if err := fill(tx, old); err != nil {
+		return 0, err
+	}
+	revision, err := tx.Commit(ctx)
+	switch conflicting(err) {
+	case "":
+		return revision, err
+	case a.key:
+		return 0, changed(a.what, string(a.id))
+	case nameKey(a.name):
+		return 0, fault.New(fault.Conflict, "the name %q is taken", a.name).WithHint("choose another, or remove what has it")
+	}
+	return 0, errAgain // the token or a port
+}
+
+// conflicting returns the key that made a change fail, or "" when something
+// else did or nothing.
+func conflicting(err error) string {
+	if c, ok := errors.AsType[*backend.Conflicting](err); ok {
+		return c.Key
+	}
+	return ""
+}
+
+// useToken adds the use of a token to a change. All refusals read the same to
+// who shows the token.
+func (s *Store) useToken(ctx context.Context, tx *backend.Txn, id string) error {
+	if id == "" {
+		return nil
+	}
+	t, err := s.Token(ctx, id)
+	why := s.unusable(t)
+	if fault.Is(err, fault.NotFound) {
+		why, err = "unknown", nil
+	}
+	switch {
+	case err != nil:
+		return err
+	case why != "":
+		return fault.Wrap(fault.Denied, fmt.Errorf("token %q: %s", id, why), "the join token is not valid")
+	}
+	t.UsesLeft--
+	tx.At(tokenKey(id), t.Revision).Put(tokenKey(id), encode(t), backend.KeepLease())
+	return nil
+}
+
+// gatewayPort returns the port node id gets and adds what that takes to a
+// change: its old one if it still has it, a free one, one of a node that is away
+// for too long, or 0.
+func (s *Store) gatewayPort(ctx context.Context, tx *backend.Txn, id names.NodeID, old int) (int, error) {
+	if old != 0 {
+		return old, nil // its record would say otherwise if somebody had got it
+	}
+	for range portTries {
+		port := s.ports.first + rand.IntN(s.ports.count) //nolint:gosec // a choice, not a secret
+		_, err := s.b.Get(ctx, s.ports.key(port))
+		if fault.Is(err, fault.NotFound) {
+			tx.Absent(s.ports.key(port)).Put(s.ports.key(port), []byte(id))
+			return port, nil
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+	items, _, err := s.b.List(ctx, dirPort)
+	if err != nil {
+		return 0, err
+	}
+	taken := make(map[string]bool, len(items))
+	for _, item := range items {
+		taken[item.Key] = true
+	}
+	for port := s.ports.first; port < s.ports.first+s.ports.count; port++ {
+		if key := s.ports.key(port); !taken[key] {
+			tx.Absent(key).Put(key, []byte(id))
+			return port, nil
+		}
+	}
+	return s.reclaimPort(ctx, tx, id, items)
+}
+
+// reclaimPort takes a port from a node that was away for too long.
+func (s *Store) reclaimPort(ctx context.Context, tx *backend.Txn, id names.NodeID, items []backend.Item) (int, error) {
+	present, err := s.ids(ctx, dirOf(KindPresence))
+	if err != nil {
+		return 0, err
+	}
+	for _, item := range items {
+		owner := names.NodeID(item.Value)
+		if owner == id || present[owner] {
+			continue
+		}
+		seen, revision, err := get[time.Time](ctx, s, seenKey(owner), KindNode)
+		if err != nil && !fault.Is(err, fault.NotFound) {
+			return 0, err
+		}
+		if s.now().Sub(seen) < defaults.GatewayPortTTL {
+			continue
+		}
+		tx.At(seenKey(owner), revision).At(item.Key, item.Revision).Put(item.Key, []byte(id))
+		n, err := s.Node(ctx, owner)
+		if err == nil {
+			n.GatewayPort = 0
+			tx.At(nodeKey(owner), n.Revision).Put(nodeKey(owner), encode(n))
+		} else if !fault.Is(err, fault.NotFound) {
+			return 0, err
+		}
+		return strconv.Atoi(lastName(item.Key))
+	}
+	return 0, nil
+}
+
+// Node returns the node, or [fault.NotFound].
+func (s *Store) Node(ctx context.Context, id names.NodeID) (Node, error) {
+	n, revision, err := get[Node](ctx, s, nodeKey(id), KindNode)
+	if err != nil {
+		return Node{}, err
+	}
+	n.Revision = revision
+	n.LastSeen, _, err = get[time.Time](ctx, s, seenKey(id), KindNode)
+	if fault.Is(err, fault.NotFound) {
+		err = nil
+	}
+	return n, err
+}
+
+// Nodes returns all nodes, by name.
+func (s *Store) Nodes(ctx context.Context) ([]Node, error) {
+	nodes, err := list(ctx, s, dirOf(KindNode), func(n *Node, revision int64) { n.Revision = revision })
+	if err != nil {
+		return nil, err
+	}
+	items, _, err := s.b.List(ctx, dirSeen)
+	if err != nil {
+		return nil, err
+	}
+	seen := make(map[names.NodeID]time.Time, len(items))
+	for _, item := range items {
+		if seen[names.NodeID(lastName(item.Key))], err = decode[time.Time](item); err != nil {
+			return nil, err
+		}
+	}
+	for i := range nodes {
+		nodes[i].LastSeen = seen[nodes[i].ID]
+	}
+	slices.SortFunc(nodes, func(a, b Node) int { return strings.Compare(string(a.Name), string(b.Name)) })
+	return nodes, nil
+}
+
+// UpdateNode replaces the node at n.Revision; [fault.Conflict] when it changed,
+// [fault.NotFound] when it is gone. Its name and its port stay: those change
+// with [Store.AdmitNode] only. Nothing is written where nothing changes.
+func (s *Store) UpdateNode(ctx context.Context, n Node) (Node, error) {
+	if err := n.Labels.Check(); err != nil {
+		return Node{}, err
+	}
+	old, err := s.Node(ctx, n.ID)
+	if err != nil {
+		return Node{}, err
+	}
+	if old.Revision != n.Revision {
+		return Node{}, changed(KindNode, string(n.Name))
+	}
+	n.Name, n.GatewayPort = old.Name, old.GatewayPort
+	value := encode(n)
+	if bytes.Equal(value, encode(old)) {
+		return old, nil
+	}
+	n.Revision, err = s.update(ctx, nodeKey(n.ID), KindNode, s.b.Txn().At(nodeKey(n.ID), n.Revision).Put(nodeKey(n.ID), value))
+	return n, err
+}
+
+// DeleteNode removes the node and frees its name and its port, or returns
+// [fault.NotFound].
+func (s *Store) DeleteNode(ctx context.Context, id names.NodeID) error {
+	for {
+		n, err := s.Node(ctx, id)
+		if err != nil {
+			return err
+		}
+		tx := s.b.Txn().At(nodeKey(id), n.Revision).Delete(nodeKey(id)).Delete(nameKey(n.Name)).Delete(seenKey(id))
+		if n.GatewayPort != 0 {
+			tx.Delete(s.ports.key(n.GatewayPort))
+		}
+		if _, err = tx.Commit(ctx); !fault.Is(err, fault.Conflict) {
+			return err
+		}
+	}
+}
+
+// Member returns the proxy or authority, or [fault.NotFound].
+func (s *Store) Member(ctx context.Context, id names.NodeID) (Member, error) {
+	m, revision, err := get[Member](ctx, s, memberKey(id), KindMember)
+	m.Revision = revision
+	return m, err
+}
+
+// Members returns all proxies and authorities, by id.
+func (s *Store) Members(ctx context.Context) ([]Member, error) {
+	return list(ctx, s, dirOf(KindMember), func(m *Member, revision int64) { m.Revision = revision })
+}
+
+// DeleteMember removes the proxy or authority and frees its name, or returns
+// [fault.NotFound].
+func (s *Store) DeleteMember(ctx context.Context, id names.NodeID) error {
+	for {
+		m, err := s.Member(ctx, id)
+		if err != nil {
+			return err
+		}
+		_, err = s.b.Txn().At(memberKey(id), m.Revision).Delete(memberKey(id)).Delete(nameKey(m.Name)).Commit(ctx)
+		if !fault.Is(err, fault.Conflict) {
+			return err
+		}
+	}
+}
