@@ -1,16 +1,27 @@
-// Package web serves the HTTPS side of the listener: health, readiness and
-// metrics.
+// Package web serves the HTTPS side of the listener: is the process alive
+// (/healthz), do all its roles serve (/readyz), what does it count (/metrics).
+//
+// It is small and strict: GET and HEAD only, no bodies, headers of at most 8 KiB,
+// short deadlines, few streams per HTTP/2 connection. Nothing it answers holds a
+// name of a user, role or node, or a byte of the request. TLS has been done by
+// the listener.
 package web
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"go.uber.org/zap"
+
+	"github.com/accessd/accessd/lib/defaults"
 )
 
 // Config configures a [Server]. The zero value of every field is usable.
@@ -21,21 +32,161 @@ type Config struct {
 	// Gatherer is what /metrics shows; nil serves no /metrics.
 	Gatherer prometheus.Gatherer
 	// MetricsFrom are the networks that may read /metrics; nil means loopback
-	// and private addresses.
+	// and private addresses. To others there is no such page.
 	MetricsFrom []netip.Prefix
 	Grace       time.Duration // for requests at shutdown; 0 means defaults.Grace
 	Log         *zap.Logger   // nil discards
 }
 
+// Bounds of one connection and one request.
+const (
+	headerTimeout = 5 * time.Second
+	answerTimeout = 15 * time.Second // /metrics of a large cluster over a slow line
+	idleTimeout   = 30 * time.Second
+	maxHeader     = 8 << 10
+	maxStreams    = 16 // per HTTP/2 connection
+)
+
 // Server is the HTTPS server.
-type Server struct{ cfg Config }
+type Server struct {
+	cfg     Config
+	handler http.Handler
+}
 
 // New returns a Server that has started nothing.
-func New(cfg Config) (*Server, error) { return &Server{cfg: cfg}, nil }
+func New(cfg Config) (*Server, error) {
+	if cfg.Unready == nil {
+		cfg.Unready = func() []string { return nil }
+	}
+	if cfg.Grace == 0 {
+		cfg.Grace = defaults.Grace
+	}
+	if cfg.Log == nil {
+		cfg.Log = zap.NewNop()
+	}
+	cfg.Log = cfg.Log.Named("web")
+	s := &Server{cfg: cfg}
+	routes := map[string]http.HandlerFunc{
+		"/healthz": func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, "ok") },
+		"/readyz":  s.ready,
+	}
+	if cfg.Gatherer != nil {
+		metrics := promhttp.HandlerFor(cfg.Gatherer, promhttp.HandlerOpts{
+			ErrorLog: promLog{cfg.Log}, ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: 2,
+		})
+		routes["/metrics"] = s.local(metrics)
+	}
+	s.handler = strict(routes)
+	return s, nil
+}
 
 // Handler returns the routes.
-func (s *Server) Handler() http.Handler { return nil }
+func (s *Server) Handler() http.Handler { return s.handler }
+
+func (s *Server) ready(w http.ResponseWriter, _ *http.Request) {
+	if roles := s.cfg.Unready(); len(roles) > 0 {
+		answer(w, http.StatusServiceUnavailable, "not serving: "+strings.Join(roles, ", "))
+		return
+	}
+	answer(w, http.StatusOK, "ready")
+}
+
+func answer(w http.ResponseWriter, status int, text string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.WriteHeader(status)
+	fmt.Fprintln(w, text) //nolint:errcheck // the client has gone; nothing is lost
+}
+
+// local serves next to the networks that may read metrics.
+func (s *Server) local(next http.Handler) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		from, err := netip.ParseAddrPort(r.RemoteAddr)
+		if err != nil || !s.mayRead(from.Addr().Unmap()) {
+			notFound(w)
+			return
+		}
+		next.ServeHTTP(w, r)
+	}
+}
+
+func (s *Server) mayRead(from netip.Addr) bool {
+	if s.cfg.MetricsFrom == nil {
+		return from.IsLoopback() || from.IsPrivate()
+	}
+	for _, p := range s.cfg.MetricsFrom {
+		if p.Contains(from) {
+			return true
+		}
+	}
+	return false
+}
+
+func notFound(w http.ResponseWriter) { answer(w, http.StatusNotFound, "not found") }
+
+// strict sets the headers every answer has. It takes the routes' exact paths and
+// no others: a ServeMux would redirect some, and repeat the request in doing so.
+func strict(routes map[string]http.HandlerFunc) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Referrer-Policy", "no-referrer")
+		h.Set("Cache-Control", "no-store")
+		h.Set("Strict-Transport-Security", "max-age=31536000")
+		switch route, ok := routes[r.URL.Path]; {
+		case !ok:
+			notFound(w)
+		case r.Method != http.MethodGet && r.Method != http.MethodHead:
+			h.Set("Allow", "GET, HEAD")
+			answer(w, http.StatusMethodNotAllowed, "method not allowed")
+		default:
+			route(w, r)
+		}
+	})
+}
 
 // Serve serves HTTP on connections from ln, on which TLS is done already, until
-// ctx ends. It always closes ln.
-func (s *Server) Serve(ctx context.Context, ln net.Listener) error { return nil }
+// ctx ends; requests under way then have Grace to finish. It always closes ln.
+func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true) // TLS is below: what ALPN chose comes as it is
+	srv := &http.Server{
+		Handler:           s.handler,
+		Protocols:         &protocols,
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams, MaxReadFrameSize: 1 << 14},
+		ReadHeaderTimeout: headerTimeout,
+		ReadTimeout:       headerTimeout,
+		WriteTimeout:      answerTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeader,
+		ErrorLog:          zap.NewStdLog(s.cfg.Log),
+		BaseContext:       func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
+	}
+	stopped := make(chan struct{})
+	unhook := context.AfterFunc(ctx, func() {
+		defer close(stopped)
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.Grace)
+		defer cancel()
+		if srv.Shutdown(grace) != nil {
+			srv.Close()
+		}
+	})
+	err := srv.Serve(ln)
+	if !unhook() {
+		<-stopped // Shutdown makes Serve return at once, and then still waits
+	} else {
+		srv.Close()
+	}
+	if ctx.Err() != nil || errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return fmt.Errorf("serve HTTP: %w", err)
+}
+
+// promLog passes errors of the metrics page to the log.
+type promLog struct{ log *zap.Logger }
+
+func (l promLog) Println(v ...any) {
+	l.log.Warn("cannot gather metrics", zap.String("error", fmt.Sprint(v...)))
+}
