@@ -13,6 +13,7 @@ import (
 
 	"github.com/accessd/accessd/lib/authz"
 	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/relay"
 	"github.com/accessd/accessd/lib/services"
 	"github.com/accessd/accessd/lib/srv/sshserver"
 	"github.com/accessd/accessd/lib/sshwire"
@@ -131,9 +132,8 @@ func refuse(nc ssh.NewChannel, err error) {
 	_ = nc.Reject(reason, fault.Public(err))
 }
 
-// accept accepts nc. What nobody here reads, requests and extended data, is
-// taken off it, lest it pile up in memory packet by packet. done closes the
-// channel and waits until the peer has closed it too.
+// accept accepts nc and refuses every request on it. done closes the channel
+// and waits until it is gone.
 func accept(nc ssh.NewChannel) (ch ssh.Channel, done func(), err error) {
 	ch, reqs, err := nc.Accept()
 	if err != nil {
@@ -141,14 +141,19 @@ func accept(nc ssh.NewChannel) (ch ssh.Channel, done func(), err error) {
 	}
 	var wg sync.WaitGroup
 	wg.Go(func() { refuseAll(reqs) })
-	wg.Go(func() { discard(ch.Stderr()) })
 	return ch, func() { _ = ch.Close(); wg.Wait() }, nil
 }
 
-// discard reads r to its end. The buffer is small because it waits with the
-// channel, and there are many.
+// refuseAll refuses requests until their channel is gone.
+func refuseAll(reqs <-chan *ssh.Request) {
+	for r := range reqs {
+		_ = r.Reply(false, nil)
+	}
+}
+
+// discard reads r to its end.
 func discard(r io.Reader) {
-	var buf [256]byte
+	var buf [256]byte // small, for it waits as long as the channel
 	for {
 		if _, err := r.Read(buf[:]); err != nil {
 			return

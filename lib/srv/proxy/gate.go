@@ -210,7 +210,7 @@ func (s *Server) recordedKey(id *sshca.Identity) (string, bool) {
 		n, ok := s.cfg.Policy.Node(id.Member)
 		return n.MemberKey, ok && n.Name == id.MemberName
 	}
-	m, ok := memberOf(s.cfg.Policy, id.Member)
+	m, ok := s.cfg.Policy.Member(id.Member)
 	return m.MemberKey, ok && m.Kind == id.Kind && m.Name == id.MemberName
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/accessd/accessd/api/accessd/v1/accessdv1connect"
 	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/relay"
 	"github.com/accessd/accessd/lib/rpc"
 	"github.com/accessd/accessd/lib/srv/listener"
 	"github.com/accessd/accessd/lib/srv/sshserver"

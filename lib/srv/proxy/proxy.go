@@ -155,7 +155,7 @@ func (s *Server) sshConfig(name string, a admits) sshserver.Config {
 		Requests: map[string]func(*sshserver.Conn, *ssh.Request) (bool, []byte){},
 		Opened:   s.opened, Closed: s.closed,
 		Limits: s.cfg.Limits, Algorithms: s.cfg.Algorithms, Keepalive: s.cfg.Keepalive, Grace: s.cfg.Grace,
-		Now: s.cfg.Now, Registerer: s.cfg.Registerer, Log: s.log,
+		Registerer: s.cfg.Registerer, Log: s.log,
 	}
 }
 

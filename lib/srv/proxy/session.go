@@ -31,8 +31,7 @@ type session struct {
 	agent bool // the client offers its agent
 }
 
-// serveSession serves one session channel and returns when both sides have
-// closed it, so that a channel never outlives the count of channels.
+// serveSession serves one session channel.
 func (s *Server) serveSession(c *sshserver.Conn, nc ssh.NewChannel) {
 	who, ok := c.Value.(*person)
 	if !ok {
@@ -46,15 +45,12 @@ func (s *Server) serveSession(c *sshserver.Conn, nc ssh.NewChannel) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { discard(ch) }) // nothing here reads input
-	wg.Go(func() { discard(ch.Stderr()) })
 	x := &session{s: s, conn: c, who: who, ch: ch}
 	for r := range reqs {
-		if !x.starts(r) {
-			continue
+		if x.starts(r) {
+			x.exit(x.run(c.Context(), r))
+			return
 		}
-		wg.Go(func() { refuseAll(reqs) })
-		x.exit(x.run(c.Context(), r))
-		return
 	}
 }
 
@@ -167,13 +163,6 @@ func (x *session) lines(text string) string {
 func (x *session) exit(code int) {
 	_, _ = x.ch.SendRequest(sshwire.RequestExitStatus, false, sshwire.ExitStatus{Code: uint32(code)}.Marshal()) //nolint:gosec // exit codes are small
 	_ = x.ch.Close()
-}
-
-// refuseAll answers requests until the channel is closed.
-func refuseAll(reqs <-chan *ssh.Request) {
-	for r := range reqs {
-		_ = r.Reply(false, nil)
-	}
 }
 
 // misuse refuses what the proxy does not do and lists what it does.

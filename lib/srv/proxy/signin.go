@@ -63,8 +63,11 @@ func (s *Server) signIn(ctx context.Context, r signInRequest) (*signedIn, error)
 			return signed, nil
 		}
 	}
-	if fault.Is(err, fault.Denied) {
-		return nil, err // the authority has written it to the audit log
+	if fault.Is(err, fault.Denied) { // the authority has written it to the audit log
+		if hint := fault.Hint(err); hint != "" {
+			err = &ssh.BannerError{Err: err, Message: "accessd: hint: " + hint + "\r\n"}
+		}
+		return nil, err
 	}
 	s.log.Warn("sign-in ended without an answer", zap.String("user", r.peer.SSHUser), zap.Error(err))
 	return nil, &ssh.BannerError{Err: err, Message: bannerAway}

@@ -25,6 +25,9 @@ type target struct {
 // nothing is ever resolved, so what is no node's name leads nowhere. Host names
 // have no case (RFC 4343), so upper case will do.
 func parseTarget(host string, port uint32) target {
+	if port == 0 {
+		return target{} // a node without a gateway port has that
+	}
 	switch host = strings.ToLower(host); host {
 	case "localhost", "127.0.0.1", "::1":
 		return target{gateway: port}
