@@ -1,0 +1,158 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// cluster says how to start accessd's proxy, where that differs from the default.
+type cluster struct {
+	config string // its configuration file
+	env    []string
+	alone  bool // without a node
+}
+
+// authority is the data directory of a running "start --roles auth,proxy".
+type authority struct {
+	lab  *lab
+	dir  string
+	home string // keys and files of people
+	addr string
+	main *process
+}
+
+// startAuthority starts a fresh cluster.
+func (l *lab) startAuthority(ctx context.Context, p place, c cluster) (*authority, error) {
+	a := &authority{lab: l}
+	var err error
+	if a.dir, err = l.folder(); err != nil {
+		return nil, err
+	}
+	if a.home, err = l.folder(); err != nil {
+		return nil, err
+	}
+	args := []string{l.accessd, "start", "--data-dir", a.dir, "--listen", net.JoinHostPort(p.host, "0"), "--roles", "auth,proxy"}
+	if a.main, err = l.launch(spec{args: append(args, a.options(c)...), env: c.env}); err != nil {
+		return nil, err
+	}
+	ready, err := a.main.awaitReady(ctx)
+	a.addr = ready["listen"]
+	return a, err
+}
+
+// options are the arguments that carry a configuration.
+func (a *authority) options(c cluster) []string {
+	if c.config == "" {
+		return nil
+	}
+	file := filepath.Join(a.home, "accessd.yaml")
+	_ = os.WriteFile(file, []byte(c.config), 0o600) // a missing file is accessd's to complain about
+	return []string{"--config", file}
+}
+
+// admin runs an administrative verb.
+func (a *authority) admin(ctx context.Context, args ...string) (string, error) {
+	out, err := call(ctx, append([]string{a.lab.accessd, "--data-dir", a.dir}, args...)...)
+	return strings.TrimSpace(out), err
+}
+
+// joinArgs are the arguments with which nodes join.
+func (a *authority) joinArgs(ctx context.Context, uses int) ([]string, error) {
+	token, err := a.admin(ctx, "tokens", "add", "--role", "node", "--ttl", "1h", "--uses", fmt.Sprint(uses), "--quiet")
+	if err != nil {
+		return nil, err
+	}
+	pin, err := a.admin(ctx, "ca", "pin")
+	return []string{"--join", a.addr, "--token", token, "--ca-pin", pin}, err
+}
+
+// online counts the nodes whose tunnel is up.
+func (a *authority) online(ctx context.Context) int {
+	text, err := a.admin(ctx, "nodes", "ls", "--format", "json")
+	if err != nil {
+		return 0
+	}
+	var nodes []struct {
+		Online bool `json:"online"`
+	}
+	if json.Unmarshal([]byte(text), &nodes) != nil {
+		return 0
+	}
+	n := 0
+	for _, node := range nodes {
+		if node.Online {
+			n++
+		}
+	}
+	return n
+}
+
+// startAccessd starts a cluster with one node and one user.
+func (l *lab) startAccessd(ctx context.Context, p place, c cluster) (*side, error) {
+	a, err := l.startAuthority(ctx, p, c)
+	if err != nil {
+		return nil, err
+	}
+	s := &side{name: "accessd", proxy: a.main, addr: a.addr, user: "bench", login: l.login, target: "n1:22"}
+	if err := a.addNode(ctx, p, c, s); err != nil {
+		return nil, err
+	}
+	return s, a.addUser(ctx, s)
+}
+
+func (a *authority) addNode(ctx context.Context, p place, c cluster, s *side) error {
+	join, err := a.joinArgs(ctx, 1)
+	if err != nil {
+		return err
+	}
+	dir, err := a.lab.folder()
+	if err != nil {
+		return err
+	}
+	args := append(p.atNode[:len(p.atNode):len(p.atNode)], a.lab.accessd, "start", "--data-dir", dir, "--roles", "node", "--node-name", "n1")
+	if s.node, err = a.lab.launch(spec{args: append(append(args, join...), a.options(c)...)}); err != nil {
+		return err
+	}
+	if _, err := s.node.awaitReady(ctx); err != nil {
+		return err
+	}
+	return await(ctx, "the node is online", func() bool { return a.online(ctx) == 1 })
+}
+
+// addUser adds somebody, signs a key for them and writes the files that the stock
+// client needs.
+func (a *authority) addUser(ctx context.Context, s *side) error {
+	id, err := newIdentity(filepath.Join(a.home, "id"))
+	if err != nil {
+		return err
+	}
+	if _, err := a.admin(ctx, "users", "add", s.user, "--roles", "access", "--logins", s.login); err != nil {
+		return err
+	}
+	if _, err := a.admin(ctx, "users", "sign", s.user, "--public-key", id.file+".pub", "--ttl", "2h", "--out", id.file+"-cert.pub"); err != nil {
+		return err
+	}
+	hosts := filepath.Join(a.home, "known_hosts")
+	config, err := a.admin(ctx, "ssh-config", "--identity", id.file, "--login", s.login, "--known-hosts", hosts)
+	if err != nil {
+		return err
+	}
+	s.config, s.gcm = filepath.Join(a.home, "config"), filepath.Join(a.home, "config-gcm")
+	for file, head := range map[string]string{s.config: "", s.gcm: onlyGCM} {
+		if err := os.WriteFile(file, []byte(clientHead+head+config+"\n"), 0o600); err != nil {
+			return err
+		}
+	}
+	if s.key, err = id.certified(); err != nil {
+		return err
+	}
+	s.known, err = trust(hosts)
+	return err
+}

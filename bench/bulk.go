@@ -1,0 +1,160 @@
+//go:build linux
+
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+)
+
+// transfer is one kind of bulk transfer.
+type transfer struct{ cipher, way string }
+
+func (t transfer) rate() string { return t.cipher + " " + t.way }
+func (t transfer) cpu() string  { return t.rate() + " cpu" }
+
+// transfers are all kinds, in the order of the table.
+func transfers() []transfer {
+	return []transfer{{"default", "down"}, {"default", "up"}, {"gcm", "down"}, {"gcm", "up"}}
+}
+
+// bulkGoals are the ratios to reach: of the rates by cipher, and of the proxy's
+// CPU time per byte.
+type bulkGoals struct {
+	side  int // index of accessd's side among those measured
+	words string
+	rate  map[string]float64
+	cpu   float64
+}
+
+// measureBulk measures what one channel of the stock client carries through the
+// chain, down and up, with the client's own choice of cipher and with AES-GCM on
+// every leg, and what CPU time that takes of the proxy.
+func measureBulk(ctx context.Context, l *lab) ([]figure, error) {
+	sides, err := l.both(ctx)
+	if err != nil {
+		return nil, err
+	}
+	plain, err := l.plain(ctx)
+	if err != nil {
+		return nil, err
+	}
+	size := pick(l, 192, 32)
+	all, err := paired(ctx, pick(l, 5, 1), append(sides, plain), func(ctx context.Context, s *side) (sample, error) {
+		return bulk(ctx, s, size)
+	})
+	if err != nil {
+		return nil, err
+	}
+	var rates, cpu []figure
+	for _, t := range transfers() {
+		for _, g := range []bulkGoals{
+			{0, "TLS", map[string]float64{"default": 1.5, "gcm": 0.9}, 1.2},
+			{2, "plain", map[string]float64{"default": 2, "gcm": 1}, 1.05},
+		} {
+			budget, words := "3", "client's own ciphers"
+			if t.cipher == "gcm" {
+				budget, words = "4", "AES-GCM on every leg"
+				cpu = append(cpu, all.compare(g.side, 1, t.cpu()).named("5",
+					fmt.Sprintf("proxy CPU, bulk %s, %s, %s data", t.way, words, g.words), cpuPerGiB, ratioAtMost(g.cpu)))
+			}
+			rates = append(rates, all.compare(g.side, 1, t.rate()).named(budget,
+				fmt.Sprintf("bulk %s, %s, %s data", t.way, words, g.words), mibPerS, ratioAtLeast(g.rate[t.cipher])))
+		}
+	}
+	rates[0] = rates[0].remark("%d MiB a transfer, one channel of the stock client; from the first byte, not from the connection. \"TLS data\" and \"plain data\" say what is around the node's data connections; OpenSSH's tunnel is the same in both rows.", size)
+	return append(rates, cpu...), nil
+}
+
+// bulk makes one transfer of each kind.
+func bulk(ctx context.Context, s *side, size int) (sample, error) {
+	got := sample{}
+	for _, t := range transfers() {
+		config := s.config
+		if t.cipher == "gcm" {
+			config = s.gcm
+		}
+		move := bulkDown
+		if t.way == "up" {
+			move = bulkUp
+		}
+		used := proxyMeter(s)
+		took, err := move(ctx, config, size)
+		if err != nil {
+			return nil, fmt.Errorf("bulk %s: %w", t.rate(), err)
+		}
+		got[t.rate()] = float64(size) / took.Seconds()
+		got[t.cpu()] = used().Seconds() / (float64(size) / 1024)
+	}
+	return got, nil
+}
+
+// proxyMeter returns a function that tells the CPU time the proxy has used since.
+func proxyMeter(s *side) func() time.Duration {
+	before := treeTime(s.proxy.pid())
+	return func() time.Duration { return treeTime(s.proxy.pid()) - before }
+}
+
+// bulkDown copies so many MiB from the node and returns how long that took.
+func bulkDown(ctx context.Context, config string, size int) (time.Duration, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	cmd := stock(ctx, config, "n1", fmt.Sprintf("echo go >&2; exec dd if=/dev/zero bs=65536 count=%d status=none", size*16))
+	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer null.Close()
+	cmd.Stdout = null // no pipe: the client's work alone is measured
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		return 0, err
+	}
+	if err := cmd.Start(); err != nil {
+		return 0, err
+	}
+	line, readErr := bufio.NewReader(stderr).ReadString('\n')
+	start := time.Now()
+	rest, _ := io.ReadAll(stderr)
+	err = cmd.Wait()
+	took := time.Since(start)
+	if err != nil || readErr != nil || line != "go\n" {
+		return 0, fmt.Errorf("ssh: %v: %s%s", err, line, rest)
+	}
+	return took, nil
+}
+
+// bulkUp copies so many MiB to the node and returns how long that took.
+func bulkUp(ctx context.Context, config string, size int) (time.Duration, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	cmd := stock(ctx, config, "n1", "echo go; cat >/dev/null; echo done")
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	in, out, err := pipes(cmd)
+	if err != nil {
+		return 0, err
+	}
+	defer out.Close()
+	lines := bufio.NewReader(out)
+	line, readErr := lines.ReadString('\n')
+	start := time.Now()
+	block := make([]byte, 64<<10)
+	for range size * 16 {
+		if _, err = in.Write(block); err != nil {
+			break
+		}
+	}
+	in.Close()
+	last, _ := lines.ReadString('\n')
+	took := time.Since(start)
+	if wait := cmd.Wait(); wait != nil || err != nil || readErr != nil || line != "go\n" || last != "done\n" {
+		return 0, fmt.Errorf("ssh: %v: %s", wait, stderr.String())
+	}
+	return took, nil
+}
