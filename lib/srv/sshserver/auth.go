@@ -33,8 +33,9 @@ var (
 type auth struct {
 	proving  bool // a callback runs that follows upon a proof
 	staged   proof
-	proof        // of the callbacks that accepted
-	failures int // refused attempts, but for the first "none"
+	proof              // of the callbacks that accepted
+	failures int       // refused attempts, but for "none"
+	begun    time.Time // when the callback of the current attempt was called
 }
 
 // proof is what the peer has shown.
@@ -121,9 +122,7 @@ func (c *Conn) guardCallbacks(cfg *ssh.ServerConfig) {
 	}
 	logged := cfg.AuthLogCallback
 	cfg.AuthLogCallback = func(m ssh.ConnMetadata, method string, err error) {
-		if err != nil && method != "none" && !isPartial(err) {
-			c.auth.failures++
-		}
+		c.concluded(method, err)
 		if logged != nil {
 			logged(m, method, err)
 		}
@@ -163,11 +162,9 @@ func (c *Conn) guarded(cb ssh.ServerAuthCallbacks) ssh.ServerAuthCallbacks {
 	return out
 }
 
-// attempt runs one callback. What it stages counts if it accepts, and its
-// refusal takes a whole number of FailureDelays, so that the time tells nobody
-// what was wrong (OpenSSH's ensure_minimum_time_since).
+// attempt runs one callback. What it stages counts if it accepts.
 func (c *Conn) attempt(proving bool, f func() (*ssh.Permissions, error)) (*ssh.Permissions, error) {
-	start := time.Now()
+	c.auth.begun = time.Now()
 	c.auth.proving, c.auth.staged = proving, c.auth.proof
 	perms, err := f()
 	c.auth.proving = false
@@ -178,26 +175,36 @@ func (c *Conn) attempt(proving bool, f func() (*ssh.Permissions, error)) (*ssh.P
 	if next {
 		return nil, &ssh.PartialSuccessError{Next: c.guarded(partial.Next)}
 	}
-	if err != nil {
-		c.wait(untilWhole(time.Since(start), c.server.cfg.Limits.FailureDelay))
-	}
 	return perms, err
+}
+
+// concluded is called after each attempt, before it is answered. A refusal takes
+// a whole number of FailureDelays, whether or not a callback was asked, so that
+// the time tells nobody what was wrong (OpenSSH's ensure_minimum_time_since).
+// The method "none" only asks for the list of methods.
+func (c *Conn) concluded(method string, err error) {
+	begun := c.auth.begun
+	c.auth.begun = time.Time{}
+	if err == nil || method == "none" || isPartial(err) {
+		return
+	}
+	c.auth.failures++
+	var elapsed time.Duration
+	if !begun.IsZero() {
+		elapsed = time.Since(begun)
+	}
+	t := time.NewTimer(untilWhole(elapsed, c.server.cfg.Limits.FailureDelay))
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-c.ctx.Done():
+	}
 }
 
 // untilWhole returns what is missing from elapsed to a whole number of units,
 // at least one.
 func untilWhole(elapsed, unit time.Duration) time.Duration {
 	return (elapsed/unit+1)*unit - elapsed
-}
-
-// wait returns after d, or when the connection ends.
-func (c *Conn) wait(d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-c.ctx.Done():
-	}
 }
 
 func isPartial(err error) bool {

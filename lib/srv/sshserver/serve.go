@@ -78,7 +78,8 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
 }
 
 // run exchanges identifications and then serves the connection until it ends.
-func (c *Conn) run() error {
+func (c *Conn) run() (result error) {
+	result = errPanic // unless this gets to its end
 	defer c.recovered()
 	line, err := identify(c.net)
 	if err != nil {
@@ -89,6 +90,7 @@ func (c *Conn) run() error {
 	if err != nil {
 		return err
 	}
+	var failure error
 	loop := &gliderlabs.Server{
 		ChannelHandlers: c.server.channels,
 		RequestHandlers: c.server.requests,
@@ -97,13 +99,13 @@ func (c *Conn) run() error {
 			return &wire{Conn: nc, c: c, ctx: ctx, replay: line}
 		},
 		ServerConfigCallback:     func(gliderlabs.Context) *ssh.ServerConfig { return cfg },
-		ConnectionFailedCallback: func(_ net.Conn, failure error) { err = failure },
+		ConnectionFailedCallback: func(_ net.Conn, err error) { failure = err },
 	}
 	loop.HandleConn(c.net)
 	if c.ServerConn != nil {
 		return c.ServerConn.Wait()
 	}
-	return err
+	return failure
 }
 
 // left reports whether an error is only the peer having gone.

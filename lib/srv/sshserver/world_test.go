@@ -1,6 +1,7 @@
 package sshserver
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"errors"
@@ -192,3 +193,67 @@ func (w *world) conns() []*Conn {
 	defer w.mu.Unlock()
 	return append([]*Conn(nil), w.opened...)
 }
+
+// memPair is a connection in memory, for bubbles: writes never block, which
+// net.Pipe's do.
+func memPair() (client, server net.Conn) {
+	a, b := newHalf(), newHalf()
+	return &memConn{r: a, w: b}, &memConn{r: b, w: a}
+}
+
+// half is one direction.
+type half struct {
+	mu     sync.Mutex
+	some   *sync.Cond
+	buf    bytes.Buffer
+	closed bool
+}
+
+func newHalf() *half {
+	h := &half{}
+	h.some = sync.NewCond(&h.mu)
+	return h
+}
+
+func (h *half) close() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.closed = true
+	h.some.Broadcast()
+}
+
+type memConn struct {
+	net.Conn // nil: nobody asks for deadlines
+	r, w     *half
+}
+
+func (m *memConn) Read(p []byte) (int, error) {
+	m.r.mu.Lock()
+	defer m.r.mu.Unlock()
+	for m.r.buf.Len() == 0 && !m.r.closed {
+		m.r.some.Wait()
+	}
+	if m.r.buf.Len() == 0 {
+		return 0, io.EOF
+	}
+	return m.r.buf.Read(p)
+}
+
+func (m *memConn) Write(p []byte) (int, error) {
+	m.w.mu.Lock()
+	defer m.w.mu.Unlock()
+	if m.w.closed {
+		return 0, io.ErrClosedPipe
+	}
+	m.w.some.Broadcast()
+	return m.w.buf.Write(p)
+}
+
+func (m *memConn) Close() error {
+	m.r.close()
+	m.w.close()
+	return nil
+}
+
+func (m *memConn) LocalAddr() net.Addr  { return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 3022} }
+func (m *memConn) RemoteAddr() net.Addr { return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 7), Port: 5000} }
