@@ -56,5 +56,5 @@ func (x *session) push(ctx context.Context, signed *signedIn) error {
 // as none means for ever.
 func lifetime(cert *ssh.Certificate, now time.Time) uint32 {
 	left := end(cert).Sub(now) / time.Second
-	return uint32(min(max(left, 1), math.MaxUint32)) //nolint:gosec // bounded here
+	return uint32(min(max(left, 1), math.MaxUint32))
 }

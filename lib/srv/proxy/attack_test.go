@@ -1,6 +1,8 @@
 package proxy
 
 import (
+	"crypto/rand"
+	"crypto/rsa"
 	"errors"
 	"io"
 	"net"
@@ -170,7 +172,7 @@ func TestCertificateRefusals(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w.audit.reset()
-			conn, err := w.dial(c.as, pubkey(c.key), banners(t))
+			conn, err := w.dial(c.as, pubkey(c.key))
 			if err == nil {
 				conn.Close()
 				t.Fatal("let in")
@@ -191,12 +193,51 @@ func TestCertificateRefusals(t *testing.T) {
 	}
 }
 
-// banners is no way to authenticate; it is there to be refused after the keys.
-func banners(t *testing.T) ssh.AuthMethod {
-	return ssh.PasswordCallback(func() (string, error) {
-		t.Error("the server offers passwords")
-		return "", nil
-	})
+// TestNotAccepted is the rest of F25: what is taken of nobody, key or method, is
+// one event too.
+func TestNotAccepted(t *testing.T) {
+	w := newWorld(t)
+	weak, err := rsa.GenerateKey(rand.Reader, 1024) //nolint:gosec // that it is weak is the point
+	if err != nil {
+		t.Fatal(err)
+	}
+	small, err := ssh.NewSignerFromKey(weak)
+	if err != nil {
+		t.Fatal(err)
+	}
+	big, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sha1, err := ssh.NewSignerFromKey(big)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, method := range map[string]ssh.AuthMethod{
+		"RSA of 1024 bits": pubkey(small),
+		"SHA-1 signature":  pubkey(sha1Signer{sha1}),
+		"password":         ssh.Password("right"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			w.audit.reset()
+			if c, err := w.dial("alice", method); err == nil {
+				c.Close()
+				t.Fatal("let in")
+			}
+			if ev := w.audit.all(events.AuthRejected); name != "password" && (len(ev) != 1 || ev[0].Fields["refusal"] != codeNotAccepted) {
+				t.Errorf("auth.rejected = %+v", ev)
+			}
+		})
+	}
+}
+
+// sha1Signer signs as old clients do (RFC 8332, section 1).
+type sha1Signer struct{ ssh.Signer }
+
+func (s sha1Signer) Algorithms() []string { return []string{ssh.KeyAlgoRSA} }
+
+func (s sha1Signer) SignWithAlgorithm(r io.Reader, data []byte, _ string) (*ssh.Signature, error) {
+	return s.Signer.(ssh.AlgorithmSigner).SignWithAlgorithm(r, data, ssh.KeyAlgoRSA)
 }
 
 // certSignerKey returns the bare key of a person's good certificate.

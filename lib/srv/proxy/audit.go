@@ -46,17 +46,18 @@ func (a *audit) login(c *sshserver.Conn, m ssh.ConnMetadata, id *sshca.Identity)
 	return a.emit(c.Context(), ev)
 }
 
-// rejected records that key was refused. What it says of the peer are claims.
-func (a *audit) rejected(c *sshserver.Conn, m ssh.ConnMetadata, key ssh.PublicKey, why *sshca.Refusal) {
-	ev := event(events.AuthRejected, c, m, map[string]any{
-		"refusal": why.Code, "method": "publickey", "reason": why.Detail, "fingerprint": ssh.FingerprintSHA256(key),
-	})
+// rejected records that a peer was refused, with the key it showed, if any. What
+// it says of the peer are claims.
+func (a *audit) rejected(c *sshserver.Conn, m ssh.ConnMetadata, method string, key ssh.PublicKey, why *sshca.Refusal) {
+	ev := event(events.AuthRejected, c, m, map[string]any{"refusal": why.Code, "method": method, "reason": why.Detail})
 	ev.User, ev.Error = names.UserName(m.User()), string(why.Code)
 	if cert, ok := key.(*ssh.Certificate); ok {
 		maps.Copy(ev.Fields, map[string]any{
 			"fingerprint": ssh.FingerprintSHA256(cert.Key), "ca": ssh.FingerprintSHA256(cert.SignatureKey),
 			"cert_serial": strconv.FormatUint(cert.Serial, 10), "key_id": cert.KeyId, "principals": cert.ValidPrincipals,
 		})
+	} else if key != nil {
+		ev.Fields["fingerprint"] = ssh.FingerprintSHA256(key)
 	}
 	_ = a.emit(c.Context(), ev) // it is refused all the same
 }

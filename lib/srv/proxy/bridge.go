@@ -61,7 +61,7 @@ func (s *Server) bridge(c *sshserver.Conn, who *person, d sshwire.DirectTCPIP, n
 	defer down.Close()
 	up, done, err := accept(nc)
 	if err != nil {
-		return nil //nolint:nilerr // the client is gone; there is nobody to tell
+		return nil // the client is gone; there is nobody to tell
 	}
 	defer done()
 	in, out := relay.Pipe(ctx, up, down)

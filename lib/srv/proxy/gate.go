@@ -25,6 +25,7 @@ const (
 	codeKeyReplaced sshca.Code = "key_replaced" // the member has joined again with another key
 	codeNotServed   sshca.Code = "not_served"   // such peers are not served here
 	codeBadName     sshca.Code = "bad_name"     // no user can have that name
+	codeNotAccepted sshca.Code = "not_accepted" // a key or a method that is taken of nobody
 )
 
 // errOtherWay refuses a plain key on a connection that has proven one: what may
@@ -53,6 +54,7 @@ func (s *Server) authenticator(a admits) func(*sshserver.Conn, *ssh.ServerConfig
 		c.Value = g
 		cfg.PublicKeyCallback = g.offered
 		cfg.VerifiedPublicKeyCallback = g.proven
+		cfg.AuthLogCallback = g.ended
 		return nil
 	}
 }
@@ -134,20 +136,42 @@ func (g *gate) ask(m ssh.ConnMetadata, challenge ssh.KeyboardInteractiveChalleng
 	return nil, g.conn.Prove(signed.identity)
 }
 
+// ended is told how an attempt ended. What this package has not refused itself,
+// such as a key that is too weak, is recorded here.
+func (g *gate) ended(m ssh.ConnMetadata, method string, err error) {
+	_, partial := errors.AsType[*ssh.PartialSuccessError](err)
+	_, ours := errors.AsType[*sshca.Refusal](err)
+	if err == nil || partial || ours || method == "none" || method == "keyboard-interactive" || errors.Is(err, errOtherWay) {
+		return
+	}
+	g.tell(m, method, nil, &sshca.Refusal{Code: codeNotAccepted, Detail: err.Error()})
+}
+
 func (g *gate) peer(m ssh.ConnMetadata) sshca.Peer {
 	return sshca.Peer{SSHUser: m.User(), Addr: g.conn.Remote.Addr(), Now: g.s.cfg.Now()}
 }
 
-// refuse writes to the audit log that key was refused, once for each reason,
-// and returns why.
+// refuse writes to the audit log that key was refused and returns why.
 func (g *gate) refuse(m ssh.ConnMetadata, key ssh.PublicKey, why error) error {
-	r := &sshca.Refusal{Code: "internal", Detail: why.Error()}
-	errors.As(why, &r)
-	if id := fmt.Sprintf("%s %s %s", r.Code, m.User(), key.Marshal()); !g.told[id] {
-		g.told[id] = true
-		g.s.audit.rejected(g.conn, m, key, r)
+	r, ok := errors.AsType[*sshca.Refusal](why)
+	if !ok {
+		r = &sshca.Refusal{Code: codeNotAccepted, Detail: why.Error()}
 	}
-	return why
+	g.tell(m, "publickey", key, r)
+	return r
+}
+
+// tell records a refusal, once for each reason: clients come back with the same
+// key.
+func (g *gate) tell(m ssh.ConnMetadata, method string, key ssh.PublicKey, why *sshca.Refusal) {
+	id := string(why.Code) + " " + m.User() + " " + why.Detail
+	if key != nil {
+		id += ssh.FingerprintSHA256(key)
+	}
+	if !g.told[id] {
+		g.told[id] = true
+		g.s.audit.rejected(g.conn, m, method, key, why)
+	}
 }
 
 // identify returns whom cert makes of a peer, by the certificate and by the

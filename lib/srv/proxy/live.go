@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -27,32 +26,11 @@ const (
 	openRate = 50
 )
 
-// The connections that are good for one thing only end after a while.
-const (
-	signedTime = 2 * time.Minute // of a sign-in: to run login
-	joinTime   = time.Minute     // of a joiner: to join
-)
-
 // Joiners have proven nothing that costs anything, so there are few at a time.
 const (
 	maxJoiners       = 128
 	maxSourceJoiners = 32 // of one address: a rack behind one router that is set up at once
 )
-
-// person is the Value of a person's connection.
-type person struct {
-	since   time.Time
-	signed  *signedIn   // set when it was not a certificate but a sign-in that let it in
-	hurry   *time.Timer // ends it, when it was signed in
-	usage   *usage      // of its user, by all connections together
-	in, out atomic.Int64
-}
-
-// member is the Value of a member's connection.
-type member struct{ key string } // as the cluster's record had it when it was checked
-
-// joiner is the Value of a joiner's connection.
-type joiner struct{ hurry *time.Timer }
 
 // bridge is a person's way to one node.
 type bridge struct {
@@ -243,24 +221,6 @@ func (s *Server) judge() {
 			b.end(fault.New(fault.Denied, "node %q may not be reached any more: %s", n.Name, d.Reason))
 		}
 	}
-}
-
-// stillWelcome refuses a connection whose user or member is gone. One that was
-// signed in a moment ago is left alone: it can do no harm, does not last, and
-// news of its user may not have come here yet.
-func (s *Server) stillWelcome(c *sshserver.Conn) error {
-	switch v := c.Value.(type) {
-	case *member:
-		if key, ok := s.recordedKey(c.Identity); !ok || key != v.key {
-			_, err := s.checkMember(c.Identity)
-			return err
-		}
-	case *person:
-		if v.signed == nil {
-			return s.checkUser(c.Identity)
-		}
-	}
-	return nil
 }
 
 func view(n services.Node) authz.NodeView {

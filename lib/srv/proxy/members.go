@@ -5,10 +5,10 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"strings"
 
 	"go.uber.org/zap"
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/time/rate"
 
 	"github.com/accessd/accessd/api/accessd/v1/accessdv1connect"
 	"github.com/accessd/accessd/lib/fault"
@@ -45,7 +45,8 @@ func (s *Server) serveAuthorityAPI(c *sshserver.Conn, nc ssh.NewChannel) {
 		s.serveAPI(c, nc, s.cfg.Authority)
 		return
 	}
-	s.serveAPI(c, nc, joinOnly{next: s.cfg.Authority, conn: c})
+	who, _ := c.Value.(*applicant)
+	s.serveAPI(c, nc, joinOnly{next: s.cfg.Authority, conn: c, who: who})
 }
 
 // serveAPI answers calls on nc until the channel ends, or the server stops and
@@ -65,26 +66,28 @@ func (s *Server) serveAPI(c *sshserver.Conn, nc ssh.NewChannel, h http.Handler) 
 	}
 }
 
-// joinOnly lets a joiner call the join service and nothing else, and counts
-// against its source what it tries in vain.
+// joinOnly lets a joiner call Join and nothing else, and counts against its
+// source what it tries in vain.
 type joinOnly struct {
 	next http.Handler
 	conn *sshserver.Conn
+	who  *applicant
 }
 
 // ServeHTTP implements [http.Handler]. Only Connect's own form of a unary call
 // passes: it shows in its status whether the call went well.
 func (j joinOnly) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	ok := strings.HasPrefix(r.URL.Path, "/"+accessdv1connect.JoinServiceName+"/") &&
-		strings.HasPrefix(r.Header.Get("Content-Type"), "application/proto")
-	if !ok {
+	if r.URL.Path != accessdv1connect.JoinServiceJoinProcedure || r.Header.Get("Content-Type") != "application/proto" {
 		j.conn.Penalize(listener.OffenceProtocol)
 		w.WriteHeader(http.StatusNotFound)
 		return
 	}
-	seen := &statusWriter{ResponseWriter: w}
+	seen := &statusWriter{ResponseWriter: w, status: http.StatusOK}
 	j.next.ServeHTTP(seen, r)
-	if seen.status >= http.StatusBadRequest && seen.status < http.StatusInternalServerError {
+	switch {
+	case seen.status == http.StatusOK && j.who.outer != nil:
+		j.who.outer.joined.Store(true)
+	case seen.status >= http.StatusBadRequest && seen.status < http.StatusInternalServerError:
 		j.conn.Penalize(listener.OffenceAuthFailed)
 	}
 }
@@ -104,33 +107,51 @@ func (w *statusWriter) WriteHeader(status int) {
 // serveAuthority serves an accessd-authority channel: it carries an SSH
 // connection that ends at the authority, here or further on.
 func (s *Server) serveAuthority(c *sshserver.Conn, nc ssh.NewChannel) {
-	if _, ok := c.Value.(*person); ok {
+	var opens *rate.Limiter
+	var outer *joiner
+	switch v := c.Value.(type) {
+	case *member:
+		opens = v.opens
+	case *joiner:
+		opens, outer = v.opens, v
+	default:
 		refuse(nc, errMembersOnly)
 		return
 	}
 	origin, err := originOf(c, nc)
-	if err != nil {
+	if err == nil && !opens.Allow() {
+		err = fault.New(fault.Unavailable, "too many of these")
+	}
+	switch {
+	case err != nil:
 		refuse(nc, err)
-		return
+	case s.nested == nil:
+		s.passOn(c, nc, origin, outer)
+	default:
+		s.serveNested(c, nc, origin, outer)
 	}
-	if s.nested == nil {
-		s.passOn(c, nc, origin)
-		return
-	}
+}
+
+// serveNested serves the connection that nc carries.
+func (s *Server) serveNested(c *sshserver.Conn, nc ssh.NewChannel, origin netip.AddrPort, outer *joiner) {
 	ch, done, err := accept(nc)
 	if err != nil {
 		return
 	}
 	defer done()
-	remote := net.TCPAddrFromAddrPort(origin)
-	conn := nestedConn{Conn: rpc.ChannelConn(ch, c.LocalAddr(), remote), outer: c}
-	if err := s.nested.ServeConn(c.Context(), conn); err != nil {
+	conn := nestedConn{Conn: rpc.ChannelConn(ch, c.LocalAddr(), net.TCPAddrFromAddrPort(origin)), outer: c}
+	ctx := context.WithValue(c.Context(), outerKey{}, outer)
+	if err := s.nested.ServeConn(ctx, conn); err != nil {
 		s.log.Info("nested connection ended", zap.Stringer("origin", origin), zap.Error(err))
 	}
 }
 
+// joinBytes is what the authority says at least to who joins: a key exchange
+// and two certificates. Who has heard less has not joined.
+const joinBytes = 2 << 10
+
 // passOn carries nc to the authority over the process's own link.
-func (s *Server) passOn(c *sshserver.Conn, nc ssh.NewChannel, origin netip.AddrPort) {
+func (s *Server) passOn(c *sshserver.Conn, nc ssh.NewChannel, origin netip.AddrPort, outer *joiner) {
 	far, err := s.cfg.OpenAuthority(c.Context(), origin)
 	if err != nil {
 		refuse(nc, fault.Wrap(fault.Unavailable, err, "the authority is away"))
@@ -142,7 +163,9 @@ func (s *Server) passOn(c *sshserver.Conn, nc ssh.NewChannel, origin netip.AddrP
 		return
 	}
 	defer done()
-	relay.Pipe(c.Context(), ch, far)
+	if _, heard := relay.Pipe(c.Context(), ch, far); outer != nil && heard >= joinBytes {
+		outer.joined.Store(true)
+	}
 }
 
 // originOf returns where the peer of a nested connection comes from: what a

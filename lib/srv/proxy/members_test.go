@@ -303,19 +303,66 @@ func TestMemberGone(t *testing.T) {
 	}
 }
 
-// TestJoinersAreFew: joiners have proven nothing, so they are bounded by source
-// and in time.
+// TestJoinersAreFew: joiners have proven nothing, so they are bounded by source,
+// in what they open, and it costs their source something not to join.
 func TestJoinersAreFew(t *testing.T) {
-	w := newWorld(t)
+	w := newWorld(t, func(w *world) { w.cfg.Authority = http.HandlerFunc(whoami) })
 	_, key := sshca.Generate()
+	origin := sshwire.AuthorityOpen{OriginAddr: "192.0.2.1", OriginPort: 1}.Marshal()
+
+	greedy := w.must(JoinUser, pubkey(key))
+	for i := range joinOpens + 1 {
+		ch, reqs, err := greedy.OpenChannel(sshwire.ChannelAuthority, origin)
+		if err == nil {
+			go ssh.DiscardRequests(reqs)
+			ch.Close()
+		}
+		if (err == nil) != (i < joinOpens) {
+			t.Errorf("channel %d: %v", i, err)
+		}
+	}
+	greedy.Close()
+	offended := joinOpens + 1 // each connection that led nowhere, nested ones too
+	w.offend.wait(t, listener.OffenceNoAuth, offended)
+
+	joins := w.must(JoinUser, pubkey(key))
+	inner, err := nest(t, w, joins, "192.0.2.9:1", JoinUser, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if status, _ := call(t, inner, joinPath, "application/proto"); status != http.StatusOK {
+		t.Errorf("join: status %d", status)
+	}
+	joins.Close()
+
 	for range maxSourceJoiners {
 		w.must(JoinUser, pubkey(key))
 	}
-	conn, err := w.dial(JoinUser, pubkey(key))
-	if err != nil {
-		return
+	if conn, err := w.dial(JoinUser, pubkey(key)); err == nil {
+		if err := conn.Wait(); err == nil {
+			t.Error("one joiner too many was left in")
+		}
 	}
-	if err := conn.Wait(); err == nil {
-		t.Error("one joiner too many was left in")
+	if got := w.offend.count(listener.OffenceNoAuth) - offended; got != 0 {
+		t.Errorf("%d offences of those who joined or are still here, want none", got)
+	}
+}
+
+// TestNodesOpenRate: a node cannot make key exchanges by the thousand.
+func TestNodesOpenRate(t *testing.T) {
+	w := newWorld(t)
+	conn := w.must("n2", pubkey(w.member(sshca.KindNode, idN2, "n2")))
+	refused := 0
+	for range 3 * nodeOpenBurst {
+		ch, reqs, err := conn.OpenChannel(sshwire.ChannelAuthority, sshwire.AuthorityOpen{}.Marshal())
+		if err != nil {
+			refused++
+			continue
+		}
+		go ssh.DiscardRequests(reqs)
+		ch.Close()
+	}
+	if refused < nodeOpenBurst {
+		t.Errorf("%d of %d opens refused", refused, 3*nodeOpenBurst)
 	}
 }

@@ -19,7 +19,6 @@ import (
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/services"
 	"github.com/accessd/accessd/lib/srv/sshserver"
-	"github.com/accessd/accessd/lib/sshca"
 	"github.com/accessd/accessd/lib/sshwire"
 )
 
@@ -137,6 +136,7 @@ func (s *Server) outerConfig() sshserver.Config {
 	cfg.Requests[sshwire.RequestTCPIPForward] = s.forward
 	cfg.Requests[sshwire.RequestCancelTCPIPForward] = s.forward
 	cfg.Requests[sshwire.RequestNoMoreSessions] = func(*sshserver.Conn, *ssh.Request) (bool, []byte) { return true, nil }
+	cfg.Opened, cfg.Closed = s.opened, s.closed
 	return cfg
 }
 
@@ -144,6 +144,7 @@ func (s *Server) outerConfig() sshserver.Config {
 func (s *Server) nestedConfig() sshserver.Config {
 	cfg := s.sshConfig("authority", admits{joiners: true})
 	cfg.Channels[sshwire.ChannelAPI] = s.serveAuthorityAPI
+	cfg.Opened, cfg.Closed = s.openedNested, s.closedNested
 	return cfg
 }
 
@@ -153,61 +154,7 @@ func (s *Server) sshConfig(name string, a admits) sshserver.Config {
 		Name: name, HostKeys: s.cfg.HostKeys, Authenticate: s.authenticator(a),
 		Channels: map[string]func(*sshserver.Conn, ssh.NewChannel){},
 		Requests: map[string]func(*sshserver.Conn, *ssh.Request) (bool, []byte){},
-		Opened:   s.opened, Closed: s.closed,
-		Limits: s.cfg.Limits, Algorithms: s.cfg.Algorithms, Keepalive: s.cfg.Keepalive, Grace: s.cfg.Grace,
+		Limits:   s.cfg.Limits, Algorithms: s.cfg.Algorithms, Keepalive: s.cfg.Keepalive, Grace: s.cfg.Grace,
 		Registerer: s.cfg.Registerer, Log: s.log,
-	}
-}
-
-// opened takes in a connection whose peer is known now.
-func (s *Server) opened(c *sshserver.Conn) error {
-	if err := s.meet(c); err != nil {
-		return err
-	}
-	if err := s.live.enter(c); err != nil {
-		return err
-	}
-	err := s.stillWelcome(c) // the policy may have changed just before
-	if err != nil {
-		s.live.leave(c)
-	}
-	return err
-}
-
-// meet gives c the Value that goes with who its peer is.
-func (s *Server) meet(c *sshserver.Conn) error {
-	switch {
-	case c.Identity == nil:
-		c.Value = &joiner{hurry: s.hurry(c, joinTime)}
-	case c.Identity.Kind != sshca.KindUser:
-		key, err := s.checkMember(c.Identity)
-		c.Value = &member{key: key}
-		return err
-	default:
-		who := &person{since: s.cfg.Now()}
-		if g, ok := c.Value.(*gate); ok && g.signed != nil {
-			who.signed, who.hurry = g.signed, s.hurry(c, signedTime)
-		}
-		c.Value = who
-	}
-	return nil
-}
-
-// hurry cuts c when it is still there after d.
-func (s *Server) hurry(c *sshserver.Conn, d time.Duration) *time.Timer {
-	return time.AfterFunc(d, func() { c.Cut(fault.New(fault.Unavailable, "its %s are over", d)) })
-}
-
-// closed lets a connection go that opened took in.
-func (s *Server) closed(c *sshserver.Conn, err error) {
-	s.live.leave(c)
-	switch v := c.Value.(type) {
-	case *joiner:
-		v.hurry.Stop()
-	case *person:
-		if v.hurry != nil {
-			v.hurry.Stop()
-		}
-		s.audit.gone(c, v, err, s.cfg.Now())
 	}
 }

@@ -161,7 +161,7 @@ func (x *session) lines(text string) string {
 // exit ends the session. The status goes before the end of the data: some
 // clients stop reading there (RFC 4254, section 6.10).
 func (x *session) exit(code int) {
-	_, _ = x.ch.SendRequest(sshwire.RequestExitStatus, false, sshwire.ExitStatus{Code: uint32(code)}.Marshal()) //nolint:gosec // exit codes are small
+	_, _ = x.ch.SendRequest(sshwire.RequestExitStatus, false, sshwire.ExitStatus{Code: uint32(code)}.Marshal())
 	_ = x.ch.Close()
 }
 
@@ -178,7 +178,7 @@ const help = `there is
 
 // end returns when cert ends.
 func end(cert *ssh.Certificate) time.Time {
-	return time.Unix(int64(cert.ValidBefore), 0) //nolint:gosec // sshca and the authority bound it
+	return time.Unix(int64(cert.ValidBefore), 0)
 }
 
 // moment writes t as people read it.

@@ -52,7 +52,7 @@ func (t target) find(p *services.Cache) (n services.Node, ok bool) {
 	case t.name != "":
 		n, ok = p.NodeByName(t.name)
 	}
-	return n, ok && (t.port == sshPort || t.port == uint32(n.GatewayPort)) //nolint:gosec // a port is never negative
+	return n, ok && (t.port == sshPort || t.port == uint32(n.GatewayPort))
 }
 
 // maxQuote bounds what is repeated of a peer's own words, in bytes.

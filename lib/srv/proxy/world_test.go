@@ -49,7 +49,10 @@ type policy struct {
 	t testing.TB
 }
 
-func newPolicy(t testing.TB) policy { return policy{services.NewCache(), t} }
+func newPolicy(t testing.TB) policy {
+	t.Helper()
+	return policy{services.NewCache(), t}
+}
 
 // put puts a resource of kind under name.
 func (p policy) put(kind string, name any, v any) {
@@ -343,6 +346,29 @@ type offences struct {
 	list   []listener.Offence
 	parked int
 	full   bool // no place to park
+	more   chan struct{}
+}
+
+// wait returns once there are n offences of a kind.
+func (o *offences) wait(t *testing.T, want listener.Offence, n int) {
+	t.Helper()
+	deadline := time.After(10 * time.Second)
+	for o.count(want) < n {
+		o.mu.Lock()
+		if o.more == nil {
+			o.more = make(chan struct{})
+		}
+		more := o.more
+		o.mu.Unlock()
+		if o.count(want) >= n {
+			return
+		}
+		select {
+		case <-more:
+		case <-deadline:
+			t.Fatalf("%d offences %s, want %d", o.count(want), want, n)
+		}
+	}
 }
 
 func (o *offences) count(want listener.Offence) int {
@@ -403,6 +429,10 @@ func (c guardedConn) Penalize(o listener.Offence) {
 	c.o.mu.Lock()
 	defer c.o.mu.Unlock()
 	c.o.list = append(c.o.list, o)
+	if c.o.more != nil {
+		close(c.o.more)
+		c.o.more = nil
+	}
 }
 
 // fakeLogin is the authority's sign-in: password "right", then code "123456".

@@ -1,0 +1,161 @@
+package proxy
+
+import (
+	"math"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/srv/listener"
+	"github.com/accessd/accessd/lib/srv/sshserver"
+	"github.com/accessd/accessd/lib/sshca"
+)
+
+// The connections that are good for one thing only end after a while.
+const (
+	signedTime = 2 * time.Minute // of a sign-in: to run login
+	joinTime   = time.Minute     // of a joiner: to join
+)
+
+// Each accessd-authority channel is a key exchange for whoever asks, so there is
+// a rate of them: what a node needs to reconnect, and what a joiner needs once.
+const (
+	nodeOpenRate  = 1 // a second
+	nodeOpenBurst = 8
+	joinOpens     = 4
+)
+
+// person is the Value of a person's connection.
+type person struct {
+	since   time.Time
+	signed  *signedIn   // set when it was not a certificate but a sign-in that let it in
+	hurry   *time.Timer // ends it, when it was signed in
+	usage   *usage      // of its user, by all connections together
+	in, out atomic.Int64
+}
+
+// member is the Value of a member's connection, also of a nested one.
+type member struct {
+	key   string        // as the cluster's record had it when it was checked
+	opens *rate.Limiter // of accessd-authority channels
+}
+
+// joiner is the Value of a joiner's connection.
+type joiner struct {
+	hurry  *time.Timer
+	opens  *rate.Limiter // of accessd-authority channels
+	joined atomic.Bool   // as far as we can tell
+}
+
+// applicant is the Value of a joiner's nested connection.
+type applicant struct {
+	outer *joiner // nil when a member relays it
+}
+
+// outerKey is the key of the joiner in the context of a nested connection.
+type outerKey struct{}
+
+// opened takes in a connection from the listener whose peer is known now.
+func (s *Server) opened(c *sshserver.Conn) error {
+	g, _ := c.Value.(*gate)
+	switch {
+	case c.Identity == nil:
+		c.Value = &joiner{hurry: hurry(c, joinTime), opens: rate.NewLimiter(0, joinOpens)}
+	case c.Identity.Kind != sshca.KindUser:
+		return s.enterMember(c)
+	default:
+		who := &person{since: s.cfg.Now()}
+		if g.signed != nil {
+			who.signed, who.hurry = g.signed, hurry(c, signedTime)
+		}
+		c.Value = who
+	}
+	err := s.live.enter(c)
+	if err == nil {
+		err = s.stillWelcome(c) // the policy may have changed just before
+	}
+	if err != nil {
+		s.leave(c)
+	}
+	return err
+}
+
+// closed lets a connection go that opened took in.
+func (s *Server) closed(c *sshserver.Conn, err error) {
+	s.leave(c)
+	switch v := c.Value.(type) {
+	case *joiner:
+		// Anybody can be a joiner, at the price of a handshake to us. It is only
+		// free for those who join.
+		if !v.joined.Load() {
+			c.Penalize(listener.OffenceNoAuth)
+		}
+	case *person:
+		s.audit.gone(c, v, err, s.cfg.Now())
+	}
+}
+
+// openedNested takes in a connection on an accessd-authority channel.
+func (s *Server) openedNested(c *sshserver.Conn) error {
+	if c.Identity != nil {
+		return s.enterMember(c)
+	}
+	outer, _ := c.Context().Value(outerKey{}).(*joiner)
+	c.Value = &applicant{outer: outer}
+	return nil
+}
+
+// closedNested lets a connection go that openedNested took in.
+func (s *Server) closedNested(c *sshserver.Conn, _ error) { s.leave(c) }
+
+// enterMember takes in a member's connection.
+func (s *Server) enterMember(c *sshserver.Conn) error {
+	key, err := s.checkMember(c.Identity)
+	if err != nil {
+		return err
+	}
+	opens := rate.NewLimiter(rate.Inf, math.MaxInt) // a proxy's are those of all it relays
+	if c.Identity.Kind == sshca.KindNode {
+		opens = rate.NewLimiter(nodeOpenRate, nodeOpenBurst)
+	}
+	c.Value = &member{key: key, opens: opens}
+	return s.live.enter(c)
+}
+
+// leave undoes what taking in c did.
+func (s *Server) leave(c *sshserver.Conn) {
+	s.live.leave(c)
+	switch v := c.Value.(type) {
+	case *joiner:
+		v.hurry.Stop()
+	case *person:
+		if v.hurry != nil {
+			v.hurry.Stop()
+		}
+	}
+}
+
+// hurry cuts c when it is still there after d.
+func hurry(c *sshserver.Conn, d time.Duration) *time.Timer {
+	return time.AfterFunc(d, func() { c.Cut(fault.New(fault.Unavailable, "its %s are over", d)) })
+}
+
+// stillWelcome refuses a connection whose user or member is gone. One that was
+// signed in a moment ago is left alone: it can do no harm, does not last, and
+// news of its user may not have come here yet.
+func (s *Server) stillWelcome(c *sshserver.Conn) error {
+	switch v := c.Value.(type) {
+	case *member:
+		if key, ok := s.recordedKey(c.Identity); !ok || key != v.key {
+			_, err := s.checkMember(c.Identity)
+			return err
+		}
+	case *person:
+		if v.signed == nil {
+			return s.checkUser(c.Identity)
+		}
+	}
+	return nil
+}
