@@ -683,10 +683,14 @@ func TestDeadlines(t *testing.T) {
 				}
 				client, server := memPair()
 				start := time.Now()
-				go func() { w.errs <- w.server.ServeConn(t.Context(), server) }()
+				var got time.Duration
+				go func() {
+					err := w.server.ServeConn(t.Context(), server)
+					got = time.Since(start)
+					w.errs <- err
+				}()
 				row.client(w, client)
-				err := <-w.errs
-				if got := time.Since(start); got != row.want || !errors.Is(err, errTimeout) {
+				if err := <-w.errs; got != row.want || !errors.Is(err, errTimeout) {
 					t.Errorf("ServeConn = %v after %v, want %v after %v", err, got, errTimeout, row.want)
 				}
 				client.Close()
