@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap/zaptest"
 	"golang.org/x/crypto/ssh"
 
+	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/sshca"
 )
 
@@ -111,7 +112,7 @@ func (w *world) authenticate(c *Conn, cfg *ssh.ServerConfig) error {
 		return nil, nil
 	}
 	cfg.VerifiedPublicKeyCallback = func(_ ssh.ConnMetadata, key ssh.PublicKey, p *ssh.Permissions, _ string) (*ssh.Permissions, error) {
-		return p, c.Prove(&sshca.Identity{Kind: sshca.KindUser, User: userName(w.name(key)), Fingerprint: ssh.FingerprintSHA256(key)})
+		return p, c.Prove(&sshca.Identity{Kind: sshca.KindUser, User: names.UserName(w.name(key)), Fingerprint: ssh.FingerprintSHA256(key)})
 	}
 	return nil
 }
