@@ -38,6 +38,6 @@ func measureCertificates(ctx context.Context, l *lab) ([]figure, error) {
 	}
 	return []figure{
 		figure{accessd: 1e6 / each}.named("15", "certificates issued, one core", perSecond, atLeast(5000)).
-			remark("minting alone; looking up the user and the event are not in it."),
+			remark("by CPU time, minting alone; looking up the user and the event are not in it."),
 	}, nil
 }

@@ -26,6 +26,7 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
+	"runtime/debug"
 	"syscall"
 	"time"
 )
@@ -71,6 +72,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if code, ok := runNodes(ctx, args, stdout, stderr); ok {
 		return code
 	}
+	// As the product does (lib/daemon), keep garbage rather than collect a small heap
+	// all the time; its packages that run in this process are used to that.
+	debug.SetGCPercent(1000)
 	var o options
 	fl := flag.NewFlagSet("bench", flag.ContinueOnError)
 	fl.SetOutput(stderr)

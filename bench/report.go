@@ -35,18 +35,20 @@ func (f figure) remark(format string, args ...any) figure {
 	return f
 }
 
-// unit formats a value.
-type unit func(float64) string
+// unit goes behind a value.
+type unit string
 
-func perSecond(v float64) string { return number(v) + "/s" }
-func millis(v float64) string    { return number(v) + " ms" }
-func micros(v float64) string    { return number(v) + " µs" }
-func mibPerS(v float64) string   { return number(v) + " MiB/s" }
-func cpuPerGiB(v float64) string { return number(v) + " CPU s/GiB" }
-func kb(v float64) string        { return number(v) + " KB" }
-func mib(v float64) string       { return number(v) + " MiB" }
-func mb(v float64) string        { return number(v) + " MB" }
-func seconds(v float64) string   { return number(v) + " s" }
+const (
+	perSecond unit = "/s"
+	millis    unit = " ms"
+	micros    unit = " µs"
+	mibPerS   unit = " MiB/s"
+	cpuPerGiB unit = " CPU s/GiB"
+	kb        unit = " KB"
+	mib       unit = " MiB"
+	mb        unit = " MB"
+	seconds   unit = " s"
+)
 
 // number prints v with three digits that matter, and thousands apart.
 func number(v float64) string {
@@ -82,7 +84,7 @@ func ratioAtMost(limit float64) goal  { return goal{limit: limit, ratio: true, a
 func atLeast(limit float64) goal      { return goal{limit: limit} }
 func atMost(limit float64) goal       { return goal{limit: limit, atMost: true} }
 
-// text says the goal in words.
+// goalText says the goal in words.
 func (f figure) goalText() string {
 	g := f.goal
 	if g == (goal{}) {
@@ -95,8 +97,14 @@ func (f figure) goalText() string {
 	if g.ratio {
 		return fmt.Sprintf("%s %g×", sign, g.limit)
 	}
-	return sign + " " + f.unit(g.limit)
+	limit := strings.TrimRight(strings.TrimRight(number(g.limit), "0"), ".")
+	if g.limit >= 100 {
+		limit = number(g.limit)
+	}
+	return sign + " " + limit + string(f.unit)
 }
+
+func (f figure) value(v float64) string { return number(v) + string(f.unit) }
 
 // met says whether the goal is reached, by the median that the table shows.
 func (f figure) met() string {
@@ -168,9 +176,9 @@ rates do not.
 	for _, f := range r.figures {
 		openssh := "–"
 		if f.openssh != 0 {
-			openssh = f.unit(f.openssh)
+			openssh = f.value(f.openssh)
 		}
-		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s | %s |\n", f.budget, f.what, f.goalText(), f.unit(f.accessd), openssh, f.ratioText(), f.met())
+		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s | %s |\n", f.budget, f.what, f.goalText(), f.value(f.accessd), openssh, f.ratioText(), f.met())
 	}
 	r.writeNotes(w)
 }
