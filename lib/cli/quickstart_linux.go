@@ -11,9 +11,11 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"os/user"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"connectrpc.com/connect"
@@ -24,6 +26,7 @@ import (
 	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
 	"github.com/accessd/accessd/lib/config"
 	"github.com/accessd/accessd/lib/daemon"
+	"github.com/accessd/accessd/lib/events"
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
 )
@@ -118,6 +121,8 @@ func freeAddress(want string) string {
 var errDone = errors.New("the command has ended")
 
 func (q *quickstart) run(ctx context.Context, command []string) error {
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGHUP) // the terminal is gone
+	defer stop()
 	d, err := daemon.New(q.cfg, daemon.Options{Stderr: q.e.stderr})
 	if err != nil {
 		return err
@@ -244,9 +249,44 @@ func (q *quickstart) command(ctx context.Context, node string, command []string)
 	} else if err != nil {
 		return 0, fault.New(fault.Unavailable, "run the stock ssh client: %w", err)
 	}
-	found, err := q.e.listEvents(ctx, &accessdv1.EventFilter{Since: timestamppb.New(began), User: q.person}, 1000)
+	found, err := q.events(ctx, began)
 	if err != nil {
 		return 0, err
 	}
 	return code, q.e.printEvents(found, formatTable)
+}
+
+// settle is how long a session's last event may take to reach the log.
+const settle = 5 * time.Second
+
+// events returns what the person did since began, once every session that began
+// has ended.
+func (q *quickstart) events(ctx context.Context, began time.Time) ([][]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, settle)
+	defer cancel()
+	filter := &accessdv1.EventFilter{Since: timestamppb.New(began), User: q.person}
+	for tick := time.NewTicker(settle / 100); ; {
+		found, err := q.e.listEvents(ctx, filter, 1000)
+		if err != nil || count(found, events.SessionStart) <= count(found, events.SessionEnd) {
+			tick.Stop()
+			return found, err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			tick.Stop()
+			return found, nil
+		}
+	}
+}
+
+// count returns how many of list are events of the given name.
+func count(list [][]byte, name events.Name) int {
+	n := 0
+	for _, b := range list {
+		if ev, err := events.ParseEvent(b); err == nil && ev.Name == name {
+			n++
+		}
+	}
+	return n
 }

@@ -3,6 +3,9 @@ package cli
 import (
 	"context"
 	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -104,6 +107,13 @@ func overrideList(field *[]string, flag []string) {
 
 // start runs a daemon until ctx ends and prints the ready line.
 func (e *env) start(ctx context.Context, cfg *config.Config) error {
+	// A terminal that goes away does not stop a server; being notified, rather
+	// than ignoring the signal, keeps it alive in the processes of sessions. They
+	// also inherit the umask, which is to be a login's, not the caller's.
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	syscall.Umask(0o022)
 	d, err := daemon.New(cfg, daemon.Options{Stderr: e.stderr})
 	if err != nil {
 		return err

@@ -1,0 +1,162 @@
+package daemon
+
+import (
+	"context"
+	"net"
+
+	"go.uber.org/zap"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
+	"github.com/accessd/accessd/lib/authz"
+	"github.com/accessd/accessd/lib/events"
+	"github.com/accessd/accessd/lib/names"
+	"github.com/accessd/accessd/lib/reversetunnel"
+	"github.com/accessd/accessd/lib/srv"
+	"github.com/accessd/accessd/lib/srv/node"
+	"github.com/accessd/accessd/lib/sshca"
+)
+
+// nodeRole is the node role of this process.
+type nodeRole struct {
+	*seat
+	agent  *reversetunnel.Agent
+	server *node.Server
+}
+
+func (n *nodeRole) connected() bool { return len(n.agent.Up()) > 0 }
+
+// startNode gets the node its place in the cluster, ends what an earlier run
+// left open, and dials home.
+func (d *Daemon) startNode(ctx context.Context) error {
+	m, err := openMember(d.path("identity", "node"))
+	if err != nil {
+		return err
+	}
+	c := linkConfig{kind: sshca.KindNode}
+	if d.edge != nil {
+		c.addresses = []string{loopback(d.edge.addr())}
+	}
+	if d.authority != nil {
+		if err := d.admit(ctx, m, sshca.KindNode); err != nil {
+			return err
+		}
+	}
+	if err := d.ensureEngine(); err != nil {
+		return err
+	}
+	n := &nodeRole{}
+	if n.server, err = d.newNode(m); err != nil {
+		return err
+	}
+	c.serve = d.serveClient(n.server)
+	d.run.start(ctx, rankTraffic, "sessions", n.server.Run)
+	if n.agent, n.seat, err = d.link(ctx, m, c); err != nil {
+		return err
+	}
+	d.node = n
+	if d.edge == nil {
+		d.followPolicy(ctx, n.seat)
+	}
+	d.startReports(ctx, n)
+	return nil
+}
+
+// serveClient returns what the agent hands connections from clients to.
+func (d *Daemon) serveClient(server *node.Server) func(context.Context, net.Conn) {
+	return func(ctx context.Context, conn net.Conn) {
+		if err := server.Serve(ctx, conn); err != nil {
+			d.log.Debug("connection ended", zap.Error(err))
+		}
+	}
+}
+
+// newNode returns the SSH server of the node, its old sessions ended.
+func (d *Daemon) newNode(m *member) (*node.Server, error) {
+	ledger, err := events.NewOpenSessions(d.path("sessions"))
+	if err != nil {
+		return nil, err
+	}
+	executor, err := srv.NewLocal(srv.LocalConfig{Log: d.log})
+	if err != nil {
+		return nil, err
+	}
+	return node.New(node.Config{
+		HostKeys: m.hostSigners, Trust: d.trust, Node: d.nodeView(m), Engine: d.engine, Changed: d.cache.Changed,
+		Events: d.events, Ledger: ledger, Executor: executor, MaxSessions: d.cfg.Node.MaxSessions,
+		OutliveCertificate: d.cfg.Node.OutliveCert, Grace: d.cfg.Grace, Registerer: d.metrics, Log: d.log,
+	})
+}
+
+// nodeView returns how the rules see this node: as the policy has it, and with
+// the static labels until the policy is there.
+func (d *Daemon) nodeView(m *member) func() authz.NodeView {
+	return func() authz.NodeView {
+		s := m.state.Load()
+		if s == nil {
+			return authz.NodeView{ID: d.id, Name: d.name}
+		}
+		view := authz.NodeView{ID: s.ID, Name: s.Name}
+		if n, ok := d.cache.Node(s.ID); ok {
+			view.Labels = n.Labels
+		}
+		return view
+	}
+}
+
+// startReports keeps the authority told of labels and live sessions, and takes
+// its instructions.
+func (d *Daemon) startReports(ctx context.Context, n *nodeRole) {
+	d.run.start(ctx, rankMember, "labels", func(ctx context.Context) error { return d.labels.Run(ctx, n.seat) })
+	d.run.start(ctx, rankMember, "session reports", func(ctx context.Context) error {
+		return n.report(ctx, n.live, n.server.Sessions().Changed)
+	})
+	d.run.start(ctx, rankMember, "instructions", func(ctx context.Context) error { return n.instructions(ctx, n.obey) })
+}
+
+// live returns the live sessions as the authority wants them.
+func (n *nodeRole) live() []*accessdv1.LiveSession {
+	list := n.server.Sessions().List()
+	out := make([]*accessdv1.LiveSession, len(list))
+	for i, s := range list {
+		out[i] = &accessdv1.LiveSession{
+			Id: string(s.ID), User: string(s.User), Login: string(s.Login), Client: s.Client, Kind: s.Kind, Started: timestamppb.New(s.Started),
+		}
+	}
+	return out
+}
+
+// obey does what the authority asks.
+func (n *nodeRole) obey(in *accessdv1.Instruction) {
+	k := in.GetKillSession()
+	if k == nil {
+		return // from a newer authority
+	}
+	id, err := names.ParseSessionID(k.GetSession())
+	if err == nil {
+		err = n.server.Sessions().Kill(id, k.GetReason(), k.GetBy())
+	}
+	if err != nil {
+		n.log.Info("a session was not killed", zap.String("session", k.GetSession()), zap.Error(err))
+	}
+}
+
+// ensureEngine makes the decision engine of a process without the authority.
+func (d *Daemon) ensureEngine() (err error) {
+	if d.engine == nil {
+		d.engine, err = authz.New(authz.Config{Policy: d.cache})
+	}
+	return err
+}
+
+// loopback returns an address on this machine for a listener's own.
+func loopback(addr string) string {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return addr
+	}
+	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	return net.JoinHostPort(host, port)
+}

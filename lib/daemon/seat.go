@@ -1,0 +1,180 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"net/http"
+	"time"
+
+	"connectrpc.com/connect"
+	"go.uber.org/zap"
+
+	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
+	"github.com/accessd/accessd/api/accessd/v1/accessdv1connect"
+	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/rpc"
+	"github.com/accessd/accessd/lib/services"
+	"github.com/accessd/accessd/lib/sshca"
+)
+
+// Pauses of the loops that keep a member in touch with the authority.
+const (
+	retryPause  = 2 * time.Second  // after a call failed
+	renewPause  = time.Minute      // after a renewal failed
+	savePause   = 5 * time.Second  // between two copies of the policy on disk
+	reportEvery = 30 * time.Second // live sessions, even when none changed
+)
+
+// seat is one role's place in the cluster: who it is, and its way to the
+// authority.
+type seat struct {
+	*member
+	calls *http.Client
+	log   *zap.Logger
+}
+
+func (s *seat) members() accessdv1connect.MemberServiceClient {
+	return accessdv1connect.NewMemberServiceClient(s.calls, rpc.BaseURL, rpc.ClientOptions()...)
+}
+
+// localCalls returns a client that calls h in this process as m, with the
+// identity m has at the time of each call.
+func localCalls(h http.Handler, m *member, trust func() sshca.Trust) *http.Client {
+	return &http.Client{Transport: roundTrip(func(req *http.Request) (*http.Response, error) {
+		id, err := m.identity(trust(), time.Now())
+		if err != nil {
+			return nil, fault.Wrap(fault.Internal, err, "this process's own certificate is not good")
+		}
+		return rpc.Local(h, rpc.Peer{Identity: id}).Transport.RoundTrip(req)
+	})}
+}
+
+type roundTrip func(*http.Request) (*http.Response, error)
+
+// RoundTrip implements [http.RoundTripper].
+func (f roundTrip) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
+
+// sleep waits for d or the end of ctx, and reports whether to go on.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// drain ships events to the log, for [events.Emitter.Run].
+func (s *seat) drain(ctx context.Context, batch [][]byte) error {
+	_, err := s.members().AppendEvents(ctx, connect.NewRequest(&accessdv1.AppendEventsRequest{Events: batch}))
+	return err
+}
+
+// renew keeps the certificates fresh until ctx ends.
+func (s *seat) renew(ctx context.Context) error {
+	for {
+		state := s.state.Load()
+		if !sleep(ctx, max(time.Until(state.Renew), time.Second)) {
+			return nil
+		}
+		res, err := s.members().Renew(ctx, connect.NewRequest(&accessdv1.RenewRequest{}))
+		if err == nil {
+			err = s.adopt(state.renewed(res.Msg.GetCertificates()))
+		}
+		if err != nil {
+			s.log.Warn("certificates were not renewed", zap.Time("expires", state.Expires), zap.Error(err))
+			if !sleep(ctx, renewPause) {
+				return nil
+			}
+		}
+	}
+}
+
+// policy is a [services.Source]: the policy as the authority streams it.
+func (s *seat) policy(ctx context.Context, fn func(*accessdv1.PolicyUpdate) error) error {
+	stream, err := s.members().WatchPolicy(ctx, connect.NewRequest(&accessdv1.WatchPolicyRequest{}))
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	for stream.Receive() {
+		if err := fn(stream.Msg()); err != nil {
+			return err
+		}
+	}
+	return cmp.Or(stream.Err(), error(fault.New(fault.Unavailable, "the policy stream ended")))
+}
+
+// followPolicy keeps cache fed until ctx ends, through losses of the authority.
+func (s *seat) followPolicy(ctx context.Context, cache *services.Cache) error {
+	for {
+		err := cache.Run(ctx, s.policy)
+		if ctx.Err() != nil {
+			return nil
+		}
+		s.log.Info("the authority is away; going on with the policy as it was", zap.Error(err))
+		if !sleep(ctx, retryPause) {
+			return nil
+		}
+	}
+}
+
+// savePolicy keeps a copy of cache at path, so that this member serves after a
+// restart while the authority is away.
+func (s *seat) savePolicy(ctx context.Context, cache *services.Cache, path string) error {
+	for {
+		changed := cache.Changed()
+		if err := cache.Save(path); err != nil {
+			s.log.Warn("the policy was not saved", zap.Error(err))
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
+		if !sleep(ctx, savePause) {
+			return nil
+		}
+	}
+}
+
+// instructions hands what the authority asks of this member to fn, until ctx
+// ends.
+func (s *seat) instructions(ctx context.Context, fn func(*accessdv1.Instruction)) error {
+	for {
+		stream, err := s.members().Instructions(ctx, connect.NewRequest(&accessdv1.InstructionsRequest{}))
+		if err == nil {
+			for stream.Receive() {
+				fn(stream.Msg())
+			}
+			stream.Close()
+		}
+		if !sleep(ctx, retryPause) {
+			return nil
+		}
+	}
+}
+
+// report tells the authority the live sessions whenever they change, and now
+// and then so that it keeps them.
+func (s *seat) report(ctx context.Context, live func() []*accessdv1.LiveSession, changed func() <-chan struct{}) error {
+	for {
+		next := changed()
+		_, err := s.members().ReportSessions(ctx, connect.NewRequest(&accessdv1.ReportSessionsRequest{Sessions: live()}))
+		pause := reportEvery
+		if err != nil {
+			pause = retryPause
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-next:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
