@@ -114,11 +114,15 @@ func (g gatekeeper) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	}
 }
 
-// WrapStreamingHandler lets streams in or refuses them.
+// WrapStreamingHandler lets streams in or refuses them. The answer's header goes
+// out at once: a caller shall not wait for the first message to know.
 func (g gatekeeper) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
 	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
 		ctx, err := g.admit(ctx, conn.Spec().Procedure)
 		if err != nil {
+			return err
+		}
+		if err := conn.Send(nil); err != nil {
 			return err
 		}
 		return next(ctx, conn)

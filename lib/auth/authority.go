@@ -153,19 +153,15 @@ func (a *Authority) Handler() http.Handler {
 	return mux
 }
 
-// How often Run looks after what nobody asks for.
-const (
-	sweepInterval = time.Minute      // forgotten sign-ins
-	tidyInterval  = 10 * time.Minute // expired tokens
-)
+// sweepInterval is how often Run forgets sign-ins that nobody goes on with.
+const sweepInterval = time.Minute
 
 // Run keeps the cache and every member's policy stream fed from the store, and
-// forgets what has expired, until ctx ends.
+// forgets sign-ins and grants that have expired, until ctx ends.
 func (a *Authority) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.cfg.Cache.Run(ctx, a.source) })
-	g.Go(func() error { return every(ctx, sweepInterval, a.sweep) })
-	g.Go(func() error { return every(ctx, tidyInterval, a.tidy) })
+	g.Go(func() error { return a.sweep(ctx) })
 	return g.Wait()
 }
 
@@ -180,39 +176,16 @@ func (a *Authority) source(ctx context.Context, fn func(*accessdv1.PolicyUpdate)
 	})
 }
 
-func every(ctx context.Context, interval time.Duration, work func(context.Context)) error {
-	tick := time.NewTicker(interval)
+func (a *Authority) sweep(ctx context.Context) error {
+	tick := time.NewTicker(sweepInterval)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			work(ctx)
-		}
-	}
-}
-
-func (a *Authority) sweep(context.Context) {
-	a.lobby.sweep()
-	a.grants.sweep()
-}
-
-// tidy removes tokens that have expired. Another authority may do the same.
-func (a *Authority) tidy(ctx context.Context) {
-	tokens, err := a.cfg.Store.Tokens(ctx)
-	if err != nil {
-		a.cfg.Log.Warn("expired tokens stay", zap.Error(err))
-		return
-	}
-	for _, t := range tokens {
-		if a.cfg.Now().Before(t.Expires) {
-			continue
-		}
-		ev := tokenEvent(events.TokenDelete, "authority:"+string(a.cfg.Keys.authority), t)
-		ev.Fields["reason"] = "expired"
-		if err := a.change(ctx, ev, func() error { return a.cfg.Store.DeleteToken(ctx, t.ID) }); err != nil && !fault.Is(err, fault.NotFound) {
-			a.cfg.Log.Warn("an expired token stays", zap.String("token", t.ID), zap.Error(err))
+			a.lobby.sweep()
+			a.grants.sweep()
 		}
 	}
 }

@@ -28,7 +28,7 @@ type gate struct {
 //
 //nolint:gochecknoglobals // constants the language cannot write as such
 var (
-	pairGate   = gate{free: 4, base: time.Second, most: 15 * time.Minute, forgive: 10 * time.Minute}
+	pairGate   = gate{free: 4, base: 10 * time.Second, most: 15 * time.Minute, forgive: 10 * time.Minute}
 	userGate   = gate{free: 20, base: time.Second, most: 30 * time.Second, forgive: time.Minute}
 	sourceGate = gate{free: 30, base: time.Second, most: 5 * time.Minute, forgive: 20 * time.Second}
 )

@@ -86,7 +86,7 @@ func TestGuesserReadsHowLong(t *testing.T) {
 	b := newBackoff(c.Now)
 	fail(b, "alice", here, 10)
 	_, err := b.try("alice", here, false)
-	if !fault.Is(err, fault.Denied) || fault.Public(err) != "too many failed sign-ins" || fault.Hint(err) != "try again in 1s" {
+	if !fault.Is(err, fault.Denied) || fault.Public(err) != "too many failed sign-ins" || fault.Hint(err) != "try again in 10s" {
 		t.Errorf("try = %v (hint %q), want a denial that says when to try again", err, fault.Hint(err))
 	}
 }

@@ -112,7 +112,7 @@ func TestFeedShowsNodesTheirOwnOnly(t *testing.T) {
 		all := []*accessdv1.Resource{
 			resource(services.KindRole, "r", "1"), resource(services.KindUser, "u", "1"), resource(services.KindCA, "user", "1"),
 			resource(services.KindNode, "n1", "1"), resource(services.KindNode, "n10", "1"), resource(services.KindNode, "n2", "1"),
-			resource(services.KindPresence, "p1/n1", "1"), resource(services.KindProxy, "p1", "1"), resource("secret", "x", "1"),
+			resource(services.KindPresence, "p1/n1", "1"), resource(services.KindProxy, "p1", "1"), resource(services.KindMember, "m1", "1"), resource("secret", "x", "1"),
 		}
 		f.apply(&accessdv1.PolicyUpdate{Reset_: true, Put: all, Synced: true})
 		for _, c := range []struct {
@@ -120,8 +120,8 @@ func TestFeedShowsNodesTheirOwnOnly(t *testing.T) {
 			want []string
 		}{
 			{sshca.KindNode, []string{"ca/user", "node/n1", "role/r", "user/u"}},
-			{sshca.KindProxy, []string{"ca/user", "node/n1", "node/n10", "node/n2", "presence/p1/n1", "proxy/p1", "role/r", "user/u"}},
-			{sshca.KindAuth, []string{"ca/user", "node/n1", "node/n10", "node/n2", "presence/p1/n1", "proxy/p1", "role/r", "user/u"}},
+			{sshca.KindProxy, []string{"ca/user", "member/m1", "node/n1", "node/n10", "node/n2", "presence/p1/n1", "proxy/p1", "role/r", "user/u"}},
+			{sshca.KindAuth, []string{"ca/user", "member/m1", "node/n1", "node/n10", "node/n2", "presence/p1/n1", "proxy/p1", "role/r", "user/u"}},
 		} {
 			fo := f.follow(wantedBy(&record{Member: services.Member{ID: "n1", Kind: c.kind}}))
 			m := &mirror{t: t}

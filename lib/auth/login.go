@@ -38,10 +38,9 @@ const (
 
 // A signIn is one person's sign-in under way. The conversation is the same for
 // every name until a secret was right, so that it tells nobody which names
-// exist (THREATS: no name of user, role or node is learnt):
+// exist:
 //
-//	password or invite ─┬─ an invite, right ── new password twice ── first code ── certificate
-//	                    ├─ an invite, wrong ── refused
+//	password or invite ─┬─ a good invite ── new password twice ── first code ── certificate
 //	                    └─ anything else ── code ─┬─ both right ── certificate
 //	                                              └─ refused
 type signIn struct {
@@ -61,9 +60,9 @@ type signIn struct {
 	method string
 
 	creds    services.Credentials // as read when the first secret was checked
-	exists   bool                 // there are such credentials
-	right    bool                 // the first secret was right
+	refused  error                // why it will be refused, whatever comes
 	acquit   func()               // takes the charge for this try back
+	rehash   string               // the right password, when its hash is of another cost than today's
 	password string               // hash of the new password
 	totp     totpKey              // the new second factor
 }
@@ -147,43 +146,76 @@ func (s loginService) verdict(ctx context.Context, in *signIn, err error) error 
 	ev := in.event()
 	ev.Error = err.Error()
 	s.note(ctx, ev)
-	if _, ok := errors.AsType[refusal](err); ok {
-		return fault.Wrap(fault.Denied, err, "permission denied")
+	if _, ok := errors.AsType[refusal](err); !ok {
+		return err
 	}
-	return err
+	denied := fault.Wrap(fault.Denied, err, "permission denied")
+	if in.method == methodInvite {
+		return denied.WithHint("an invite works once and until it expires; ask for another")
+	}
+	return denied
 }
 
 func (s *signIn) event() events.Event {
-	ev := events.Event{Name: events.UserLogin, User: s.user, AddrRemote: s.client, Proto: "ssh", Fields: map[string]any{
+	return events.Event{Name: events.UserLogin, User: s.user, AddrRemote: s.client, Proto: "ssh", Fields: map[string]any{
 		"method": s.method, "fingerprint": ssh.FingerprintSHA256(s.key),
 	}}
-	return ev
 }
 
-// takeFirst takes a password or an invite. Every try is charged first.
+// takeFirst takes a password or an invite. Only a good invite changes what is
+// asked next; every other verdict waits until the code was given, too.
 func (s loginService) takeFirst(ctx context.Context, in *signIn, answers []string) (*accessdv1.LoginStep, error) {
-	creds, err := s.cfg.Store.Credentials(ctx, in.user)
+	var err error
+	in.creds, err = s.cfg.Store.Credentials(ctx, in.user)
+	exists := err == nil
 	if err != nil && !fault.Is(err, fault.NotFound) {
 		return nil, err
 	}
-	in.creds, in.exists = creds, err == nil
-	known := slices.Contains(creds.KnownKeys, ssh.FingerprintSHA256(in.key))
-	if in.acquit, err = s.backoff.try(in.user, in.source, known); err != nil {
-		return nil, err
-	}
-	if hash, err := parseInvite(answers[0]); err == nil {
+	known := slices.Contains(in.creds.KnownKeys, ssh.FingerprintSHA256(in.key))
+	invite, noInvite := parseInvite(answers[0])
+	in.acquit, in.refused = s.backoff.try(in.user, in.source, known)
+	switch {
+	case in.refused != nil: // it has to wait; nothing is checked
+	case noInvite == nil:
 		in.method = methodInvite
-		return s.takeInvite(in, hash)
-	}
-	if in.right, err = s.hasher.verify(ctx, answers[0], creds.PasswordHash); err != nil {
-		return nil, err
-	}
-	if in.right && s.hasher.stale(creds.PasswordHash) {
-		if in.password, err = s.hasher.hash(ctx, answers[0]); err != nil {
+		in.refused = s.checkInvite(in, invite)
+	default:
+		if err := s.checkPassword(ctx, in, answers[0]); err != nil {
 			return nil, err
 		}
 	}
+	if _, wrong := errors.AsType[refusal](in.refused); wrong && !exists {
+		in.refused = refusal("no such user")
+	}
+	if in.method == methodInvite && in.refused == nil {
+		return in.ask(fmt.Sprintf("Welcome, %s. Choose a password of at least %d characters.", in.user, minPassword), s.takeNewPassword, newPassword()...), nil
+	}
 	return in.ask("", s.takeCode, &accessdv1.Prompt{Text: "Code: "}), nil
+}
+
+// checkPassword refuses in unless password is the person's.
+func (s loginService) checkPassword(ctx context.Context, in *signIn, password string) error {
+	right, err := s.hasher.verify(ctx, password, in.creds.PasswordHash)
+	if err != nil {
+		return err
+	}
+	if !right {
+		in.refused = refusal("wrong password")
+	} else if s.hasher.stale(in.creds.PasswordHash) {
+		in.rehash = password
+	}
+	return nil
+}
+
+// checkInvite returns why an invite is refused, if it is.
+func (s loginService) checkInvite(in *signIn, hash string) error {
+	if !sameHash(in.creds.InviteHash, hash) {
+		return refusal("wrong invite")
+	}
+	if !s.cfg.Now().Before(in.creds.InviteExpires) {
+		return refusal("the invite has expired")
+	}
+	return nil
 }
 
 // takeCode takes the second factor, and only now says whether the first was
@@ -199,13 +231,16 @@ func (s loginService) takeCode(ctx context.Context, in *signIn, answers []string
 		return nil, err
 	}
 	at, ok := totpKey(key).match(answers[0], s.cfg.Now())
-	switch {
-	case !in.exists:
-		return nil, refusal("no such user")
-	case !in.right:
-		return nil, refusal("wrong password")
-	case !enrolled || !ok:
+	if in.refused != nil {
+		return nil, in.refused
+	}
+	if !enrolled || !ok {
 		return nil, refusal("wrong code")
+	}
+	if in.rehash != "" {
+		if in.password, err = s.hasher.hash(ctx, in.rehash); err != nil {
+			return nil, err
+		}
 	}
 	return s.finish(ctx, in, func(c *services.Credentials) error {
 		if c.PasswordHash != in.creds.PasswordHash {
@@ -220,20 +255,6 @@ func (s loginService) takeCode(ctx context.Context, in *signIn, answers []string
 		}
 		return nil
 	})
-}
-
-// takeInvite takes an invite.
-func (s loginService) takeInvite(in *signIn, hash string) (*accessdv1.LoginStep, error) {
-	switch {
-	case !in.exists:
-		return nil, refusal("no such user")
-	case !sameHash(in.creds.InviteHash, hash):
-		return nil, refusal("wrong invite")
-	case !s.cfg.Now().Before(in.creds.InviteExpires):
-		return nil, refusal("the invite has expired")
-	}
-	in.right = true
-	return in.ask(fmt.Sprintf("Welcome, %s. Choose a password of at least %d characters.", in.user, minPassword), s.takeNewPassword, newPassword()...), nil
 }
 
 func newPassword() []*accessdv1.Prompt {

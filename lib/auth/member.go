@@ -4,7 +4,6 @@ import (
 	"context"
 	"maps"
 	"slices"
-	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -25,10 +24,6 @@ const (
 	maxClient       = 64     // bytes of a client's address
 )
 
-// recheckInterval is how often a stream makes sure that its member has not
-// been removed.
-const recheckInterval = 30 * time.Second
-
 type memberService struct{ *Authority }
 
 // WatchPolicy streams what the member needs of the policy: everybody gets
@@ -38,9 +33,6 @@ func (s memberService) WatchPolicy(ctx context.Context, _ *connect.Request[acces
 	self := callerOf(ctx).member
 	f := s.feed.follow(wantedBy(self))
 	defer f.close()
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	defer s.untilRemoved(ctx, self, cancel)()
 	for {
 		u, err := f.next(ctx)
 		if err != nil {
@@ -49,7 +41,7 @@ func (s memberService) WatchPolicy(ctx context.Context, _ *connect.Request[acces
 		if err := stream.Send(u); err != nil {
 			return err
 		}
-		if removes(u, self) {
+		if s.removed(ctx, self, u) {
 			return errRemoved
 		}
 	}
@@ -58,10 +50,25 @@ func (s memberService) WatchPolicy(ctx context.Context, _ *connect.Request[acces
 // errRemoved ends the streams of a member that is no longer on record.
 var errRemoved = fault.New(fault.Denied, "this member was removed from the cluster")
 
-func removes(u *accessdv1.PolicyUpdate, m *record) bool {
-	return slices.ContainsFunc(u.GetRemove(), func(k *accessdv1.ResourceKey) bool {
-		return k.GetKind() == services.KindNode && k.GetName() == string(m.ID)
-	})
+// key names the record on the policy stream.
+func (rec *record) key() resourceKey {
+	if rec.node != nil {
+		return resourceKey{services.KindNode, string(rec.ID)}
+	}
+	return resourceKey{services.KindMember, string(rec.ID)}
+}
+
+// removed reports whether u says that m is no longer on record. A first copy
+// without m may be older than m: then the store has the word.
+func (a *Authority) removed(ctx context.Context, m *record, u *accessdv1.PolicyUpdate) bool {
+	if slices.ContainsFunc(u.GetRemove(), func(k *accessdv1.ResourceKey) bool { return keyOf(k) == m.key() }) {
+		return true
+	}
+	if !u.GetSynced() || slices.ContainsFunc(u.GetPut(), func(r *accessdv1.Resource) bool { return keyOf(r.GetKey()) == m.key() }) {
+		return false
+	}
+	_, err := a.recordOf(ctx, m.Kind, m.ID)
+	return fault.Is(err, fault.NotFound)
 }
 
 // wantedBy returns which resources a member may see.
@@ -72,28 +79,36 @@ func wantedBy(m *record) func(resourceKey) bool {
 			return true
 		case services.KindNode:
 			return m.Kind != sshca.KindNode || k.name == string(m.ID)
-		case services.KindPresence, services.KindProxy:
+		case services.KindPresence, services.KindProxy, services.KindMember:
 			return m.Kind != sshca.KindNode
 		}
 		return false
 	}
 }
 
-// untilRemoved ends a stream's context once its member is no longer on record
-// with the same key. Call what it returns to end the watching.
-func (a *Authority) untilRemoved(ctx context.Context, m *record, cancel context.CancelCauseFunc) (stop func()) {
-	ctx, stopWatch := context.WithCancel(ctx)
+// untilRemoved returns a context that ends once m is no longer on record, and
+// what ends the watching.
+func (a *Authority) untilRemoved(ctx context.Context, m *record) (watched context.Context, stop func()) {
+	watched, cancel := context.WithCancelCause(ctx)
+	f := a.feed.follow(func(k resourceKey) bool { return k == m.key() })
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_ = every(ctx, recheckInterval, func(ctx context.Context) { // it ends with ctx only
-			now, err := a.recordOf(ctx, m.Kind, m.ID)
-			if fault.Is(err, fault.NotFound) || err == nil && now.MemberKey != m.MemberKey {
+		for {
+			u, err := f.next(watched)
+			if err != nil {
+				return
+			}
+			if a.removed(watched, m, u) {
 				cancel(errRemoved)
 			}
-		})
+		}
 	}()
-	return func() { stopWatch(); <-done }
+	return watched, func() {
+		cancel(nil)
+		<-done
+		f.close()
+	}
 }
 
 // AppendEvents puts a member's events into the log.
@@ -162,9 +177,6 @@ func (s memberService) Renew(ctx context.Context, _ *connect.Request[accessdv1.R
 	return connect.NewResponse(&accessdv1.RenewResponse{Certificates: certs}), nil
 }
 
-// nodeUpdate is the event of a node whose labels changed.
-const nodeUpdate events.Name = "node.update"
-
 // Describe replaces a node's labels.
 func (s memberService) Describe(ctx context.Context, req *connect.Request[accessdv1.DescribeRequest]) (*connect.Response[accessdv1.DescribeResponse], error) {
 	labels, version := names.Labels(req.Msg.GetLabels()), req.Msg.GetVersion()
@@ -182,7 +194,7 @@ func (s memberService) Describe(ctx context.Context, req *connect.Request[access
 	if maps.Equal(labels, node.Labels) && version == node.Version {
 		return done, nil
 	}
-	ev := events.Event{Name: nodeUpdate, Fields: map[string]any{
+	ev := events.Event{Name: events.NodeUpdate, Fields: map[string]any{
 		"name": string(node.Name), "member_id": string(node.ID),
 		"labels": map[string]string(labels), "labels_before": map[string]string(node.Labels),
 	}}
@@ -237,9 +249,8 @@ func parseNodeIDs(list []string) ([]names.NodeID, error) {
 // several authorities was told to ask.
 func (s memberService) Instructions(ctx context.Context, _ *connect.Request[accessdv1.InstructionsRequest], stream *connect.ServerStream[accessdv1.Instruction]) error {
 	self := callerOf(ctx).member
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	defer s.untilRemoved(ctx, self, cancel)()
+	ctx, stop := s.untilRemoved(ctx, self)
+	defer stop()
 	err := s.cfg.Store.WatchInstructions(ctx, self.ID, stream.Send)
 	if ctx.Err() != nil {
 		return context.Cause(ctx)

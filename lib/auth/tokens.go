@@ -34,7 +34,7 @@ func (s tokenService) AddToken(ctx context.Context, req *connect.Request[accessd
 	}
 	id, text, hash := newToken()
 	t.ID, t.SecretHash = id, hash
-	err = s.change(ctx, tokenEvent(events.TokenCreate, callerOf(ctx).by, t), func() error { return s.cfg.Store.CreateToken(ctx, t) })
+	err = s.change(ctx, tokenEvent(ctx, events.TokenCreate, t), func() error { return s.cfg.Store.CreateToken(ctx, t) })
 	if err != nil {
 		return nil, err
 	}
@@ -73,7 +73,7 @@ func (s tokenService) newToken(m *accessdv1.AddTokenRequest) (services.Token, er
 	return t, t.Labels.Check()
 }
 
-// ListTokens lists tokens, without their secrets.
+// ListTokens lists the tokens that may still be used, without their secrets.
 func (s tokenService) ListTokens(ctx context.Context, _ *connect.Request[accessdv1.ListTokensRequest]) (*connect.Response[accessdv1.ListTokensResponse], error) {
 	tokens, err := s.cfg.Store.Tokens(ctx)
 	if err != nil {
@@ -81,9 +81,7 @@ func (s tokenService) ListTokens(ctx context.Context, _ *connect.Request[accessd
 	}
 	res := &accessdv1.ListTokensResponse{}
 	for _, t := range tokens {
-		if s.cfg.Now().Before(t.Expires) {
-			res.Tokens = append(res.Tokens, tokenMessage(t))
-		}
+		res.Tokens = append(res.Tokens, tokenMessage(t))
 	}
 	return connect.NewResponse(res), nil
 }
@@ -102,13 +100,14 @@ func (s tokenService) RemoveToken(ctx context.Context, req *connect.Request[acce
 	if err != nil {
 		return nil, err
 	}
-	err = s.change(ctx, tokenEvent(events.TokenDelete, callerOf(ctx).by, t), func() error { return s.cfg.Store.DeleteToken(ctx, t.ID) })
+	err = s.change(ctx, tokenEvent(ctx, events.TokenDelete, t), func() error { return s.cfg.Store.DeleteToken(ctx, t.ID) })
 	return connect.NewResponse(&accessdv1.RemoveTokenResponse{}), err
 }
 
-func tokenEvent(name events.Name, by string, t services.Token) events.Event {
-	ev := events.Event{Name: name, Fields: map[string]any{
-		"by": by, "token_id": t.ID, "role": t.Role, "expires": t.Expires.Format(time.RFC3339), "uses": t.UsesLeft,
+func tokenEvent(ctx context.Context, name events.Name, t services.Token) events.Event {
+	c := callerOf(ctx)
+	ev := events.Event{Name: name, AddrRemote: c.addr, Fields: map[string]any{
+		"by": c.by, "token_id": t.ID, "role": t.Role, "expires": t.Expires.Format(time.RFC3339), "uses": t.UsesLeft,
 	}}
 	if len(t.Names) > 0 {
 		ev.Fields["names"] = t.Names

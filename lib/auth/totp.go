@@ -12,7 +12,6 @@ import (
 	"github.com/pquerna/otp"
 	"github.com/pquerna/otp/hotp"
 
-	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
 )
 
@@ -73,12 +72,4 @@ func (k totpKey) poster(cluster string, user names.UserName) string {
 	b.WriteString("Scan this with an authenticator app, or type the secret into it:\n")
 	b.WriteString(k.base32() + "\n")
 	return b.String()
-}
-
-// parseTOTPKey takes an unsealed secret.
-func parseTOTPKey(b []byte) (totpKey, error) {
-	if len(b) != totpSecret {
-		return nil, fault.New(fault.Internal, "TOTP secret has %d bytes, want %d", len(b), totpSecret)
-	}
-	return b, nil
 }

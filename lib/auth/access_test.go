@@ -1,0 +1,188 @@
+package auth
+
+import (
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
+	"github.com/accessd/accessd/lib/events"
+	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/rpc"
+	"github.com/accessd/accessd/lib/sshca"
+)
+
+// wantAccess is the written table: who gets past the gatekeeper. L is the admin
+// socket, A a person with role admin, R one with role auditor, U one with role
+// access, N a node, P a proxy, H an authority, J a joiner.
+const wantAccess = `
+UserService/AddUser            L A
+UserService/ListUsers          L A
+UserService/RemoveUser         L A
+UserService/ResetUser          L A
+UserService/SignUser           L A
+RoleService/ApplyRoles         L A
+RoleService/ListRoles          L A
+RoleService/GetRole            L A
+RoleService/RemoveRole         L A
+TokenService/AddToken          L A
+TokenService/ListTokens        L A
+TokenService/RemoveToken       L A
+NodeService/ListNodes          L A R
+NodeService/RemoveNode         L A
+SessionService/ListSessions    L A R
+SessionService/KillSession     L A
+AuditService/ListEvents        L A R
+AuditService/TailEvents        L A R
+AuditService/VerifyLog         L A R
+CAService/ExportCA             L A P H
+JoinService/Join               J
+MemberService/WatchPolicy      N P H
+MemberService/AppendEvents     N P H
+MemberService/Renew            N P H
+MemberService/Instructions     N P H
+MemberService/Describe         N
+MemberService/ReportSessions   N
+MemberService/Announce         P H
+LoginService/Begin             P H
+LoginService/Continue          P H
+LoginService/Cancel            P H
+GrantService/Redeem            P H
+`
+
+func parseAccess(t *testing.T) map[string]string {
+	t.Helper()
+	want := map[string]string{}
+	for line := range strings.Lines(strings.TrimSpace(wantAccess)) {
+		f := strings.Fields(line)
+		want["/accessd.v1."+f[0]] = strings.Join(f[1:], "")
+	}
+	return want
+}
+
+// TestEveryMethodHasARule: a method that somebody adds to a service is for
+// nobody until the table says for whom.
+func TestEveryMethodHasARule(t *testing.T) {
+	var got []string
+	for _, file := range []protoreflect.FileDescriptor{accessdv1.File_accessd_v1_admin_proto, accessdv1.File_accessd_v1_member_proto} {
+		for i := range file.Services().Len() {
+			svc := file.Services().Get(i)
+			for j := range svc.Methods().Len() {
+				got = append(got, "/"+string(svc.FullName())+"/"+string(svc.Methods().Get(j).Name()))
+			}
+		}
+	}
+	slices.Sort(got)
+	if have := slices.Sorted(maps.Keys(accessTable())); !slices.Equal(got, have) {
+		t.Errorf("methods are %v\nthe table has %v", got, have)
+	}
+	if have := slices.Sorted(maps.Keys(parseAccess(t))); !slices.Equal(got, have) {
+		t.Errorf("methods are %v\nthis test's table has %v", got, have)
+	}
+}
+
+// TestWhoMayCallWhat walks every method with every kind of peer (THREATS: each
+// CA verb x each role; a node's credential against each API).
+func TestWhoMayCallWhat(t *testing.T) {
+	w := newWorld(t, plan{})
+	for user, role := range map[string]string{"root": "admin", "aud": "auditor", "alice": "access"} {
+		w.addUser(user, role)
+	}
+	node, proxy := w.join(sshca.KindNode, "web-1"), w.join(sshca.KindProxy, "edge-1")
+	self, selfKeys := newMember(sshca.KindAuth, "auth-1"), Self{Kind: sshca.KindAuth, Name: "auth-1"}
+	selfKeys.MemberKey, selfKeys.HostKey = self.key.PublicKey(), self.host.PublicKey()
+	adm, err := w.AdmitSelf(t.Context(), selfKeys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	peers := map[string]rpc.Peer{
+		"L": {Local: true},
+		"A": {Identity: w.person("root")}, "R": {Identity: w.person("aud")}, "U": {Identity: w.person("alice")},
+		"N": {Identity: node.identity}, "P": {Identity: proxy.identity},
+		"H": {Identity: w.identify(adm.Certificates.GetMember(), "auth-1")},
+		"J": {Joiner: self.key.PublicKey()},
+		"-": {}, // nobody
+	}
+	await(t, w, func() bool {
+		_, r := w.policy.User("root")
+		_, a := w.policy.User("aud")
+		return r && a
+	})
+	gate := gatekeeper{w.Authority}
+	for procedure, allowed := range parseAccess(t) {
+		for kind, peer := range peers {
+			w.rec.take()
+			_, err := gate.admit(rpc.WithPeer(t.Context(), peer), procedure)
+			want := strings.Contains(allowed, kind)
+			if (err == nil) != want {
+				t.Errorf("%s as %s: %v, want allowed %v", procedure, kind, err, want)
+			}
+			if err != nil && !fault.Is(err, fault.Denied) {
+				t.Errorf("%s as %s: %v, want a denial", procedure, kind, err)
+			}
+			decisions := named(w.rec.take(), events.AccessDecision)
+			if person := strings.Contains("ARU", kind); err != nil || person {
+				if len(decisions) != 1 || decisions[0].Success != want {
+					t.Errorf("%s as %s: events %+v, want one decision", procedure, kind, decisions)
+				}
+			}
+		}
+		if _, err := gate.admit(t.Context(), procedure); !fault.Is(err, fault.Denied) {
+			t.Errorf("%s without a peer: %v, want a denial", procedure, err)
+		}
+	}
+	if _, err := gate.admit(rpc.WithPeer(t.Context(), peers["L"]), "/accessd.v1.UserService/Unknown"); !fault.Is(err, fault.Denied) {
+		t.Errorf("an unknown method: %v, want a denial", err)
+	}
+}
+
+// TestGatekeeperStandsBeforeEveryHandler: the table binds on the wire, unary
+// calls and streams alike.
+func TestGatekeeperStandsBeforeEveryHandler(t *testing.T) {
+	w := newWorld(t, plan{})
+	h := rpc.Local(w.Handler(), rpc.Peer{})
+	for procedure := range accessTable() {
+		for kind, err := range map[string]error{"unary": unary(t, h, procedure), "stream": stream(t, h, procedure)} {
+			isStream := slices.Contains([]string{"TailEvents", "WatchPolicy", "Instructions"}, procedure[strings.LastIndex(procedure, "/")+1:])
+			if (kind == "stream") == isStream && !fault.Is(err, fault.Denied) {
+				t.Errorf("%s %s as nobody: %v, want a denial", kind, procedure, err)
+			}
+		}
+	}
+}
+
+func unary(t *testing.T, h *http.Client, procedure string) error {
+	t.Helper()
+	c := connect.NewClient[emptypb.Empty, emptypb.Empty](h, rpc.BaseURL+procedure, rpc.ClientOptions()...)
+	_, err := c.CallUnary(t.Context(), connect.NewRequest(&emptypb.Empty{}))
+	return err
+}
+
+func stream(t *testing.T, h *http.Client, procedure string) error {
+	t.Helper()
+	c := connect.NewClient[emptypb.Empty, emptypb.Empty](h, rpc.BaseURL+procedure, rpc.ClientOptions()...)
+	s, err := c.CallServerStream(t.Context(), connect.NewRequest(&emptypb.Empty{}))
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	s.Receive()
+	return s.Err()
+}
+
+// TestPeopleReadWhyNot: a person learns what they may not do, and no more.
+func TestPeopleReadWhyNot(t *testing.T) {
+	w := newWorld(t, plan{})
+	w.addUser("alice", "access")
+	c := w.as(rpc.Peer{Identity: w.person("alice")})
+	_, err := call(t, c.AddUser, &accessdv1.AddUserRequest{Name: "mallory", Roles: []string{"admin"}})
+	wantFault(t, err, fault.Denied, "you may not create users")
+	_, err = call(t, c.Renew, &accessdv1.RenewRequest{})
+	wantFault(t, err, fault.Denied, "permission denied")
+}
