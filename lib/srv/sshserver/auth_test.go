@@ -3,6 +3,7 @@ package sshserver
 import (
 	"bytes"
 	"crypto/rsa"
+	"encoding/binary"
 	"errors"
 	"io"
 	"math/big"
@@ -576,15 +577,18 @@ func TestNestedCertificateBlob(t *testing.T) {
 	w := newWorld(t, nil)
 	c := newRaw(t, w.serve())
 	c.handshake()
-	nested := func(algo string) []byte {
-		var blob []byte
-		for range 1500 {
-			key := w.alice.PublicKey().Marshal()[4+len("ssh-ed25519"):]
-			blob = append(append(str(algo), str("nonce")...), append(key, cat(0, u32(0)[1:], u32(0), u32(1), str("id"), str(""), u32(0), u32(0), u32(0), u32(0), str(""), str(""), str(""), str(string(blob)), str(""))...)...)
-		}
-		return blob
+	const depth = 1500
+	key := w.alice.PublicKey().Marshal()[4+len(ssh.KeyAlgoED25519):]
+	head := append(cat(0, u32(0)[1:], u32(0), u32(1), str("id"), str(""), u32(0), u32(0), u32(0), u32(0), str(""), str(""), str("")), 0, 0, 0, 0)
+	head = append(append(append(str(ssh.CertAlgoED25519v01), str("nonce")...), key...), head...)
+	level, size := len(head)+4, 0
+	blob := make([]byte, depth*level) // the heads of all, outermost first, then their empty signatures
+	for i := range depth {
+		at := blob[(depth-1-i)*len(head):]
+		copy(at, head)
+		binary.BigEndian.PutUint32(at[len(head)-4:], uint32(size))
+		size += level
 	}
-	blob := nested(ssh.CertAlgoED25519v01)
 	if len(blob) < 200<<10 {
 		t.Fatalf("the blob has %d bytes", len(blob))
 	}

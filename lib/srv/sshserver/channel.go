@@ -1,6 +1,7 @@
 package sshserver
 
 import (
+	"context"
 	"errors"
 	"io"
 	"sync"
@@ -16,8 +17,7 @@ const (
 	// names and two ports in all types we know.
 	maxOpenData = 16 << 10
 	// maxRefusing bounds the refusals of channel opens on their way to one peer.
-	// An honest peer reads them.
-	maxRefusing = 256
+	maxRefusing = 128
 	// maxQueued and maxQueuedBytes bound a channel's requests that its handler
 	// has not taken. A session begins with a request per environment variable.
 	maxQueued      = 256
@@ -106,22 +106,42 @@ func (c *Conn) freeSlot() {
 	c.cutIfIdleLocked()
 }
 
-// refuse rejects a channel. gliderlabs has a goroutine for each open, so too
-// many refusals at a time, which a peer that reads nothing can cause, end the
-// connection.
+// refuse rejects a channel. gliderlabs has a goroutine for each open, and a peer
+// that reads no answers makes them wait, so while there are too many nothing more
+// is read from the peer.
 func (c *Conn) refuse(nc ssh.NewChannel, reason ssh.RejectionReason, why string) {
 	c.server.metrics.refused.WithLabelValues("channel").Inc()
 	c.mu.Lock()
 	c.refusing++
-	flood := c.refusing > maxRefusing
 	c.mu.Unlock()
-	if flood {
-		c.Cut(errFlood)
-	}
 	nc.Reject(reason, why)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.refusing--
+	if c.relief != nil && c.refusing <= maxRefusing {
+		close(c.relief)
+		c.relief = nil
+	}
+}
+
+// refused waits until few enough refusals are on their way.
+func (c *Conn) refused() error {
+	c.mu.Lock()
+	if c.refusing <= maxRefusing {
+		c.mu.Unlock()
+		return nil
+	}
+	if c.relief == nil {
+		c.relief = make(chan struct{})
+	}
+	relief := c.relief
+	c.mu.Unlock()
+	select {
+	case <-relief:
+		return nil
+	case <-c.ctx.Done():
+		return context.Cause(c.ctx)
+	}
 }
 
 // newChannel is the offer of a channel as a handler gets it.

@@ -24,7 +24,6 @@ var ErrShutdown = errors.New("the server is stopping")
 var (
 	errTimeout = errors.New("not authenticated in time")
 	errDead    = errors.New("the peer does not answer")
-	errFlood   = errors.New("the peer reads no answers to what it sends")
 	errNoProof = errors.New("authenticated without proof of an identity or a key")
 	errPanic   = errors.New("internal error while serving the connection")
 )
@@ -63,14 +62,15 @@ type Conn struct {
 	handlers sync.WaitGroup
 
 	mu       sync.Mutex
-	closing  bool        // no handler starts any more
-	opened   bool        // Opened returned nil
-	stopping bool        // the server is to stop
-	inbound  int         // open channels of the peer's
-	outbound int         // open channels of ours
-	refusing int         // refusals being written
-	deadline *time.Timer // to authenticate; nil afterwards
-	grace    *time.Timer // until the cut, once stopping
+	closing  bool          // no handler starts any more
+	opened   bool          // Opened returned nil
+	stopping bool          // the server is to stop
+	inbound  int           // open channels of the peer's
+	outbound int           // open channels of ours
+	refusing int           // refusals being written
+	relief   chan struct{} // closed when there are few enough; nil while nobody waits
+	deadline *time.Timer   // to authenticate; nil afterwards
+	grace    *time.Timer   // until the cut, once stopping
 	beat     *time.Timer
 	asked    time.Time // when the unanswered keepalive was sent; zero for none
 }
@@ -222,6 +222,9 @@ func (c *Conn) admit() error {
 		case <-c.ctx.Done():
 			return context.Cause(c.ctx)
 		}
+	}
+	if err := c.refused(); err != nil {
+		return err
 	}
 	return c.meter.admit(c.ctx)
 }
