@@ -72,6 +72,14 @@ func stuck(c *Conn, nc ssh.NewChannel) {
 	}
 }
 
+// talk accepts a channel and writes without end.
+func talk(_ *Conn, nc ssh.NewChannel) {
+	ch, _, err := nc.Accept()
+	for buf := make([]byte, 1<<20); err == nil; {
+		_, err = ch.Write(buf)
+	}
+}
+
 // TestTinyPackets: BUDGETS 12. Packets of one byte, which x/crypto's window lets
 // through by the million, on a channel that nobody reads: the channel is dropped
 // when its client holds too much, what it held is let go, and the connection
@@ -385,15 +393,7 @@ func TestStalledRekey(t *testing.T) {
 			w := newWorld(t, func(c *Config) {
 				quiet(c)
 				c.Keepalive = Keepalive{Interval: 30 * time.Millisecond, Misses: 3}
-				c.Channels["talk"] = func(_ *Conn, nc ssh.NewChannel) {
-					ch, _, err := nc.Accept()
-					if err != nil {
-						return
-					}
-					for buf := make([]byte, 1<<20); err == nil; {
-						_, err = ch.Write(buf)
-					}
-				}
+				c.Channels["talk"] = talk
 			})
 			c := w.rawLogin()
 			base := heap()
