@@ -35,7 +35,7 @@ func openPrivateDir(path string) (*privateDir, error) {
 	}
 	d := &privateDir{Root: root, path: path}
 	if err := d.acquire(); err != nil {
-		root.Close()
+		_ = root.Close()
 		return nil, err
 	}
 	return d, nil
@@ -51,7 +51,7 @@ func makeDir(path string) error {
 	case err == nil && !info.IsDir():
 		return fault.New(fault.BadInput, "audit directory %q is not a directory", path)
 	case err == nil && info.Mode().Perm()&0o077 != 0:
-		err = os.Chmod(path, 0o700)
+		err = os.Chmod(path, 0o700) //nolint:gosec // a directory
 	}
 	if err != nil {
 		return fault.Wrap(fault.Unavailable, err, "cannot make the audit directory")
@@ -82,20 +82,19 @@ func (d *privateDir) create(name string) (*os.File, error) {
 
 // open opens a plain file for reading, following nothing.
 func (d *privateDir) open(name string) (*os.File, error) {
-	f, err := d.OpenFile(name, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	info, err := d.Lstat(name)
 	if err != nil {
 		return nil, err
 	}
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		f.Close()
+	if !info.Mode().IsRegular() {
 		return nil, fault.New(fault.BadInput, "%q in the audit directory is not a plain file", name)
 	}
-	return f, nil
+	return d.OpenFile(name, os.O_RDONLY|syscall.O_NOFOLLOW, 0)
 }
 
 // sync makes the directory's entries durable.
 func (d *privateDir) sync() error {
-	f, err := d.Root.Open(".")
+	f, err := d.Open(".")
 	if err != nil {
 		return err
 	}

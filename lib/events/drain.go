@@ -118,7 +118,7 @@ func (s *spool) ack(to position, events int) error {
 	done := to.segment == seg.number && to.offset >= seg.size
 	s.changedLocked()
 	s.mu.Unlock()
-	if !done || seg.open && seg.size < idleSegmentBytes {
+	if !done || seg.open && seg.size < min(idleSegmentBytes, s.max/4) {
 		return nil
 	}
 	return s.retire(seg)

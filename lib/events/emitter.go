@@ -15,8 +15,8 @@ import (
 )
 
 const (
-	// DefaultMaxBytes is the bound of a spool: about half a million events.
-	DefaultMaxBytes = 256 << 20
+	// defaultMaxBytes is the bound of a spool: about half a million events.
+	defaultMaxBytes = 256 << 20
 
 	// emitTimeout bounds the wait for another caller's write, so that a disk that
 	// hangs refuses instead of hanging everybody.
@@ -34,7 +34,7 @@ type EmitterConfig struct {
 	Cluster        func() string // the cluster's name, "" while unknown; nil means unknown
 	ServerID       string        // written where an event has none
 	ServerHostname string        // written where an event has none
-	MaxBytes       int64         // bound of the spool; 0 means [DefaultMaxBytes]
+	MaxBytes       int64         // bound of the spool; 0 means 256 MiB
 
 	Now func() time.Time // nil means time.Now
 	Log *zap.Logger      // nil discards
@@ -65,7 +65,7 @@ func NewEmitter(cfg EmitterConfig) (*Emitter, error) {
 		cfg.Cluster = func() string { return "" }
 	}
 	if cfg.MaxBytes == 0 {
-		cfg.MaxBytes = DefaultMaxBytes
+		cfg.MaxBytes = defaultMaxBytes
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -111,11 +111,17 @@ func (e *Emitter) Emit(ctx context.Context, ev Event) error {
 	return err
 }
 
-// Healthy returns why the last write failed, or nil.
+// Healthy returns why a record cannot be written, or nil. After a failure it
+// tries to write, so that it also says when the disk is well again while nobody
+// emits.
 func (e *Emitter) Healthy() error {
 	e.spool.mu.Lock()
-	defer e.spool.mu.Unlock()
-	return e.spool.err
+	err := e.spool.err
+	e.spool.mu.Unlock()
+	if err != nil {
+		err = e.spool.probe()
+	}
+	return err
 }
 
 // Stats returns the emitter's figures.

@@ -19,11 +19,11 @@ const (
 	// MaxEvent is the longest event in bytes: the longest entry of a tlog-tiles
 	// bundle, whose length is a uint16.
 	MaxEvent = 1<<16 - 1
-	// MaxText is how much of a field's text is kept, in bytes, unless [Field.Max]
+	// maxText is how much of a field's text is kept, in bytes, unless [Field.Max]
 	// says otherwise.
-	MaxText = 1 << 10
-	// MaxCommand is how much of a command line is kept, in bytes.
-	MaxCommand = 16 << 10
+	maxText = 1 << 10
+	// maxCommand is how much of a command line is kept, in bytes.
+	maxCommand = 16 << 10
 	// maxDocument is how much of a resource's text is kept, in bytes.
 	maxDocument = 8 << 10
 	// maxCommon is how much of each common field is kept, in bytes. All nine of
@@ -48,7 +48,7 @@ var (
 // Event is one audit record. The zero value of any field but Name means that
 // the event has none; [Emitter.Emit] fills UID, Code, Time, ClusterName and the
 // server from what it knows.
-type Event struct {
+type Event struct { //nolint:recvcheck // a value must marshal, a pointer unmarshal
 	UID            string
 	Name           Name
 	Code           string
@@ -93,7 +93,7 @@ type textField struct {
 }
 
 // MarshalJSON returns e in its canonical form.
-func (e Event) MarshalJSON() ([]byte, error) { return e.appendTo(nil), nil } //nolint:recvcheck // a value must marshal, too
+func (e Event) MarshalJSON() ([]byte, error) { return e.appendTo(nil), nil }
 
 // UnmarshalJSON is [ParseEvent].
 func (e *Event) UnmarshalJSON(data []byte) error {

@@ -218,7 +218,7 @@ func TestShapeRefusesWhatIsNotInTheTable(t *testing.T) {
 		{Name: SessionStart, Fields: map[string]any{"env": map[string]int{}}},
 		{Name: UserLogin, UID: "x"},
 	} {
-		if err := newSchema().shape(&e); !fault.Is(err, fault.Internal) || err == nil {
+		if err := Check(e); !fault.Is(err, fault.Internal) || err == nil {
 			t.Errorf("shape(%+v) = %v, want an internal error", e, err)
 		}
 	}
@@ -233,10 +233,11 @@ func TestSessionUIDsFollowFromTheSession(t *testing.T) {
 		}
 		return e.UID
 	}
-	if uid(SessionEnd) != uid(SessionEnd) || uid(SessionStart) != uid(SessionStart) || uid(SessionStart) == uid(SessionEnd) {
+	start, end, exec := uid(SessionStart), uid(SessionEnd), uid(Exec)
+	if start != uid(SessionStart) || end != uid(SessionEnd) || start == end {
 		t.Error("a session's start and end do not have one uid each")
 	}
-	if uid(Exec) == uid(Exec) {
+	if exec == uid(Exec) {
 		t.Error("two commands of a session have one uid")
 	}
 }
@@ -272,7 +273,7 @@ func TestF31HostileTextIsOneLine(t *testing.T) {
 		if text == "\xed\xa0\x80" {
 			want = "\ufffd\ufffd\ufffd"
 		}
-		if got := back.Fields["command"]; len(text) <= MaxCommand && got != want {
+		if got := back.Fields["command"]; len(text) <= maxCommand && got != want {
 			t.Errorf("command %q reads back as %q", text, got)
 		}
 		if plain["success"] != false || string(back.User) == "root" {
@@ -340,14 +341,14 @@ func TestLongTextIsCutAndMarked(t *testing.T) {
 			}
 		})
 	}
-	short := encode(t, Event{Name: Exec, Fields: map[string]any{"command": strings.Repeat("x", MaxCommand)}})
-	if back, err := ParseEvent(short); err != nil || len(back.Fields["command"].(string)) != MaxCommand || back.Fields[truncatedField] != nil {
-		t.Errorf("a command of %d bytes was cut: %v", MaxCommand, err)
+	short := encode(t, Event{Name: Exec, Fields: map[string]any{"command": strings.Repeat("x", maxCommand)}})
+	if back, err := ParseEvent(short); err != nil || len(back.Fields["command"].(string)) != maxCommand || back.Fields[truncatedField] != nil {
+		t.Errorf("a command of %d bytes was cut: %v", maxCommand, err)
 	}
 }
 
 func TestShapeLeavesTheCallersFieldsAlone(t *testing.T) {
-	long := strings.Repeat("x", 2*MaxText)
+	long := strings.Repeat("x", 2*maxText)
 	fields := map[string]any{"roles": []string{long}, "env": map[string]string{"a": long}}
 	encode(t, Event{Name: SessionStart, Fields: fields})
 	if len(fields["roles"].([]string)[0]) != len(long) || len(fields["env"].(map[string]string)["a"]) != len(long) || len(fields) != 2 {

@@ -49,7 +49,7 @@ func family(n Name) string {
 func (e Event) subjects() []string {
 	out := []string{e.ServerID, e.ServerHostname}
 	keys := []string{"node_id", "node_name", "member_id"}
-	if e.Name == NodeJoin || e.Name == ProxyJoin {
+	if e.Name == NodeJoin || e.Name == NodeUpdate || e.Name == ProxyJoin {
 		keys = append(keys, "name")
 	}
 	for _, key := range keys {

@@ -2,8 +2,12 @@ package events
 
 import (
 	"context"
+	"errors"
 	"sync"
 )
+
+// errUnfinished is what the others of a group get when its commit panicked.
+var errUnfinished = errors.New("events: internal error: a commit did not return")
 
 // committer commits what concurrent callers bring in groups: while one group is
 // being written, the next one gathers, and whoever of it comes first writes it
@@ -53,8 +57,9 @@ func (c *committer[T]) do(ctx context.Context, item T) error {
 	c.mu.Lock()
 	c.next = &group[T]{done: make(chan struct{})}
 	c.mu.Unlock()
+	g.err = errUnfinished // unless commit returns
+	defer close(g.done)
 	g.err = c.commit(context.WithoutCancel(ctx), g.items) // others wait for it, too
-	close(g.done)
 	return g.err
 }
 

@@ -42,7 +42,7 @@ func (t tiles) state() (state, error) {
 // the right edge only; [Verify] looks at everything.
 func checkHistory(ctx context.Context, t tiles, key note.Verifier) error {
 	err := sameHistory(ctx, t, key)
-	if _, wrong := errors.AsType[*Tampered](err); wrong {
+	if _, wrong := errors.AsType[*TamperedError](err); wrong {
 		return fault.New(fault.Internal, "the audit log is not as it was left: %w", err).
 			WithHint("bring the log back from a copy, or move it away to begin a new one")
 	}
@@ -56,14 +56,14 @@ func sameHistory(ctx context.Context, t tiles, key note.Verifier) error {
 	written, err := t.state()
 	fresh := errors.Is(err, fs.ErrNotExist)
 	if err != nil && !fresh {
-		return &Tampered{treeState, -1, err.Error()}
+		return &TamperedError{treeState, -1, err.Error()}
 	}
 	raw, err := t.file(layout.CheckpointPath, maxCheckpoint)
 	if errors.Is(err, fs.ErrNotExist) {
 		if fresh || written.Size == 0 { // a crash may come before the first checkpoint
 			return nil
 		}
-		return &Tampered{layout.CheckpointPath, -1, "there is no checkpoint"}
+		return &TamperedError{layout.CheckpointPath, -1, "there is no checkpoint"}
 	} else if err != nil {
 		return err
 	}
@@ -72,7 +72,7 @@ func sameHistory(ctx context.Context, t tiles, key note.Verifier) error {
 		return err
 	}
 	if written.Size < signed.Size {
-		return &Tampered{treeState, int64(written.Size), fmt.Sprintf("the log ends here, but its checkpoint signs %d entries", signed.Size)}
+		return &TamperedError{treeState, int64(written.Size), fmt.Sprintf("the log ends here, but its checkpoint signs %d entries", signed.Size)}
 	}
 	if err := t.sameRoot(ctx, layout.CheckpointPath, state{signed.Size, signed.Hash}); err != nil {
 		return err
@@ -86,18 +86,18 @@ func (t tiles) sameRoot(ctx context.Context, name string, claim state) error {
 	if claim.Size > 0 {
 		hashes, err := client.FetchRangeNodes(ctx, claim.Size, t.fetch)
 		if err != nil {
-			return &Tampered{name, -1, err.Error()}
+			return &TamperedError{name, -1, err.Error()}
 		}
 		r, err := (&compact.RangeFactory{Hash: rfc6962.DefaultHasher.HashChildren}).NewRange(0, claim.Size, hashes)
 		if err != nil {
-			return &Tampered{name, -1, err.Error()}
+			return &TamperedError{name, -1, err.Error()}
 		}
 		if root, err = r.GetRootHash(nil); err != nil {
-			return &Tampered{name, -1, err.Error()}
+			return &TamperedError{name, -1, err.Error()}
 		}
 	}
 	if !bytes.Equal(root, claim.Root) {
-		return &Tampered{name, -1, fmt.Sprintf("the first %d entries do not have the root it names", claim.Size)}
+		return &TamperedError{name, -1, fmt.Sprintf("the first %d entries do not have the root it names", claim.Size)}
 	}
 	return nil
 }

@@ -88,7 +88,7 @@ func loadIndex(ctx context.Context, dir string) (*index, error) {
 	db.SetMaxOpenConns(8)
 	x := &index{db: db}
 	if err := x.load(ctx); err != nil {
-		db.Close()
+		_ = db.Close()
 		return nil, err
 	}
 	return x, nil
@@ -139,7 +139,7 @@ func (x *index) find(ctx context.Context, f Filter, block uint64, fn func(block 
 	if err != nil {
 		return err
 	}
-	defer rows.Close()
+	defer func() { _ = rows.Close() }()
 	terms := f.terms()
 	for rows.Next() {
 		s := summary{used: true}

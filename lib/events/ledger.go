@@ -164,7 +164,7 @@ func (o *OpenSessions) read(name string) (Event, error) {
 	}
 	start, err := ParseEvent(data)
 	if err != nil {
-		return Event{}, nil //nolint:nilerr // a torn file stands for no session
+		return Event{}, nil // a torn file stands for no session
 	}
 	return start, nil
 }

@@ -25,12 +25,12 @@ import (
 const (
 	// maxAppend bounds the events of one Append.
 	maxAppend = 10_000
-	// chunkEntries and chunkBytes bound what goes into the tree at once.
-	chunkEntries = 4096
+	// chunkEntries and chunkBytes bound what goes into the tree at once. Tessera
+	// writes a batch of chunkEntries at once and a smaller one after batchAge: long
+	// enough to hand a whole chunk over, so that a chunk is seldom split.
+	chunkEntries = 1024
 	chunkBytes   = 16 << 20
-	// batchAge is how long the tree waits for a batch to fill. Callers are grouped
-	// before they come here, so there is nothing to wait for.
-	batchAge = time.Millisecond
+	batchAge     = 3 * time.Millisecond
 	// signInterval is the shortest Tessera takes between two checkpoints.
 	signInterval = 100 * time.Millisecond
 	// sweepInterval is how often partial tiles are removed that full ones replaced.
@@ -235,35 +235,47 @@ func (l *Log) commitChunk(ctx context.Context, chunk []entry) (err error) {
 		return a.Rollback()
 	}
 	l.stale = true // until both are known to be done
-	if err := l.grow(ctx, fresh); err != nil {
+	inOrder, err := l.grow(ctx, fresh)
+	if err != nil {
 		return errors.Join(err, a.Rollback())
 	}
-	if err := a.commit(ctx); err != nil {
-		l.cfg.Log.Warn("cannot write the audit index; catching up later", zap.Error(err))
-		return nil // the events are in the log
+	// From here on the events are in the log, and the index only a matter of time.
+	if inOrder {
+		err = a.commit(ctx)
+		l.stale = err != nil
+	} else {
+		err = a.Rollback()
 	}
-	l.stale = false
+	if err != nil {
+		l.cfg.Log.Warn("cannot write the audit index; catching up later", zap.Error(err))
+	}
 	return nil
 }
 
-// grow adds entries to the tree and returns when they are durable there.
-func (l *Log) grow(ctx context.Context, entries []entry) error {
+// grow adds entries to the tree and returns when they are durable there. inOrder
+// is false when they are not where the index ends, one after the other: Tessera
+// splits a batch when this process stalls, and may then swap the parts.
+func (l *Log) grow(ctx context.Context, entries []entry) (inOrder bool, err error) {
 	if err := l.probe(); err != nil {
-		return err
+		return false, err
 	}
-	futures := make([]tessera.IndexFuture, len(entries))
+	leaves := make([]*tessera.Entry, len(entries))
 	for i, e := range entries {
-		futures[i] = l.tree.Add(ctx, tessera.NewEntry(e.data))
+		leaves[i] = tessera.NewEntry(e.data)
 	}
-	var failed error
+	futures := make([]tessera.IndexFuture, len(leaves))
+	for i, leaf := range leaves {
+		futures[i] = l.tree.Add(ctx, leaf)
+	}
+	inOrder = true
 	for i, future := range futures {
-		at, err := future()
-		if err == nil && at.Index != l.index.size+uint64(i) {
-			err = fault.New(fault.Internal, "events: internal error: entry %d went to %d", l.index.size+uint64(i), at.Index)
+		at, failed := future() // wait for all: what is still on its way would come later
+		inOrder = inOrder && at.Index == l.index.size+uint64(i)
+		if failed != nil {
+			err = failed
 		}
-		failed = errors.Join(failed, err)
 	}
-	return failed
+	return inOrder, err
 }
 
 // probe opens the file whose lock Tessera takes for each batch. Where that fails,

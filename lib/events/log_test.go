@@ -5,6 +5,7 @@ package events
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/transparency-dev/tessera"
 	"go.uber.org/goleak"
 	"golang.org/x/mod/sumdb/note"
 
@@ -283,7 +285,7 @@ func TestLogOutlivesItsIndex(t *testing.T) {
 	l.groups.acquire()
 	a, err := l.index.begin(ctx)
 	if err == nil {
-		err = l.grow(t.Context(), []entry{{data: events[100]}})
+		_, err = l.grow(t.Context(), []entry{{data: events[100]}})
 	}
 	cancel()
 	l.stale = true
@@ -296,6 +298,30 @@ func TestLogOutlivesItsIndex(t *testing.T) {
 	checkSame(t, "query beyond the index", contents(t, l, Filter{User: "alice"}), events[:101])
 	mustAppend(t, l, events...)
 	checkSame(t, "query", contents(t, l, Filter{}), events)
+	mustVerify(t, l, len(events))
+}
+
+// Tessera may swap the parts of a batch when the process stalls in between: the
+// events are in the log all the same, and the index follows the tree.
+func TestLogFollowsTheTreesOrder(t *testing.T) {
+	l := openTestLog(t, t.TempDir(), newTestKey(t, "example.com/audit"))
+	events := numbered(t, 0, 20)
+	mustAppend(t, l, events[:5]...)
+	tree, calls := l.tree, 0
+	l.tree = &tessera.Appender{Add: func(ctx context.Context, _ *tessera.Entry) tessera.IndexFuture {
+		calls++
+		future := tree.Add(ctx, tessera.NewEntry(events[7-calls])) // 6, then 5
+		return func() (tessera.Index, error) {
+			at, err := future()
+			at.Index = 11 - at.Index // 6 for 5, and 5 for 6, as they went in
+			return at, err
+		}
+	}}
+	mustAppend(t, l, events[5:7]...)
+	l.tree = tree
+	checkSame(t, "query before the index has it", contents(t, l, Filter{User: "alice"}), slices.Concat(events[:5], [][]byte{events[6], events[5]}))
+	mustAppend(t, l, events...)
+	checkSame(t, "query", contents(t, l, Filter{User: "alice"}), slices.Concat(events[:5], [][]byte{events[6], events[5]}, events[7:]))
 	mustVerify(t, l, len(events))
 }
 
@@ -421,7 +447,7 @@ func TestPagesAreBounded(t *testing.T) {
 	l := openTestLog(t, t.TempDir(), newTestKey(t, "example.com/audit"))
 	var events [][]byte
 	for range 100 {
-		events = append(events, encode(t, Event{Name: Exec, Fields: map[string]any{"command": strings.Repeat("\x01", MaxCommand)}}))
+		events = append(events, encode(t, Event{Name: Exec, Fields: map[string]any{"command": strings.Repeat("\x01", maxCommand)}}))
 	}
 	mustAppend(t, l, events...)
 	page, next, err := l.Query(t.Context(), Filter{}, 0, "")
@@ -472,7 +498,7 @@ func TestTail(t *testing.T) {
 				}
 				return nil
 			})
-			if err != context.Canceled {
+			if !errors.Is(err, context.Canceled) {
 				t.Errorf("Tail = %v", err)
 			}
 			checkSame(t, fmt.Sprintf("backlog %d", backlog), got, want)

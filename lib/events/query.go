@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	// DefaultLimit is how many events a query returns unless asked otherwise.
-	DefaultLimit = 1000
+	// defaultLimit is how many events a query returns unless asked otherwise.
+	defaultLimit = 1000
 	// maxLimit caps what may be asked for at once.
 	maxLimit = 10_000
 	// pageBytes ends a page or a tail's batch early: what answers a query must fit
@@ -27,7 +27,7 @@ const (
 
 // Query returns the newest events that match f and came into the log before the
 // place that before names, oldest first. An empty before is the log's end; limit 0
-// means [DefaultLimit]. next is the before of the page of older events, "" when no
+// means 1000. next is the before of the page of older events, "" when no
 // older one matches. A page of very long events is shorter than limit.
 func (l *Log) Query(ctx context.Context, f Filter, limit int, before string) (events [][]byte, next string, err error) {
 	if err := f.Check(); err != nil {
@@ -37,7 +37,7 @@ func (l *Log) Query(ctx context.Context, f Filter, limit int, before string) (ev
 		return nil, "", fault.New(fault.BadInput, "limit %d: want 0 to %d", limit, maxLimit)
 	}
 	if limit == 0 {
-		limit = DefaultLimit
+		limit = defaultLimit
 	}
 	size, _, _ := l.state()
 	end := size
@@ -135,7 +135,7 @@ func (l *Log) Tail(ctx context.Context, f Filter, backlog int, fn func(events []
 		}
 	}
 	for {
-		if err := l.forward(ctx, f, cursor, size, fn); err != nil {
+		if err := l.forward(ctx, f, span{cursor, size}, fn); err != nil {
 			return ended(ctx, err)
 		}
 		cursor = size
@@ -159,8 +159,11 @@ func ended(ctx context.Context, err error) error {
 	return err
 }
 
-// forward calls fn with the entries from and before end that match f.
-func (l *Log) forward(ctx context.Context, f Filter, from, end uint64, fn func(events [][]byte) error) error {
+// span is the entries from and before end.
+type span struct{ from, end uint64 }
+
+// forward calls fn with the entries of s that match f.
+func (l *Log) forward(ctx context.Context, f Filter, s span, fn func(events [][]byte) error) error {
 	needles := f.needles()
 	var batch [][]byte
 	bytes := 0
@@ -172,17 +175,16 @@ func (l *Log) forward(ctx context.Context, f Filter, from, end uint64, fn func(e
 		batch, bytes = nil, 0
 		return err
 	}
-	for from < end {
+	for s.from < s.end {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		block := from / blockSize
-		entries, _, err := l.tiles.bundle(block, end)
+		entries, _, err := l.tiles.bundle(s.from/blockSize, s.end)
 		if err != nil {
 			return unavailable(err)
 		}
-		for _, data := range entries[from%blockSize:] {
-			from++
+		for _, data := range entries[s.from%blockSize:] {
+			s.from++
 			if !f.selects(data, needles) {
 				continue
 			}
@@ -213,7 +215,7 @@ func (l *Log) Run(ctx context.Context) error {
 		stop()
 		switch {
 		case ctx.Err() != nil:
-			return nil
+			return nil //nolint:nilerr // an orderly stop is not an error
 		case err != nil && !complained:
 			l.cfg.Log.Error("audit events are not signed", zap.Error(err))
 		case err == nil && complained:

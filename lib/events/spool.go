@@ -20,6 +20,7 @@ import (
 
 const (
 	segmentSuffix = ".events"
+	probeName     = "probe"
 	// keptSuffix marks a segment that was read to its end but holds something
 	// that could not be shipped; it stays for whoever looks into it.
 	keptSuffix = ".kept"
@@ -90,7 +91,7 @@ func openSpool(path string, maxBytes int64, log *zap.Logger) (*spool, error) {
 	s.create = func(name string) (file, error) { return dir.create(name) }
 	s.records = newCommitter(s.write)
 	if err := s.scan(); err != nil {
-		dir.close()
+		_ = dir.close()
 		return nil, fault.Wrap(fault.Unavailable, err, "cannot read the audit spool")
 	}
 	return s, nil
@@ -110,11 +111,13 @@ func (s *spool) scan() error {
 		base, _ := strings.CutSuffix(entry.Name(), keptSuffix)
 		digits, ok := strings.CutSuffix(base, segmentSuffix)
 		number, err := strconv.ParseUint(digits, 10, 64)
-		if !ok || err != nil || !info.Mode().IsRegular() {
+		if !ok || err != nil {
 			continue // not ours
 		}
 		s.next = max(s.next, number+1)
 		switch {
+		case !info.Mode().IsRegular():
+			continue // not ours, but it has the name
 		case base != entry.Name():
 			s.kept += info.Size()
 			continue
@@ -139,13 +142,7 @@ func (s *spool) write(_ context.Context, records [][]byte) error {
 	err := s.append(buf)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch {
-	case err != nil && s.err == nil:
-		s.log.Error("the audit spool refuses events", zap.Error(err))
-	case err == nil && s.err != nil:
-		s.log.Info("the audit spool takes events again")
-	}
-	s.err = err
+	s.noteLocked(err)
 	if err != nil {
 		s.stats.Refused += uint64(len(records))
 		return err
@@ -155,19 +152,76 @@ func (s *spool) write(_ context.Context, records [][]byte) error {
 	return nil
 }
 
-func (s *spool) append(buf []byte) error {
-	size, total := s.sizes()
-	if total+int64(len(buf)) > s.max {
+// noteLocked keeps the outcome of a write, and says when it changes.
+func (s *spool) noteLocked(err error) {
+	switch {
+	case err != nil && s.err == nil:
+		s.log.Error("the audit spool refuses events", zap.Error(err))
+	case err == nil && s.err != nil:
+		s.log.Info("the audit spool takes events again")
+	}
+	s.err = err
+}
+
+// probe tries to write without leaving anything behind.
+func (s *spool) probe() error {
+	s.records.acquire()
+	defer s.records.release()
+	err := s.room(maxFrame)
+	if err == nil {
+		err = s.try()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.noteLocked(err)
+	return err
+}
+
+func (s *spool) try() error {
+	f, err := s.create(probeName)
+	if err != nil {
+		return unwritable(errors.Join(err, s.remove(probeName))) // a crash may have left it
+	}
+	_, err = f.Write(make([]byte, maxFrame))
+	if err == nil {
+		err = f.Sync()
+	}
+	return unwritable(errors.Join(err, f.Close(), s.remove(probeName)))
+}
+
+// remove removes a file that may be absent.
+func (s *spool) remove(name string) error {
+	if err := s.dir.Remove(name); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func unwritable(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fault.Wrap(fault.Unavailable, err, "the audit spool cannot be written")
+}
+
+// room returns an error unless n more bytes fit.
+func (s *spool) room(n int) error {
+	if _, total := s.sizes(); total+int64(n) > s.max {
 		return fault.New(fault.Unavailable, "the audit spool is full").
 			WithHint("the authority has been away for long; once it is back the spool drains by itself")
 	}
+	return nil
+}
+
+func (s *spool) append(buf []byte) error {
+	if err := s.room(len(buf)); err != nil {
+		return err
+	}
+	size, _ := s.sizes()
 	if s.active != nil && size+int64(len(buf)) > segmentBytes && size > int64(len(segmentMagic)) {
 		s.seal()
 	}
-	if err := s.appendActive(buf); err != nil {
-		return fault.Wrap(fault.Unavailable, err, "the audit spool cannot be written")
-	}
-	return nil
+	return unwritable(s.appendActive(buf))
 }
 
 // sizes returns the bytes of the last segment and of all.
@@ -189,6 +243,7 @@ func (s *spool) appendActive(buf []byte) error {
 	if fresh {
 		f, err := s.create(segment{number: s.next}.name())
 		if err != nil {
+			s.next++ // the name may be taken
 			return err
 		}
 		s.active = f
@@ -264,11 +319,17 @@ func (s *spool) end() (end, acked position, changed <-chan struct{}) {
 	return end, s.acked, s.grown
 }
 
-// close seals the active segment and unlocks the directory.
+// close seals the active segment, removes it when all of it was shipped, and
+// unlocks the directory.
 func (s *spool) close() error {
 	s.records.acquire()
 	defer s.records.release()
 	s.seal()
+	if seg, from, ok := s.oldest(); ok && from == seg.size && !seg.keep {
+		if err := s.dir.Remove(seg.name()); err != nil {
+			s.log.Warn("a shipped segment stays in the audit spool", zap.Error(err)) // its events are known by uid
+		}
+	}
 	s.create = func(string) (file, error) { return nil, errors.New("closed") }
 	return s.dir.close()
 }

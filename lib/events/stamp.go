@@ -27,6 +27,11 @@ func newSchema() schema {
 	return s
 }
 
+// Check returns an error when ev is not as the table says: an event, a field or a
+// type of a value that it does not have. [Emitter.Emit] refuses what Check does;
+// whoever fakes an emitter in a test should, too.
+func Check(ev Event) error { return newSchema().shape(&ev) }
+
 // shape brings ev into the form the table gives it: its code, its outcome, its
 // uid, its fields' types and bounds. An event or a field that is not in the table
 // is a mistake of the program.
@@ -60,7 +65,7 @@ func (s schema) shape(ev *Event) error {
 		if !ok {
 			return fault.New(fault.Internal, "events: internal error: %s.%s is a %s in the table, not a %T", ev.Name, key, spec.Fields[i].Type, v)
 		}
-		values[key] = c.value(key, value, cmpOr(spec.Fields[i].Max, MaxText))
+		values[key] = c.value(key, value, cmpOr(spec.Fields[i].Max, maxText))
 	}
 	for _, f := range append(ev.common(), textField{"error", &ev.Error}) {
 		*f.text = c.text(f.key, *f.text, maxCommon)

@@ -20,6 +20,7 @@ const (
 	Exec             Name = "exec"
 	ClientDisconnect Name = "client.disconnect"
 	NodeJoin         Name = "node.join"
+	NodeUpdate       Name = "node.update"
 	NodeDelete       Name = "node.delete"
 	ProxyJoin        Name = "proxy.join"
 	TunnelUp         Name = "tunnel.up"
@@ -72,7 +73,7 @@ type Field struct {
 	Type    Type
 	Meaning string
 	Example string
-	Max     int // bytes of text kept; 0 means [MaxText]
+	Max     int // bytes of text kept; 0 means 1 KiB
 }
 
 // Common describes the fields every event may carry, in the order they are
@@ -157,7 +158,7 @@ func by() Field {
 }
 
 func command() Field {
-	return Field{Name: "command", Type: String, Meaning: "the command line asked for", Example: "systemctl restart nginx", Max: MaxCommand}
+	return Field{Name: "command", Type: String, Meaning: "the command line asked for", Example: "systemctl restart nginx", Max: maxCommand}
 }
 
 func fields(groups ...any) []Field {
@@ -349,6 +350,13 @@ func members() []Spec {
 				Field{Name: "roles", Type: List, Meaning: "what the process did", Example: "auth,proxy"},
 				Field{Name: "version", Type: String, Meaning: "its version", Example: "v1.0.0"},
 				reason(),
+			),
+		},
+		{
+			Name: NodeUpdate, Code: "A4008", Outcome: Either, Meaning: "a node's labels changed",
+			Fields: fields(
+				member(), by(), reason(), connection(),
+				Field{Name: "labels_before", Type: Map, Meaning: "its labels as they were", Example: "env=dev"},
 			),
 		},
 	}

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"strconv"
+	"syscall"
 	"time"
 
 	"github.com/transparency-dev/formats/log"
@@ -28,16 +29,16 @@ type Report struct {
 	Origin   string
 }
 
-// Tampered says what is wrong with a log. It is in the chain of [Verify]'s errors
+// TamperedError says what is wrong with a log. It is in the chain of [Verify]'s errors
 // when the log's content is at fault, and not when it could not be read.
-type Tampered struct {
+type TamperedError struct {
 	File   string // the first wrong file, relative to the log's directory
 	Entry  int64  // the first wrong entry, counted from 0; -1 when no single one
 	Reason string
 }
 
 // Error returns the fault in one line.
-func (t *Tampered) Error() string {
+func (t *TamperedError) Error() string {
 	if t.Entry >= 0 {
 		return fmt.Sprintf("entry %d (%s): %s", t.Entry, t.File, t.Reason)
 	}
@@ -65,7 +66,7 @@ func NewAuditKey(origin string) (signerKey, verifierKey string, err error) {
 // inside the log can.
 //
 // It reports the first fault as an error of kind [fault.Internal] that wraps a
-// [*Tampered].
+// [*TamperedError].
 func Verify(ctx context.Context, dir, verifierKey string, earlier ...[]byte) (Report, error) {
 	key, err := note.NewVerifier(verifierKey)
 	if err != nil {
@@ -75,10 +76,10 @@ func Verify(ctx context.Context, dir, verifierKey string, earlier ...[]byte) (Re
 	if err != nil {
 		return Report{}, fault.New(fault.NotFound, "open log: %w", err)
 	}
-	defer root.Close()
+	defer func() { _ = root.Close() }()
 	v := verifier{tiles: tiles{root}, key: key, tree: (&compact.RangeFactory{Hash: rfc6962.DefaultHasher.HashChildren}).NewEmptyRange(0)}
 	report, err := v.run(ctx, earlier)
-	if _, wrong := errors.AsType[*Tampered](err); wrong {
+	if _, wrong := errors.AsType[*TamperedError](err); wrong {
 		return report, fault.New(fault.Internal, "%w", err).
 			WithHint("keep a copy of the log as it is now, and compare it with the copies held elsewhere")
 	}
@@ -97,6 +98,7 @@ type verifier struct {
 	tree   *compact.Range
 	upper  [][][]byte // hashes of the tile being filled, of each level above 0
 	broken error      // of the upper tiles
+	waited uint64     // size that a checkpoint was waited for
 	prefix map[uint64][]*log.Checkpoint
 }
 
@@ -124,23 +126,26 @@ func (v *verifier) run(ctx context.Context, earlier [][]byte) (Report, error) {
 	if err := v.partialTiles(); err != nil {
 		return report, err
 	}
+	if err := v.compare(); err != nil {
+		return report, err
+	}
 	return report, v.unsigned(ctx)
 }
 
 // checkpoint returns the log's own checkpoint. A running authority signs a moment
 // after it writes, so it waits for a checkpoint of all that is there now.
 func (v *verifier) checkpoint(ctx context.Context) (*log.Checkpoint, error) {
-	written := v.written()
+	v.waited = v.written()
 	deadline := time.Now().Add(publishWait)
 	for {
 		raw, err := v.file(layout.CheckpointPath, maxCheckpoint)
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil, &Tampered{layout.CheckpointPath, -1, "there is no checkpoint"}
+			return nil, &TamperedError{layout.CheckpointPath, -1, "there is no checkpoint"}
 		} else if err != nil {
 			return nil, err
 		}
 		c, err := parseCheckpoint(layout.CheckpointPath, raw, v.key)
-		if err != nil || c.Size >= written || time.Now().After(deadline) {
+		if err != nil || c.Size >= v.waited || time.Now().After(deadline) {
 			return c, err
 		}
 		select {
@@ -164,10 +169,10 @@ func (v *verifier) written() uint64 {
 func parseCheckpoint(name string, raw []byte, key note.Verifier) (*log.Checkpoint, error) {
 	c, rest, _, err := log.ParseCheckpoint(raw, key.Name(), key)
 	if err != nil {
-		return nil, &Tampered{name, -1, "not signed by " + key.Name() + " with this key: " + err.Error()}
+		return nil, &TamperedError{name, -1, "not signed by " + key.Name() + " with this key: " + err.Error()}
 	}
 	if len(rest) > 0 || len(c.Hash) != rfc6962.DefaultHasher.Size() {
-		return nil, &Tampered{name, -1, "malformed"}
+		return nil, &TamperedError{name, -1, "malformed"}
 	}
 	return c, nil
 }
@@ -182,7 +187,7 @@ func (v *verifier) expect(current *log.Checkpoint, earlier [][]byte) error {
 			return err
 		}
 		if c.Size > current.Size {
-			return &Tampered{layout.CheckpointPath, int64(current.Size), fmt.Sprintf(
+			return &TamperedError{layout.CheckpointPath, int64(current.Size), fmt.Sprintf(
 				"the log was cut back: it ends here, but %s signed %d entries", name, c.Size)}
 		}
 		v.prefix[c.Size] = append(v.prefix[c.Size], c)
@@ -202,7 +207,7 @@ func (v *verifier) compare() error {
 			}
 		}
 		if !bytes.Equal(root, c.Hash) {
-			return &Tampered{layout.CheckpointPath, -1, fmt.Sprintf("the first %d entries are not those that were signed", c.Size)}
+			return &TamperedError{layout.CheckpointPath, -1, fmt.Sprintf("the first %d entries are not those that were signed", c.Size)}
 		}
 	}
 	return nil
@@ -222,7 +227,7 @@ func (v *verifier) block(block uint64) error {
 	for i, entry := range entries {
 		leaf := rfc6962.DefaultHasher.HashLeaf(entry)
 		if !bytes.Equal(leaf, hashes[i]) {
-			return &Tampered{path, first + int64(i), "its hash is not the one in " + tilePath}
+			return &TamperedError{path, first + int64(i), "its hash is not the one in " + tilePath}
 		}
 		if err := v.tree.Append(leaf, v.visit); err != nil {
 			return fmt.Errorf("add entry %d: %w", first+int64(i), err)
@@ -230,8 +235,10 @@ func (v *verifier) block(block uint64) error {
 		if v.broken != nil {
 			return v.broken
 		}
-		if err := v.compare(); err != nil {
-			return err
+		if v.tree.End() < v.size {
+			if err := v.compare(); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -241,12 +248,12 @@ func (v *verifier) block(block uint64) error {
 // of the log; what the disk refuses stays an error of the disk.
 func unreadable(err error, path string, entry int64) error {
 	if errors.Is(err, fs.ErrNotExist) {
-		return &Tampered{path, entry, "the file is missing"}
+		return &TamperedError{path, entry, "the file is missing"}
 	}
-	if pathErr, ok := errors.AsType[*fs.PathError](err); ok {
-		return fault.Wrap(fault.Unavailable, pathErr, "the log cannot be read")
+	if _, ok := errors.AsType[syscall.Errno](err); ok {
+		return fault.Wrap(fault.Unavailable, err, "the log cannot be read")
 	}
-	return &Tampered{path, entry, err.Error()}
+	return &TamperedError{path, entry, err.Error()}
 }
 
 // visit collects the hashes of tiles above the lowest level, as the tree makes
@@ -288,7 +295,7 @@ func (v *verifier) upperTile(level int, index uint64) error {
 	}
 	for i, want := range v.upper[level-1] {
 		if from := first + int64(i)*span; !bytes.Equal(hashes[i], want) {
-			return &Tampered{path, -1, fmt.Sprintf("hash %d is not that of entries %d to %d", i, from, from+span-1)}
+			return &TamperedError{path, -1, fmt.Sprintf("hash %d is not that of entries %d to %d", i, from, from+span-1)}
 		}
 	}
 	return nil
@@ -297,16 +304,19 @@ func (v *verifier) upperTile(level int, index uint64) error {
 // unsigned reports entries that the checkpoint does not cover: a checkpoint that
 // was replaced by an older one, or a crash in the moment before signing.
 func (v *verifier) unsigned(ctx context.Context) error {
-	if written := v.written(); written > v.size {
-		current, err := v.checkpoint(ctx)
-		if err != nil || current.Size > v.size {
-			return err // it grew while it was verified
-		}
-		return v.behind(written)
-	} else if written == v.size {
+	written := v.written()
+	if written == v.size {
 		return nil
 	}
-	return v.strayEntries() // a copy without the authority's state
+	if written < v.size {
+		return v.strayEntries() // a copy without the authority's state
+	}
+	if written > v.waited { // it grew while it was verified
+		if current, err := v.checkpoint(ctx); err != nil || current.Size > v.size {
+			return err
+		}
+	}
+	return v.behind(written)
 }
 
 // strayEntries looks for files of entries behind the checkpoint's.
@@ -329,7 +339,7 @@ func (v *verifier) strayEntries() error {
 }
 
 func (v *verifier) behind(written uint64) error {
-	return &Tampered{layout.CheckpointPath, int64(v.size), fmt.Sprintf(
+	return &TamperedError{layout.CheckpointPath, int64(v.size), fmt.Sprintf(
 		"the log holds %d entries, of which the checkpoint signs %d: it was replaced by an older one, or the authority was killed before it signed the rest and has not been started since",
 		written, v.size)}
 }
