@@ -25,15 +25,13 @@ import (
 type Cache struct {
 	mu        sync.RWMutex
 	current   *policy
-	incoming  *policy // nil unless a whole policy is coming in
+	incoming  *policy       // nil unless a whole policy is coming in
 	revision  uint64        // counts decisive changes of current
 	version   uint64        // counts those that a snapshot keeps
 	changed   chan struct{} // closed at the next change
 	synced    chan struct{} // closed when a whole policy has come in
 	hasSynced bool
-
-	saving sync.Mutex // taken before mu; guards what follows
-	saved  snapshotOf
+	saved     snapshotOf // the newest one
 }
 
 // NewCache returns an empty Cache.

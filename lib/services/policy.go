@@ -219,11 +219,17 @@ func (p *policy) removePresence(node, proxy names.NodeID) {
 	p.presence[node] = left
 }
 
-// durable returns the resources that are true without anybody keeping them
-// alive, each kind by name.
-func (p *policy) durable() []*accessdv1.Resource {
-	var out []*accessdv1.Resource
-	out = appendResources(out, KindRole, p.roles, func(v Role) int64 { return v.Revision })
+// durable returns a copy of what is true without anybody keeping it alive.
+func (p *policy) durable() *policy {
+	return &policy{
+		roles: maps.Clone(p.roles), users: maps.Clone(p.users), cas: maps.Clone(p.cas),
+		nodes: maps.Clone(p.nodes), members: maps.Clone(p.members),
+	}
+}
+
+// resources returns a durable policy as a stream carries it, by kind and name.
+func (p *policy) resources() []*accessdv1.Resource {
+	out := appendResources(nil, KindRole, p.roles, func(v Role) int64 { return v.Revision })
 	out = appendResources(out, KindUser, p.users, func(v User) int64 { return v.Revision })
 	out = appendResources(out, KindCA, p.cas, func(v CA) int64 { return v.Revision })
 	out = appendResources(out, KindNode, p.nodes, func(v Node) int64 { return v.Revision })

@@ -37,19 +37,16 @@ type snapshotOf struct {
 // changed since the last Save. Before a whole policy has come in Save fails with
 // [fault.Unavailable].
 func (c *Cache) Save(path string) error {
-	c.saving.Lock() // one file at a time; only savers wait
-	defer c.saving.Unlock()
 	c.mu.RLock()
-	now := snapshotOf{path, c.version}
-	if !c.hasSynced || now == c.saved {
-		defer c.mu.RUnlock()
-		if !c.hasSynced {
-			return fault.New(fault.Unavailable, "save the policy: it has not come in yet")
-		}
+	synced, old, now, copied := c.hasSynced, c.saved, snapshotOf{path, c.version}, c.current.durable()
+	c.mu.RUnlock()
+	if !synced {
+		return fault.New(fault.Unavailable, "save the policy: it has not come in yet")
+	}
+	if now == old {
 		return nil
 	}
-	resources := c.current.durable()
-	c.mu.RUnlock()
+	resources := copied.resources()
 	body, err := proto.MarshalOptions{Deterministic: true}.Marshal(&accessdv1.PolicyUpdate{Reset_: true, Put: resources, Synced: true})
 	if err != nil {
 		return fault.New(fault.Internal, "save the policy: %w", err)
@@ -58,6 +55,8 @@ func (c *Cache) Save(path string) error {
 	if err := replaceFile(path, slices.Concat([]byte(snapshotMagic), sum[:], body)); err != nil {
 		return fault.New(fault.Internal, "save the policy: %w", err)
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.saved = now
 	return nil
 }

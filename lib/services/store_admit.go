@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -47,16 +48,37 @@ var errAgain = errors.New("somebody else was faster")
 type admission struct {
 	token    string // "" needs none
 	key      string // of the record
+	twin     string // key of the other record that the same process may have
 	what     string
 	id       names.NodeID
-	name     names.NodeName
+	record   record
 	revision int64 // of the record that is replaced; 0: there must be none
 }
 
-// record is what an admission needs to know of the record it replaces.
+// record is what an admission needs to know of a record, new or old.
 type record struct {
 	Name        names.NodeName `json:"name"`
-	GatewayPort int            `json:"gateway_port"`
+	Addresses   []string       `json:"addresses,omitempty"`
+	GatewayPort int            `json:"gateway_port,omitempty"`
+}
+
+// names returns the names that nobody else may have: the record's own, and the
+// host names of its addresses, since its host certificate will show them.
+func (r record) names() []names.NodeName {
+	var list []names.NodeName
+	if r.Name != "" {
+		list = append(list, r.Name)
+	}
+	for _, a := range r.Addresses {
+		host, _, err := net.SplitHostPort(a)
+		if err != nil {
+			host = a
+		}
+		if name, err := names.ParseNodeName(strings.ToLower(host)); err == nil && !slices.Contains(list, name) {
+			list = append(list, name) // neither an address nor localhost
+		}
+	}
+	return list
 }
 
 // AdmitNode takes one use of a token ("" needs none), creates the node with its
@@ -72,7 +94,7 @@ func (s *Store) AdmitNode(ctx context.Context, token string, n Node) (Node, erro
 	if err := n.Labels.Check(); err != nil {
 		return Node{}, err
 	}
-	a := admission{token: token, key: nodeKey(n.ID), what: KindNode, id: n.ID, name: n.Name, revision: n.Revision}
+	a := admission{token: token, key: nodeKey(n.ID), twin: memberKey(n.ID), what: KindNode, id: n.ID, record: record{Name: n.Name}, revision: n.Revision}
 	revision, err := s.admit(ctx, a, func(tx *backend.Txn, old record) (err error) {
 		if n.GatewayPort, err = s.gatewayPort(ctx, tx, n.ID, old.GatewayPort); err != nil {
 			return err
@@ -90,7 +112,7 @@ func (s *Store) AdmitMember(ctx context.Context, token string, m Member) (Member
 	if m.Kind != sshca.KindProxy && m.Kind != sshca.KindAuth {
 		return Member{}, fault.New(fault.BadInput, "member %q: no kind of member is named %q", m.Name, m.Kind)
 	}
-	a := admission{token: token, key: memberKey(m.ID), what: KindMember, id: m.ID, name: m.Name, revision: m.Revision}
+	a := admission{token: token, key: memberKey(m.ID), twin: nodeKey(m.ID), what: KindMember, id: m.ID, record: record{Name: m.Name, Addresses: m.Addresses}, revision: m.Revision}
 	revision, err := s.admit(ctx, a, func(tx *backend.Txn, _ record) error {
 		tx.Put(a.key, encode(m))
 		return nil
@@ -104,7 +126,7 @@ func (s *Store) admit(ctx context.Context, a admission, fill func(*backend.Txn, 
 	if _, err := names.ParseNodeID(string(a.id)); err != nil {
 		return 0, err
 	}
-	if _, err := names.ParseNodeName(string(a.name)); err != nil {
+	if _, err := names.ParseNodeName(string(a.record.Name)); err != nil {
 		return 0, err
 	}
 	for {
@@ -127,11 +149,8 @@ func (s *Store) tryAdmit(ctx context.Context, a admission, fill func(*backend.Tx
 	if err := s.useToken(ctx, tx, a.token); err != nil {
 		return 0, err
 	}
-	if old.Name != a.name {
-		tx.Absent(nameKey(a.name)).Put(nameKey(a.name), []byte(a.id))
-		if old.Name != "" {
-			tx.Delete(nameKey(old.Name))
-		}
+	if err := s.rename(ctx, tx, a, old); err != nil {
+		return 0, err
 	}
 	if err := fill(tx, old); err != nil {
 		return 0, err
@@ -142,10 +161,40 @@ func (s *Store) tryAdmit(ctx context.Context, a admission, fill func(*backend.Tx
 		return revision, err
 	case a.key:
 		return 0, changed(a.what, string(a.id))
-	case nameKey(a.name):
-		return 0, fault.New(fault.Conflict, "the name %q is taken", a.name).WithHint("choose another, or remove what has it")
 	}
-	return 0, errAgain // the token or a port
+	return 0, errAgain // a name, the token or a port
+}
+
+// rename adds to a change what it takes that a's record has its names and its
+// old record has none but these. A process may be a node and a member under one
+// name, so a name belongs to an id, and goes when neither record has it.
+func (s *Store) rename(ctx context.Context, tx *backend.Txn, a admission, old record) error {
+	now := a.record.names()
+	for _, name := range now {
+		item, err := s.b.Get(ctx, nameKey(name))
+		switch {
+		case fault.Is(err, fault.NotFound):
+			tx.Absent(nameKey(name)).Put(nameKey(name), []byte(a.id))
+		case err != nil:
+			return err
+		case string(item.Value) != string(a.id):
+			return fault.New(fault.Conflict, "the name %q is taken", name).WithHint("choose another, or remove what has it")
+		default:
+			tx.At(nameKey(name), item.Revision)
+		}
+	}
+	twin, revision, err := get[record](ctx, s, a.twin, a.what)
+	if err != nil && !fault.Is(err, fault.NotFound) {
+		return err
+	}
+	tx.At(a.twin, revision)
+	kept := append(now, twin.names()...)
+	for _, name := range old.names() {
+		if !slices.Contains(kept, name) {
+			tx.Delete(nameKey(name))
+		}
+	}
+	return nil
 }
 
 // conflicting returns the key that made a change fail, or "" when something
@@ -313,7 +362,11 @@ func (s *Store) DeleteNode(ctx context.Context, id names.NodeID) error {
 		if err != nil {
 			return err
 		}
-		tx := s.b.Txn().At(nodeKey(id), n.Revision).Delete(nodeKey(id)).Delete(nameKey(n.Name)).Delete(seenKey(id))
+		tx := s.b.Txn().At(nodeKey(id), n.Revision).Delete(nodeKey(id)).Delete(seenKey(id))
+		gone := admission{twin: memberKey(id), what: KindNode, id: id}
+		if err := s.rename(ctx, tx, gone, record{Name: n.Name}); err != nil {
+			return err
+		}
 		if n.GatewayPort != 0 {
 			tx.Delete(s.ports.key(n.GatewayPort))
 		}
@@ -343,8 +396,12 @@ func (s *Store) DeleteMember(ctx context.Context, id names.NodeID) error {
 		if err != nil {
 			return err
 		}
-		_, err = s.b.Txn().At(memberKey(id), m.Revision).Delete(memberKey(id)).Delete(nameKey(m.Name)).Commit(ctx)
-		if !fault.Is(err, fault.Conflict) {
+		tx := s.b.Txn().At(memberKey(id), m.Revision).Delete(memberKey(id))
+		gone := admission{twin: nodeKey(id), what: KindMember, id: id}
+		if err := s.rename(ctx, tx, gone, record{Name: m.Name, Addresses: m.Addresses}); err != nil {
+			return err
+		}
+		if _, err = tx.Commit(ctx); !fault.Is(err, fault.Conflict) {
 			return err
 		}
 	}
