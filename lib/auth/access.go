@@ -172,6 +172,9 @@ func (g gatekeeper) admitPerson(ctx context.Context, peer rpc.Peer, procedure st
 	if r.resource == "" {
 		return g.refuse(ctx, peer, procedure, "not for people")
 	}
+	if !g.cfg.Now().Before(peer.Identity.ValidBefore) {
+		return g.refuse(ctx, peer, procedure, "the certificate has expired")
+	}
 	d := g.cfg.Engine.Resource(peer.Identity, r.resource, r.verb)
 	ev := decision(peer, procedure)
 	ev.Success = d.Allow

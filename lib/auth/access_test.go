@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -184,5 +185,18 @@ func TestPeopleReadWhyNot(t *testing.T) {
 	_, err := call(t, c.AddUser, &accessdv1.AddUserRequest{Name: "mallory", Roles: []string{"admin"}})
 	wantFault(t, err, fault.Denied, "you may not create users")
 	_, err = call(t, c.Renew, &accessdv1.RenewRequest{})
+	wantFault(t, err, fault.Denied, "permission denied")
+}
+
+// TestPeoplesCallsEndWithTheirCertificate: F24. A connection that outlives the
+// certificate it was opened with is good for nothing more.
+func TestPeoplesCallsEndWithTheirCertificate(t *testing.T) {
+	w := newWorld(t, plan{})
+	w.addUser("root", "admin")
+	await(t, w, func() bool { _, ok := w.policy.User("root"); return ok })
+	c := w.as(rpc.Peer{Identity: w.person("root")})
+	must(t, c.ListUsers, &accessdv1.ListUsersRequest{})
+	w.clock.advance(time.Hour)
+	_, err := call(t, c.ListUsers, &accessdv1.ListUsersRequest{})
 	wantFault(t, err, fault.Denied, "permission denied")
 }

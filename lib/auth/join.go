@@ -244,7 +244,8 @@ func keepsLabels(labels, demanded names.Labels) error {
 
 // checkReturn holds rec to the members on record with its id. A member that
 // comes back keeps its key and its name: whoever has another key is somebody
-// else, token or not, until an administrator has removed the old one (F08).
+// else, token or not, until an administrator has removed the old one (F08). One
+// process may be a proxy and a node under one id.
 func (a *Authority) checkReturn(ctx context.Context, rec *record) error {
 	for _, kind := range []sshca.Kind{sshca.KindNode, sshca.KindProxy} {
 		old, err := a.recordOf(ctx, kind, rec.ID)
@@ -254,7 +255,7 @@ func (a *Authority) checkReturn(ctx context.Context, rec *record) error {
 		if err != nil {
 			return err
 		}
-		if old.MemberKey != rec.MemberKey || old.Name != rec.Name || (old.node == nil && old.Kind != rec.Kind) {
+		if old.MemberKey != rec.MemberKey || old.Name != rec.Name || (old.node == nil && rec.node == nil && old.Kind != rec.Kind) {
 			return fault.New(fault.Conflict, "member %s is on record with another key, name or role", rec.ID).
 				WithHint("remove it with \"accessd nodes rm %s\", or start with an empty data directory", rec.ID)
 		}

@@ -292,7 +292,15 @@ func TestProxyJoin(t *testing.T) {
 			t.Errorf("a proxy joined with the address %q", bad)
 		}
 	}
-	must(t, w.admin().RemoveNode, &accessdv1.RemoveNodeRequest{Node: "edge-1"})
+	twin := newMember(sshca.KindNode, "edge-1") // the same process has a node, too
+	twin.id, twin.key, twin.host = p.id, p.key, p.host
+	w.admitted(twin, must(t, w.joiner(twin.key).Join, twin.request(w.token(&accessdv1.AddTokenRequest{Role: "node"}))))
+	if twin.id != p.id {
+		t.Errorf("the node of the proxy's process has the id %s, want %s", twin.id, p.id)
+	}
+	must(t, w.admin().RemoveNode, &accessdv1.RemoveNodeRequest{Node: "edge-1"}) // the node
+	must(t, p.Renew, &accessdv1.RenewRequest{})
+	must(t, w.admin().RemoveNode, &accessdv1.RemoveNodeRequest{Node: "edge-1"}) // the proxy
 	_, err := call(t, p.Renew, &accessdv1.RenewRequest{})
 	wantFault(t, err, fault.Denied, "permission denied")
 }
