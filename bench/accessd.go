@@ -39,7 +39,7 @@ func (l *lab) startAuthority(ctx context.Context, p place, c cluster) (*authorit
 		return nil, err
 	}
 	args := []string{l.accessd, "start", "--data-dir", a.dir, "--listen", net.JoinHostPort(p.host, "0"), "--roles", "auth,proxy"}
-	if a.main, err = l.launch(spec{args: append(args, a.options(c)...), env: c.env}); err != nil {
+	if a.main, err = l.launch(spec{what: "accessd proxy", args: append(args, a.options(c)...), env: c.env}); err != nil {
 		return nil, err
 	}
 	ready, err := a.main.awaitReady(ctx)
@@ -117,7 +117,7 @@ func (a *authority) addNode(ctx context.Context, p place, c cluster, s *side) er
 		return err
 	}
 	args := append(p.atNode[:len(p.atNode):len(p.atNode)], a.lab.accessd, "start", "--data-dir", dir, "--roles", "node", "--node-name", "n1")
-	if s.node, err = a.lab.launch(spec{args: append(append(args, join...), a.options(c)...)}); err != nil {
+	if s.node, err = a.lab.launch(spec{what: "accessd node", args: append(append(args, join...), a.options(c)...)}); err != nil {
 		return err
 	}
 	if _, err := s.node.awaitReady(ctx); err != nil {

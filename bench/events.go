@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -110,38 +111,45 @@ func (m *members) measure(ctx context.Context, l *lab) ([]figure, error) {
 		}
 		through = append(through, 1000*time.Since(start).Seconds())
 	}
-	var spooled, logged []float64
+	var spooled, logged, cpu []float64
 	for range pick(l, 5, 2) {
-		into, all, err := m.burst(ctx, pick(l, 2*time.Second, time.Second))
+		b, err := m.burst(ctx, pick(l, 2*time.Second, time.Second))
 		if err != nil {
 			return nil, err
 		}
-		spooled, logged = append(spooled, into), append(logged, all)
+		spooled, logged, cpu = append(spooled, b.spooled), append(logged, b.logged), append(cpu, b.cpu)
 	}
 	return []figure{
 		figure{accessd: median(logged)}.named("14", "durable events into one log", perSecond, atLeast(20_000)).
 			remark("%d callers emit at once into %d spools, which drain into one Merkle log and its index; counted when the last one is in the log. Everything is fsynced on this machine's disk, and members and authority share its cores.", callers, spools),
 		figure{accessd: median(spooled)}.named("14", "of which acknowledged by the spools, meanwhile", perSecond, goal{}),
+		figure{accessd: median(cpu)}.named("14", "CPU of one durable event, from emit to index", micros, goal{}),
 		figure{accessd: median(one)}.named("14", "one event alone, to the spool", millis, atMost(1)),
 		figure{accessd: median(through)}.named("14", "one event alone, to the log", millis, atMost(10)),
 	}, nil
 }
 
-// burst emits for the time spell and returns how many events a second the spools
-// took, and how many a second the log had once all were in it.
-func (m *members) burst(ctx context.Context, spell time.Duration) (spooled, logged float64, err error) {
+// burst is what one load of events came to.
+type burst struct {
+	spooled, logged float64 // events a second
+	cpu             float64 // microseconds an event
+}
+
+// burst emits for the time spell and waits until all of it is in the log.
+func (m *members) burst(ctx context.Context, spell time.Duration) (burst, error) {
 	var next atomic.Uint64
-	start := time.Now()
+	start, used := time.Now(), cpuTime(os.Getpid())
 	n, took, err := rate(ctx, callers, spell, func(ctx context.Context) error {
 		return m.spools[next.Add(1)%spools].Emit(ctx, startEvent())
 	})
 	if err != nil {
-		return 0, 0, fmt.Errorf("emit: %w", err)
+		return burst{}, fmt.Errorf("emit: %w", err)
 	}
 	for _, s := range m.spools {
 		if err := s.Flush(ctx); err != nil {
-			return 0, 0, fmt.Errorf("drain: %w", err)
+			return burst{}, fmt.Errorf("drain: %w", err)
 		}
 	}
-	return float64(n) / took.Seconds(), float64(n) / time.Since(start).Seconds(), nil
+	each := (cpuTime(os.Getpid()) - used).Seconds() * 1e6 / float64(n)
+	return burst{float64(n) / took.Seconds(), float64(n) / time.Since(start).Seconds(), each}, nil
 }

@@ -46,7 +46,7 @@ func startAll(ctx context.Context, l *lab, dir string, rest time.Duration) (read
 	mark := len(l.processes)
 	defer l.end(mark)
 	start := time.Now()
-	p, err := l.launch(spec{args: []string{l.accessd, "start", "--data-dir", dir, "--listen", "127.0.0.1:0", "--node-name", "n1"}})
+	p, err := l.launch(spec{what: "accessd", args: []string{l.accessd, "start", "--data-dir", dir, "--listen", "127.0.0.1:0", "--node-name", "n1"}})
 	if err != nil {
 		return 0, 0, err
 	}

@@ -165,7 +165,7 @@ func (y *yardstick) daemon(host, port string, before []string) (*process, error)
 			return nil, err
 		}
 	}
-	return y.lab.launch(spec{args: append(before[:len(before):len(before)], y.sshd, "-D", "-e", "-f", file)})
+	return y.lab.launch(spec{what: "sshd", args: append(before[:len(before):len(before)], y.sshd, "-D", "-e", "-f", file)})
 }
 
 // config writes an ssh_config for a node behind the proxy's given port.
@@ -184,7 +184,7 @@ func (y *yardstick) tunnel(ctx context.Context, head string) (port string, err e
 	if err != nil {
 		return "", err
 	}
-	p, err := y.lab.launch(spec{args: append(y.place.atNode[:len(y.place.atNode):len(y.place.atNode)],
+	p, err := y.lab.launch(spec{what: "ssh -R", args: append(y.place.atNode[:len(y.place.atNode):len(y.place.atNode)],
 		"ssh", "-F", config, "-N", "-o", "ExitOnForwardFailure=yes", "-R", "127.0.0.1:"+port+":127.0.0.1:"+y.nodePort, "accessd-proxy")})
 	if err != nil {
 		return "", err

@@ -22,6 +22,7 @@ import (
 
 // process is a server that runs for the length of a measurement.
 type process struct {
+	what  string
 	cmd   *exec.Cmd
 	log   string        // file of its stderr
 	ready chan string   // its first line of stdout
@@ -30,6 +31,7 @@ type process struct {
 
 // spec says what to start.
 type spec struct {
+	what string // for errors; arguments may hold a token
 	args []string
 	env  []string // besides this process's own
 }
@@ -41,7 +43,7 @@ func (l *lab) launch(s spec) (*process, error) {
 		return nil, err
 	}
 	defer log.Close()
-	p := &process{log: log.Name(), ready: make(chan string, 1), done: make(chan struct{})}
+	p := &process{what: s.what, log: log.Name(), ready: make(chan string, 1), done: make(chan struct{})}
 	p.cmd = exec.Command(s.args[0], s.args[1:]...)
 	p.cmd.Env = append(os.Environ(), s.env...)
 	p.cmd.Stderr = log
@@ -51,7 +53,7 @@ func (l *lab) launch(s spec) (*process, error) {
 		return nil, err
 	}
 	if err := p.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start %s: %w", s.args[0], err)
+		return nil, fmt.Errorf("start %s: %w", s.what, err)
 	}
 	l.processes = append(l.processes, p)
 	go func() {
@@ -72,7 +74,7 @@ func (p *process) awaitReady(ctx context.Context) (map[string]string, error) {
 	select {
 	case line := <-p.ready:
 		if !strings.HasPrefix(line, "ready") {
-			return nil, fmt.Errorf("%s: want a ready line, got %q: %s", p.cmd.Args, line, p.tail())
+			return nil, fmt.Errorf("%s: want a ready line, got %q: %s", p.what, line, p.tail())
 		}
 		fields := map[string]string{}
 		for f := range strings.FieldsSeq(line) {
@@ -81,7 +83,7 @@ func (p *process) awaitReady(ctx context.Context) (map[string]string, error) {
 		}
 		return fields, nil
 	case <-time.After(patience):
-		return nil, fmt.Errorf("%s: not ready within %v: %s", p.cmd.Args, patience, p.tail())
+		return nil, fmt.Errorf("%s: not ready within %v: %s", p.what, patience, p.tail())
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}

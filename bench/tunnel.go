@@ -79,7 +79,7 @@ func (l *lab) joinNodes(ctx context.Context, name string, n int, join []string) 
 	if err != nil {
 		return err
 	}
-	p, err := l.launch(spec{args: append([]string{self, nodesVerb, "-name", name, "-count", fmt.Sprint(n), "-dir", dir}, join...)})
+	p, err := l.launch(spec{what: "nodes", args: append([]string{self, nodesVerb, "-name", name, "-count", fmt.Sprint(n), "-dir", dir}, join...)})
 	if err != nil {
 		return err
 	}
