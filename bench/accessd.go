@@ -16,7 +16,6 @@ import (
 type cluster struct {
 	config string // its configuration file
 	env    []string
-	alone  bool // without a node
 }
 
 // authority is the data directory of a running "start --roles auth,proxy".
@@ -116,7 +115,7 @@ func (a *authority) addNode(ctx context.Context, p place, c cluster, s *side) er
 	if err != nil {
 		return err
 	}
-	args := append(p.atNode[:len(p.atNode):len(p.atNode)], a.lab.accessd, "start", "--data-dir", dir, "--roles", "node", "--node-name", "n1")
+	args := p.beside(a.lab.accessd, "start", "--data-dir", dir, "--roles", "node", "--node-name", "n1")
 	if s.node, err = a.lab.launch(spec{what: "accessd node", args: append(append(args, join...), a.options(c)...)}); err != nil {
 		return err
 	}

@@ -119,8 +119,9 @@ func TestFlowIsTheConnection(t *testing.T) {
 		b[0], b[9], b[21], b[23] = 0x45, 6, from, to // IPv4 without options, TCP
 		return b
 	}
-	if flow(packet(1, 2)) != flow(packet(1, 2)) || flow(packet(1, 2)) == flow(packet(3, 2)) {
-		t.Error("flow does not tell connections apart")
+	one, again, other := flow(packet(1, 2)), flow(packet(1, 2)), flow(packet(3, 2))
+	if one != again || one == other {
+		t.Errorf("flows of a connection = %d and %d, of another %d", one, again, other)
 	}
 	if got := flow([]byte{0x45}); got != 0 {
 		t.Errorf("flow of a torn packet = %d, want 0", got)

@@ -5,6 +5,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -123,8 +124,8 @@ func bulkDown(ctx context.Context, config string, size int) (time.Duration, erro
 	rest, _ := io.ReadAll(stderr)
 	err = cmd.Wait()
 	took := time.Since(start)
-	if err != nil || readErr != nil || line != "go\n" {
-		return 0, fmt.Errorf("ssh: %v: %s%s", err, line, rest)
+	if err = errors.Join(err, readErr); err != nil || line != "go\n" {
+		return 0, fmt.Errorf("ssh: %w: %s%s", err, line, rest)
 	}
 	return took, nil
 }
@@ -153,8 +154,8 @@ func bulkUp(ctx context.Context, config string, size int) (time.Duration, error)
 	in.Close()
 	last, _ := lines.ReadString('\n')
 	took := time.Since(start)
-	if wait := cmd.Wait(); wait != nil || err != nil || readErr != nil || line != "go\n" || last != "done\n" {
-		return 0, fmt.Errorf("ssh: %v: %s", wait, stderr.String())
+	if err := errors.Join(cmd.Wait(), err, readErr); err != nil || line+last != "go\ndone\n" {
+		return 0, fmt.Errorf("ssh: %w: %s%s%s", err, line, last, stderr.String())
 	}
 	return took, nil
 }

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -154,6 +155,9 @@ type place struct {
 	host   string
 	atNode []string // goes before the node's commands
 }
+
+// beside returns the command that runs args beside the node.
+func (p place) beside(args ...string) []string { return slices.Concat(p.atNode, args) }
 
 // here is the place of most measurements: loopback. Where root may arrange it, the
 // node's machine has an /etc/passwd of its own, in which the login's shell is

@@ -59,10 +59,7 @@ Host *
 
 // clientHead goes before either side's ssh_config: nobody is there to be asked,
 // and newer clients hide the timing of keystrokes, which would be measured.
-const clientHead = `BatchMode yes
-IgnoreUnknown ObscureKeystrokeTiming
-ObscureKeystrokeTiming no
-`
+const clientHead = "BatchMode yes\nIgnoreUnknown ObscureKeystrokeTiming\n" + "ObscureKeystrokeTiming no\n"
 
 const onlyGCM = "Ciphers aes128-gcm@openssh.com\n"
 
@@ -89,10 +86,10 @@ func (y *yardstick) start(ctx context.Context) (*side, error) {
 	}
 	s := &side{name: "OpenSSH", addr: net.JoinHostPort(y.place.host, y.proxyPort), user: y.lab.login, login: y.lab.login}
 	var err error
-	if s.proxy, err = y.daemon(y.place.host, y.proxyPort, nil); err != nil {
+	if s.proxy, err = y.daemon(place{host: y.place.host}, y.proxyPort); err != nil {
 		return nil, err
 	}
-	if s.node, err = y.daemon("127.0.0.1", y.nodePort, y.place.atNode); err != nil {
+	if s.node, err = y.daemon(place{"127.0.0.1", y.place.atNode}, y.nodePort); err != nil {
 		return nil, err
 	}
 	if err := await(ctx, "sshd listens", func() bool { return listens(s.addr) }); err != nil {
@@ -153,9 +150,9 @@ func (y *yardstick) prepare() (err error) {
 func (y *yardstick) knownHosts() string { return filepath.Join(y.dir, "known_hosts") }
 
 // daemon starts an sshd.
-func (y *yardstick) daemon(host, port string, before []string) (*process, error) {
+func (y *yardstick) daemon(p place, port string) (*process, error) {
 	file := filepath.Join(y.dir, "sshd_config-"+port)
-	text := fmt.Sprintf(sshdConfig, net.JoinHostPort(host, port), y.host.file, y.host.file, y.ca.file)
+	text := fmt.Sprintf(sshdConfig, net.JoinHostPort(p.host, port), y.host.file, y.host.file, y.ca.file)
 	const penalties = "PerSourcePenalties no\n" // OpenSSH 9.8 and later
 	if err := os.WriteFile(file, []byte(text+penalties), 0o600); err != nil {
 		return nil, err
@@ -165,7 +162,7 @@ func (y *yardstick) daemon(host, port string, before []string) (*process, error)
 			return nil, err
 		}
 	}
-	return y.lab.launch(spec{what: "sshd", args: append(before[:len(before):len(before)], y.sshd, "-D", "-e", "-f", file)})
+	return y.lab.launch(spec{what: "sshd", args: p.beside(y.sshd, "-D", "-e", "-f", file)})
 }
 
 // config writes an ssh_config for a node behind the proxy's given port.
@@ -184,8 +181,7 @@ func (y *yardstick) tunnel(ctx context.Context, head string) (port string, err e
 	if err != nil {
 		return "", err
 	}
-	p, err := y.lab.launch(spec{what: "ssh -R", args: append(y.place.atNode[:len(y.place.atNode):len(y.place.atNode)],
-		"ssh", "-F", config, "-N", "-o", "ExitOnForwardFailure=yes", "-R", "127.0.0.1:"+port+":127.0.0.1:"+y.nodePort, "accessd-proxy")})
+	p, err := y.lab.launch(spec{what: "ssh -R", args: y.place.beside("ssh", "-F", config, "-N", "-o", "ExitOnForwardFailure=yes", "-R", "127.0.0.1:"+port+":127.0.0.1:"+y.nodePort, "accessd-proxy")})
 	if err != nil {
 		return "", err
 	}
