@@ -13,7 +13,10 @@ import (
 //
 // Its deadlines are cruder than a socket's: when one passes, the channel is
 // closed for good and further use fails with [os.ErrDeadlineExceeded]. That is
-// what handshakes and servers want of them.
+// what handshakes and servers want of them. A Read or a Write that waits ends,
+// with the deadline as with Close, when the peer answers the close (RFC 4254,
+// section 5.3) or the SSH connection ends, whichever is first: who opens
+// channels to a peer must also bound how long a dead connection lives.
 func ChannelConn(ch ssh.Channel, local, remote net.Addr) net.Conn {
 	return &channelConn{Channel: ch, local: local, remote: remote}
 }

@@ -46,6 +46,7 @@ func ServerOptions(log *zap.Logger) []connect.HandlerOption {
 	}
 	return []connect.HandlerOption{
 		connect.WithReadMaxBytes(maxMessage),
+		connect.WithCompression("gzip", nil, nil), // no peer may have us inflate
 		connect.WithInterceptors(serverFaults{log}),
 		connect.WithRecover(func(_ context.Context, spec connect.Spec, _ http.Header, p any) error {
 			log.Error("a call panicked", zap.String("procedure", spec.Procedure), zap.Any("panic", p), zap.Stack("stack"))
@@ -107,7 +108,7 @@ func fromWire(err error) error {
 	if !ok {
 		return err
 	}
-	if wire.Code() == connect.CodeCanceled {
+	if errors.Is(wire, context.Canceled) { // the caller's own; the peer's has no cause
 		return context.Canceled
 	}
 	return classify(wire)
@@ -122,7 +123,9 @@ func classify(wire *connect.Error) error {
 		}
 	}
 	switch {
-	case name == "" && wire.Code() == connect.CodeDeadlineExceeded, name == "" && kind == fault.Unavailable:
+	case !connect.IsWireError(wire): // the connection, or what came over it, is broken
+		return fault.Wrap(fault.Unavailable, wire, "no answer")
+	case name == "" && (kind == fault.Unavailable || wire.Code() == connect.CodeDeadlineExceeded || wire.Code() == connect.CodeCanceled):
 		return fault.Wrap(fault.Unavailable, wire, "no answer")
 	case name == "" && wire.Code() == connect.CodeUnimplemented:
 		return fault.Wrap(fault.Unavailable, wire, "the peer does not offer this service")

@@ -205,4 +205,21 @@ func TestServeEndsWithItsContext(t *testing.T) {
 	case <-time.After(10 * time.Second):
 		t.Fatal("Serve outlived its context")
 	}
+	for stream.Receive() { //nolint:revive // to the end
+	}
+	if err := stream.Err(); !fault.Is(err, fault.Unavailable) || errors.Is(err, context.Canceled) {
+		t.Errorf("the stream of a server that stops ended with %v, want unavailable and not the caller's own cancel", err)
+	}
+}
+
+func TestOversizedMessageIsRefused(t *testing.T) {
+	eachWay(t, &service{}, func(t *testing.T, c accessdv1connect.AuditServiceClient) {
+		_, err := c.ListEvents(t.Context(), connect.NewRequest(&accessdv1.ListEventsRequest{Before: strings.Repeat("x", 5<<20)}))
+		if err == nil || fault.Is(err, fault.Internal) && fault.Public(err) == "internal error" {
+			t.Errorf("error = %v, want a refusal that says why", err)
+		}
+		if _, err := c.ListEvents(t.Context(), connect.NewRequest(&accessdv1.ListEventsRequest{})); err != nil {
+			t.Errorf("the next call: %v", err)
+		}
+	})
 }

@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"go.uber.org/zap"
 )
 
 // BaseURL is what clients are made with; the connection decides where calls go.
@@ -46,16 +48,13 @@ func clearHTTP2() *http.Protocols {
 func Serve(ctx context.Context, conn net.Conn, peer Peer, h http.Handler) error {
 	ctx, cancel := context.WithCancel(WithPeer(ctx, peer))
 	defer cancel()
-	var live sync.WaitGroup
+	calls := &calls{next: h}
 	srv := &http.Server{
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			live.Add(1)
-			defer live.Done()
-			h.ServeHTTP(w, r)
-		}),
+		Handler:           calls,
 		Protocols:         clearHTTP2(),
 		HTTP2:             h2(),
 		MaxHeaderBytes:    maxHeader,
+		ErrorLog:          zap.NewStdLog(zap.NewNop()), // what a peer does wrong ends its connection only
 		ReadHeaderTimeout: headerTimeout,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 	}
@@ -64,11 +63,41 @@ func Serve(ctx context.Context, conn net.Conn, peer Peer, h http.Handler) error 
 	err := srv.Serve(ln)
 	cancel()
 	srv.Close()
-	live.Wait()
+	calls.wait()
 	if errors.Is(err, net.ErrClosed) {
 		return nil // the peer hung up, or ctx ended
 	}
 	return err
+}
+
+// calls counts the calls that run, and begins none once wait was called: net/http
+// starts handlers in goroutines that may get here after their connection is gone.
+type calls struct {
+	next http.Handler
+
+	mu   sync.Mutex
+	over bool
+	live sync.WaitGroup
+}
+
+// ServeHTTP implements [http.Handler].
+func (c *calls) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	c.mu.Lock()
+	if c.over {
+		c.mu.Unlock()
+		return
+	}
+	c.live.Add(1)
+	c.mu.Unlock()
+	defer c.live.Done()
+	c.next.ServeHTTP(w, r)
+}
+
+func (c *calls) wait() {
+	c.mu.Lock()
+	c.over = true
+	c.mu.Unlock()
+	c.live.Wait()
 }
 
 // oneConn is a listener that yields one connection and ends with it.
