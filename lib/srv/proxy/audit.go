@@ -46,29 +46,37 @@ func (a *audit) login(c *sshserver.Conn, m ssh.ConnMetadata, id *sshca.Identity)
 	return a.emit(c.Context(), ev)
 }
 
-// rejected records that a peer was refused, with the key it showed, if any. What
-// it says of the peer are claims.
-func (a *audit) rejected(c *sshserver.Conn, m ssh.ConnMetadata, method string, key ssh.PublicKey, why *sshca.Refusal) {
-	ev := event(events.AuthRejected, c, m, map[string]any{"refusal": why.Code, "method": method, "reason": why.Detail})
-	ev.User, ev.Error = names.UserName(m.User()), string(why.Code)
-	if cert, ok := key.(*ssh.Certificate); ok {
+// rejection is one refused attempt to authenticate.
+type rejection struct {
+	method string
+	key    ssh.PublicKey // that was shown, or nil
+	why    *sshca.Refusal
+}
+
+// rejected records r. What it says of the peer are claims.
+func (a *audit) rejected(c *sshserver.Conn, m ssh.ConnMetadata, r rejection) {
+	ev := event(events.AuthRejected, c, m, map[string]any{"refusal": r.why.Code, "method": r.method, "reason": r.why.Detail})
+	ev.User, ev.Error = names.UserName(m.User()), string(r.why.Code)
+	if cert, ok := r.key.(*ssh.Certificate); ok {
 		maps.Copy(ev.Fields, map[string]any{
 			"fingerprint": ssh.FingerprintSHA256(cert.Key), "ca": ssh.FingerprintSHA256(cert.SignatureKey),
 			"cert_serial": strconv.FormatUint(cert.Serial, 10), "key_id": cert.KeyId, "principals": cert.ValidPrincipals,
 		})
-	} else if key != nil {
-		ev.Fields["fingerprint"] = ssh.FingerprintSHA256(key)
+	} else if r.key != nil {
+		ev.Fields["fingerprint"] = ssh.FingerprintSHA256(r.key)
 	}
 	_ = a.emit(c.Context(), ev) // it is refused all the same
 }
 
-// asked is the question of a decision: the destination as the client wrote it
-// and the node it means, if any.
+// asked is the question of a decision: who wants to go where, as the client
+// wrote it, and the node that means, if any.
 type asked struct {
+	who   *person
 	host  string
 	port  uint32
 	node  services.Node
 	known bool
+	bar   error // why it is refused whatever the rules say, or nil
 }
 
 // decided records a decision before it has an effect.
@@ -83,6 +91,19 @@ func (a *audit) decided(ctx context.Context, c *sshserver.Conn, q asked, d authz
 		ev.Error = d.Reason
 	}
 	ev.User = c.Identity.User
+	identify(ev, c.Identity)
+	return a.emit(ctx, ev)
+}
+
+// wanted is what a person asked of a session at the proxy.
+type wanted struct{ kind, command string }
+
+// misused records that w was refused.
+func (a *audit) misused(ctx context.Context, c *sshserver.Conn, w wanted, why error) error {
+	ev := event(events.SessionRejected, c, c, map[string]any{
+		"kind": w.kind, "command": w.command, "reason": fault.Public(why), "roles": c.Identity.Roles,
+	})
+	ev.User, ev.Error = c.Identity.User, fault.Public(why)
 	identify(ev, c.Identity)
 	return a.emit(ctx, ev)
 }

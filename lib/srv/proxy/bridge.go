@@ -16,6 +16,7 @@ import (
 	"github.com/accessd/accessd/lib/relay"
 	"github.com/accessd/accessd/lib/services"
 	"github.com/accessd/accessd/lib/srv/sshserver"
+	"github.com/accessd/accessd/lib/sshca"
 	"github.com/accessd/accessd/lib/sshwire"
 )
 
@@ -39,18 +40,17 @@ func (s *Server) serveDirectTCPIP(c *sshserver.Conn, nc ssh.NewChannel) {
 // bridge connects nc to the node d names until either side has ended or the
 // right to be there has. It returns an error only while nc is not accepted.
 func (s *Server) bridge(c *sshserver.Conn, who *person, d sshwire.DirectTCPIP, nc ssh.NewChannel) error {
-	if err := s.mayOpen(c, who); err != nil {
+	if err := who.usage.opens.Wait(c.Context()); err != nil {
 		return err
 	}
 	ctx, end := context.WithCancelCause(c.Context())
 	defer end(nil)
-	q := asked{host: d.Host, port: d.Port}
+	q := asked{who: who, host: d.Host, port: d.Port}
 	q.node, q.known = parseTarget(d.Host, d.Port).find(s.cfg.Policy)
 	b := &bridge{conn: c, who: who, node: q.node.ID, end: end}
-	if err := s.live.span(b); err != nil { // from before the decision: a change of mind is not missed
-		return err
+	if q.bar = s.live.span(b); q.bar == nil {
+		defer s.live.fold(b) // spanned before the decision, so that no change of mind is missed
 	}
-	defer s.live.fold(b)
 	if err := s.decide(ctx, c, q); err != nil {
 		return err
 	}
@@ -73,38 +73,40 @@ func (s *Server) bridge(c *sshserver.Conn, who *person, d sshwire.DirectTCPIP, n
 	return nil
 }
 
-// mayOpen refuses a person who may not open anything to a node, and holds up
-// one who opens too much.
-func (s *Server) mayOpen(c *sshserver.Conn, who *person) error {
-	switch now := s.cfg.Now(); {
-	case who.signed != nil:
-		return fault.New(fault.Denied, `this connection was signed in with a password: it can only run "login"`)
-	case !now.Before(c.Identity.ValidBefore):
-		return fault.New(fault.Denied, "your certificate expired at %s", moment(c.Identity.ValidBefore))
-	}
-	if err := who.usage.opens.Wait(c.Context()); err != nil {
-		return fault.Wrap(fault.Unavailable, err, "too many connections at once")
-	}
-	return nil
-}
-
-// decide asks the rules and writes the answer down. Who is refused learns no
-// more than that there is no such node, unless listing nodes would tell.
+// decide asks the rules and writes the answer down, before it has an effect.
 func (s *Server) decide(ctx context.Context, c *sshserver.Conn, q asked) error {
-	d := authz.Decision{Reason: "there is no such node"}
-	if q.known {
-		d = s.cfg.Engine.Reach(c.Identity, view(q.node))
-	}
+	d, refusal := s.answer(c.Identity, q)
 	if err := s.audit.decided(ctx, c, q, d); err != nil {
 		return err
 	}
-	if d.Allow {
-		return nil
+	return refusal
+}
+
+// answer returns the decision on q, and what the person reads of a refusal. That
+// is no more than that there is no such node, unless listing nodes would tell.
+func (s *Server) answer(id *sshca.Identity, q asked) (authz.Decision, error) {
+	switch now := s.cfg.Now(); {
+	case q.bar != nil:
+		return authz.Decision{Reason: fault.Public(q.bar)}, q.bar
+	case q.who.signed != nil:
+		why := `this connection was signed in with a password: it can only run "login"`
+		return authz.Decision{Reason: why}, fault.New(fault.Denied, "%s", why)
+	case !now.Before(id.ValidBefore):
+		why := "your certificate expired at " + moment(id.ValidBefore)
+		return authz.Decision{Reason: why}, fault.New(fault.Denied, "%s", why)
 	}
-	if q.known && s.cfg.Engine.Resource(c.Identity, "nodes", "read").Allow {
-		return fault.New(fault.Denied, "node %q: %s", q.node.Name, d.Reason)
+	unknown := fault.New(fault.NotFound, "no node named %s that you may reach", quote(q.host))
+	if !q.known {
+		return authz.Decision{Reason: "there is no such node"}, unknown
 	}
-	return fault.New(fault.NotFound, "no node named %s that you may reach", quote(q.host))
+	d := s.cfg.Engine.Reach(id, view(q.node))
+	switch {
+	case d.Allow:
+		return d, nil
+	case s.cfg.Engine.Resource(id, "nodes", "read").Allow:
+		return d, fault.New(fault.Denied, "node %q: %s", q.node.Name, d.Reason)
+	}
+	return d, unknown
 }
 
 // dial connects to node on behalf of a client at from.
@@ -113,6 +115,9 @@ func (s *Server) dial(ctx context.Context, node services.Node, from netip.AddrPo
 		return nil, fault.New(fault.Unavailable, "node %q runs plain sshd, which this version does not reach", node.Name)
 	}
 	conn, err := s.cfg.Tunnels.Dial(ctx, node.ID, from)
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		return nil, cause
+	}
 	if err != nil {
 		s.log.Info("node not reached", zap.String("node", string(node.Name)), zap.Error(err))
 		return nil, fault.Wrap(fault.Unavailable, err, fmt.Sprintf("node %q is not connected", node.Name))

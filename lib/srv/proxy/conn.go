@@ -77,18 +77,18 @@ func (s *Server) opened(c *sshserver.Conn) error {
 		err = s.stillWelcome(c) // the policy may have changed just before
 	}
 	if err != nil {
-		s.leave(c)
+		s.closed(c, err)
 	}
 	return err
 }
 
-// closed lets a connection go that opened took in.
+// closed lets a connection go.
 func (s *Server) closed(c *sshserver.Conn, err error) {
 	s.leave(c)
 	switch v := c.Value.(type) {
 	case *joiner:
-		// Anybody can be a joiner, at the price of a handshake to us. It is only
-		// free for those who join.
+		// Anybody can be a joiner, at the price of a handshake to us. It is free
+		// for those who join.
 		if !v.joined.Load() {
 			c.Penalize(listener.OffenceNoAuth)
 		}
@@ -107,7 +107,7 @@ func (s *Server) openedNested(c *sshserver.Conn) error {
 	return nil
 }
 
-// closedNested lets a connection go that openedNested took in.
+// closedNested lets a nested connection go.
 func (s *Server) closedNested(c *sshserver.Conn, _ error) { s.leave(c) }
 
 // enterMember takes in a member's connection.

@@ -144,7 +144,7 @@ func (g *gate) ended(m ssh.ConnMetadata, method string, err error) {
 	if err == nil || partial || ours || method == "none" || method == "keyboard-interactive" || errors.Is(err, errOtherWay) {
 		return
 	}
-	g.tell(m, method, nil, &sshca.Refusal{Code: codeNotAccepted, Detail: err.Error()})
+	g.tell(m, rejection{method: method, why: &sshca.Refusal{Code: codeNotAccepted, Detail: err.Error()}})
 }
 
 func (g *gate) peer(m ssh.ConnMetadata) sshca.Peer {
@@ -157,20 +157,19 @@ func (g *gate) refuse(m ssh.ConnMetadata, key ssh.PublicKey, why error) error {
 	if !ok {
 		r = &sshca.Refusal{Code: codeNotAccepted, Detail: why.Error()}
 	}
-	g.tell(m, "publickey", key, r)
+	g.tell(m, rejection{method: "publickey", key: key, why: r})
 	return r
 }
 
-// tell records a refusal, once for each reason: clients come back with the same
-// key.
-func (g *gate) tell(m ssh.ConnMetadata, method string, key ssh.PublicKey, why *sshca.Refusal) {
-	id := string(why.Code) + " " + m.User() + " " + why.Detail
-	if key != nil {
-		id += ssh.FingerprintSHA256(key)
+// tell records r, once for each reason: clients come back with the same key.
+func (g *gate) tell(m ssh.ConnMetadata, r rejection) {
+	id := fmt.Sprintf("%s %s %s", r.why.Code, m.User(), r.why.Detail)
+	if r.key != nil {
+		id += ssh.FingerprintSHA256(r.key)
 	}
 	if !g.told[id] {
 		g.told[id] = true
-		g.s.audit.rejected(g.conn, m, method, key, why)
+		g.s.audit.rejected(g.conn, m, r)
 	}
 }
 

@@ -2,19 +2,22 @@ package proxy
 
 import (
 	"bytes"
-	"context"
 	"crypto/rand"
 	"fmt"
+	"net"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/crypto/ssh"
 
 	"github.com/accessd/accessd/lib/events"
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/services"
 	"github.com/accessd/accessd/lib/sshca"
+	"github.com/accessd/accessd/lib/sshwire"
 )
 
 // TestStockJump is "ssh -J" to a node by each of its names.
@@ -204,8 +207,7 @@ func TestBounds(t *testing.T) {
 	w.connectNode()
 	w.policy.user("bob", "access")
 	one, two := w.must("alice", pubkey(w.person("alice"))), w.must("alice", pubkey(w.person("alice")))
-	a, err := one.Dial("tcp", "n1:22")
-	if err != nil {
+	if _, err := one.Dial("tcp", "n1:22"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := two.Dial("tcp", "n1:22"); err != nil {
@@ -223,16 +225,50 @@ func TestBounds(t *testing.T) {
 	if _, err := w.must("bob", pubkey(w.person("bob"))).Dial("tcp", "n1:22"); err != nil {
 		t.Errorf("another user: %v", err)
 	}
-	a.Close()
-	deadline, stop := context.WithTimeout(t.Context(), 10*time.Second)
-	defer stop()
-	for {
-		if c, err := two.Dial("tcp", "n1:22"); err == nil {
-			c.Close()
-			return
+	one.Close() // and with it its bridge
+	w.audit.wait(events.ClientDisconnect, 2)
+	if _, err := two.Dial("tcp", "n1:22"); err != nil {
+		t.Errorf("a bridge that ended still counts: %v", err)
+	}
+}
+
+// TestDrain: a proxy that stops takes nothing new, lets bridges finish, keeps
+// members' channels as long as there are any, and then does not wait.
+func TestDrain(t *testing.T) {
+	w := newWorld(t, func(w *world) { w.cfg.Grace = time.Minute })
+	w.connectNode()
+	node := w.must("n2", pubkey(w.member(sshca.KindNode, idN2, "n2")))
+	api, reqs, err := node.OpenChannel(sshwire.ChannelAPI, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go ssh.DiscardRequests(reqs)
+	conn := w.must("alice", pubkey(w.person("alice")))
+	bridge, err := conn.Dial("tcp", "n1:22")
+	if err != nil {
+		t.Fatal(err)
+	}
+	stopped := make(chan struct{})
+	go func() { w.stop(); close(stopped) }()
+	for err == nil { // until the stop is known
+		var more net.Conn
+		if more, err = conn.Dial("tcp", "n1:22"); err == nil {
+			more.Close()
 		}
-		if deadline.Err() != nil {
-			t.Fatal("a bridge that ended still counts")
-		}
+	}
+	if !strings.Contains(err.Error(), "stopping") {
+		t.Errorf("a new bridge while draining: %v", err)
+	}
+	if _, err := bridge.Read(make([]byte, 1)); err != nil {
+		t.Errorf("the bridge has ended: %v", err)
+	}
+	if _, err := api.SendRequest("x", true, nil); err != nil {
+		t.Errorf("the member's channel has ended: %v", err)
+	}
+	bridge.Close()
+	select {
+	case <-stopped:
+	case <-time.After(20 * time.Second):
+		t.Error("nothing is left, and the proxy waits")
 	}
 }

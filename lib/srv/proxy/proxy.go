@@ -34,8 +34,9 @@ type Config struct {
 	Engine   *authz.Engine       // required
 	Events   Emitter             // required
 
-	People  *People // role proxy: nil lets no people in
-	Tunnels Tunnels // role proxy: nil reaches no nodes
+	// Role proxy, both or neither.
+	People  *People // nil lets no people in
+	Tunnels Tunnels // nil reaches no nodes
 
 	// Authority answers the authority's services: role auth. In a process
 	// without it, OpenAuthority reaches the authority, for a peer at origin.
@@ -86,6 +87,9 @@ type Server struct {
 func New(cfg Config) (*Server, error) {
 	if cfg.HostKeys == nil || cfg.Policy == nil || cfg.Engine == nil || cfg.Events == nil {
 		return nil, fault.New(fault.Internal, "proxy: host keys, policy, engine and events are required")
+	}
+	if (cfg.People == nil) != (cfg.Tunnels == nil) {
+		return nil, fault.New(fault.Internal, "proxy: people and tunnels go together")
 	}
 	if cfg.MaxPerUser == 0 {
 		cfg.MaxPerUser = DefaultMaxPerUser

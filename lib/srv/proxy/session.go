@@ -38,6 +38,9 @@ func (s *Server) serveSession(c *sshserver.Conn, nc ssh.NewChannel) {
 		refuse(nc, fault.New(fault.Denied, "this is for people"))
 		return
 	}
+	if who.usage.opens.Wait(c.Context()) != nil {
+		return // the connection has ended
+	}
 	ch, reqs, err := nc.Accept()
 	if err != nil {
 		return
@@ -81,9 +84,9 @@ func (x *session) run(ctx context.Context, r *ssh.Request) int {
 	_ = r.Reply(true, nil)
 	switch r.Type {
 	case sshwire.RequestShell:
-		return x.fail(misuse("the proxy has no shell"))
+		return x.misuse(ctx, wanted{kind: r.Type}, "the proxy has no shell")
 	case sshwire.RequestSubsystem:
-		return x.fail(misuse("the proxy has no subsystems"))
+		return x.misuse(ctx, wanted{kind: r.Type}, "the proxy has no subsystems")
 	}
 	cmd, err := sshwire.ParseExec(r.Payload)
 	if err != nil {
@@ -101,7 +104,7 @@ func (x *session) exec(ctx context.Context, command string) int {
 	case len(verb) == 2 && verb[0] == loginVerb && verb[1] == "--print":
 		toAgent = false
 	default:
-		return x.fail(misuse("the proxy does not run %s", quote(command)))
+		return x.misuse(ctx, wanted{sshwire.RequestExec, command}, "the proxy does not run "+quote(command))
 	}
 	if x.who.signed == nil {
 		return x.fail(x.stillValid())
@@ -114,6 +117,16 @@ func (x *session) exec(ctx context.Context, command string) int {
 		return x.fail(err)
 	}
 	return 0
+}
+
+// misuse refuses what the proxy does not do, records it, lists what there is to
+// do, and returns the exit code.
+func (x *session) misuse(ctx context.Context, w wanted, what string) int {
+	err := error(fault.New(fault.BadInput, "%s", what).WithHint("%s", help))
+	if aerr := x.s.audit.misused(ctx, x.conn, w, err); aerr != nil {
+		err = aerr
+	}
+	return x.fail(err)
 }
 
 // stillValid refuses to sign in a person whose certificate let them in: it can
@@ -163,11 +176,6 @@ func (x *session) lines(text string) string {
 func (x *session) exit(code int) {
 	_, _ = x.ch.SendRequest(sshwire.RequestExitStatus, false, sshwire.ExitStatus{Code: uint32(code)}.Marshal())
 	_ = x.ch.Close()
-}
-
-// misuse refuses what the proxy does not do and lists what it does.
-func misuse(format string, args ...any) error {
-	return fault.New(fault.BadInput, format, args...).WithHint("%s", help)
 }
 
 // help is what there is to do here.

@@ -203,6 +203,13 @@ func TestStockNothingElse(t *testing.T) {
 	if got := w.tunnel.dials(); len(got) > 0 {
 		t.Errorf("nodes dialled: %v", got)
 	}
+	kinds := map[any]int{}
+	for _, ev := range w.audit.all(events.SessionRejected) {
+		kinds[ev.Fields["kind"]]++
+	}
+	if kinds["exec"] != 3 || kinds["shell"] < 2 || kinds["subsystem"] != 2 {
+		t.Errorf("session.rejected by kind: %v", kinds)
+	}
 }
 
 // TestStockLoginTerminal: with a terminal, lines end as a raw terminal needs.
@@ -257,7 +264,7 @@ func TestSignInAway(t *testing.T) {
 	w.login.setAway(false)
 	w.offend.fill()
 	s.ssh("proxy", "login").want(t, 255, "", "too many people are signing in", "Permission denied")
-	if begun, _, _ := w.login.counts(); begun != 0 {
+	if begun, _ := w.login.counts(); begun != 0 {
 		t.Errorf("%d sign-ins were begun without a place", begun)
 	}
 }
