@@ -45,6 +45,7 @@ func (a accounts) environment(acct account, c Command, tty string) []string {
 	if acct.uid == 0 {
 		e.set("PATH", rootPath)
 	}
+	e.set("MAIL", "/var/mail/"+acct.name)
 	e.set("SHELL", acct.shell)
 	remote, remotePort := endpoint(c.Remote)
 	local, localPort := endpoint(c.Local)

@@ -81,18 +81,25 @@ func (h *channel) pump(s *session, streams Pipes) <-chan struct{} {
 		}
 		_ = streams.Stdin.Close()
 	})
-	h.spawn(func() {
-		defer close(drained)
-		if streams.Stderr != nil {
-			done := make(chan struct{})
-			h.spawn(func() {
-				defer close(done)
-				_ = h.copy(s, h.ch.Stderr(), streams.Stderr, &s.out)
-			})
-			defer func() { <-done }()
-		}
-		_ = h.copy(s, h.ch, streams.Stdout, &s.out)
-	})
+	var left atomic.Int32 // outputs that have not ended
+	left.Store(1)
+	if streams.Stderr != nil {
+		left.Store(2)
+	}
+	output := func(dst io.Writer, src io.Reader) {
+		h.spawn(func() {
+			defer func() {
+				if left.Add(-1) == 0 {
+					close(drained)
+				}
+			}()
+			_ = h.copy(s, dst, src, &s.out) // fails when the client is gone
+		})
+	}
+	output(h.ch, streams.Stdout)
+	if streams.Stderr != nil {
+		output(h.ch.Stderr(), streams.Stderr)
+	}
 	return drained
 }
 

@@ -66,7 +66,7 @@ func (a *arrival) route(ctx context.Context) {
 	c, p, err := a.identify(ctx)
 	if err == nil {
 		if !stop() {
-			c.Close() // the end of ctx closed the socket
+			_ = c.Close() // the end of ctx closed the socket
 			return
 		}
 		a.deliver(c, p)
@@ -79,7 +79,7 @@ func (a *arrival) route(ctx context.Context) {
 			conn.Penalize(r.offence)
 		}
 	}
-	conn.Close()
+	_ = conn.Close()
 }
 
 // identify reads as little as tells the protocol, and does TLS's handshake.
@@ -235,11 +235,11 @@ func (a *arrival) deliver(c *Conn, p Protocol) {
 	if p == ProtocolData {
 		c.timer.Store(time.AfterFunc(defaults.LoginTimeout, func() {
 			c.Penalize(OffenceGrace)
-			c.Close()
+			_ = c.Close()
 		}))
 	}
 	if !a.l.queues[p].put(c, defaults.KexTimeout) {
-		c.Close()
+		_ = c.Close()
 		return
 	}
 	a.l.metrics.accepted.WithLabelValues(string(p)).Inc()

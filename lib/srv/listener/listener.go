@@ -33,6 +33,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -112,12 +113,7 @@ type bound struct {
 }
 
 func (b *bound) serves(p Protocol) bool {
-	for _, have := range b.bind.Protocols {
-		if have == p {
-			return true
-		}
-	}
-	return len(b.bind.Protocols) == 0
+	return len(b.bind.Protocols) == 0 || slices.Contains(b.bind.Protocols, p)
 }
 
 // New returns a Listener that has opened nothing yet.
@@ -242,7 +238,7 @@ func (l *Listener) Run(ctx context.Context) error {
 			b.ln.Close()
 		}
 		for _, q := range l.queues {
-			q.Close()
+			_ = q.Close()
 		}
 	})()
 	var live sync.WaitGroup

@@ -297,7 +297,7 @@ func TestALPN(t *testing.T) {
 				b := run(t, nil)
 				defer b.stop()
 				raw := b.dial("198.51.100.1:5000")
-				c := tls.Client(raw, &tls.Config{InsecureSkipVerify: true, NextProtos: row.offer}) //nolint:gosec // not under test
+				c := tls.Client(raw, &tls.Config{InsecureSkipVerify: true, NextProtos: row.offer})
 				go func() {
 					if c.Handshake() == nil {
 						io.WriteString(c, "hello")
@@ -332,7 +332,7 @@ func TestNoTLSWithoutCertificate(t *testing.T) {
 		defer b.stop()
 		for _, alpn := range []string{"h2", ALPNSSH, ALPNData} {
 			raw := b.dial("198.51.100.1:5000")
-			c := tls.Client(raw, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{alpn}}) //nolint:gosec // not under test
+			c := tls.Client(raw, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{alpn}})
 			if err := c.HandshakeContext(t.Context()); err == nil {
 				t.Errorf("%s: the handshake succeeded", alpn)
 			}
@@ -470,7 +470,7 @@ func TestAcceptSurvivesErrors(t *testing.T) {
 		emfile := &net.OpError{Op: "accept", Net: "tcp", Err: syscall.EMFILE}
 		start := time.Now()
 		for range 20 {
-			b.pipes.errs <- emfile
+			b.errs <- emfile
 		}
 		c := b.dial("198.51.100.1:5000")
 		defer c.Close()

@@ -125,14 +125,12 @@ func lookUp(clientVersion string) knownClient {
 	return knownClient{}
 }
 
-// hostKeys returns the signers to show. RSA keys sign with SHA-2 only, and DSA
-// keys are left out.
+// hostKeys returns the signers to show. RSA keys sign with SHA-2 only. (DSA keys
+// x/crypto knows no more.)
 func hostKeys(all []ssh.Signer) ([]ssh.Signer, error) {
 	var out []ssh.Signer
 	for _, k := range all {
 		switch k.PublicKey().Type() {
-		case ssh.InsecureKeyAlgoDSA, ssh.InsecureCertAlgoDSAv01:
-			continue
 		case ssh.KeyAlgoRSA, ssh.CertAlgoRSAv01:
 			as, ok := k.(ssh.AlgorithmSigner)
 			if !ok {

@@ -209,7 +209,7 @@ func TestGoClientNegotiates(t *testing.T) {
 
 func negotiated(t *testing.T, c *Conn) ssh.NegotiatedAlgorithms {
 	t.Helper()
-	m, ok := c.ServerConn.Conn.(ssh.AlgorithmsConnMetadata)
+	m, ok := c.Conn.(ssh.AlgorithmsConnMetadata)
 	if !ok {
 		t.Fatal("the connection does not tell its algorithms")
 	}

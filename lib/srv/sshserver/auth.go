@@ -204,7 +204,7 @@ func (c *Conn) concluded(method string, err error) {
 // untilWhole returns what is missing from elapsed to a whole number of units,
 // at least one.
 func untilWhole(elapsed, unit time.Duration) time.Duration {
-	return (elapsed/unit+1)*unit - elapsed
+	return unit - elapsed%unit
 }
 
 func isPartial(err error) bool {

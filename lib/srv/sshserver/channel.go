@@ -176,7 +176,7 @@ func (n *newChannel) finish() {
 		n.c.refuse(n.NewChannel, ssh.Prohibited, "refused")
 	}
 	if n.channel != nil {
-		n.channel.Close()
+		_ = n.channel.Close()
 		<-n.channel.gone
 	}
 }
@@ -282,7 +282,7 @@ func (w *channel) drop() {
 	w.stalled.Store(true)
 	w.c.server.metrics.dropped.Inc()
 	w.c.log.Warn("channel dropped", zap.Error(errStalled))
-	w.c.spawn(func() { w.Close() })
+	w.c.spawn(func() { _ = w.Close() })
 }
 
 // discard reads what nobody else does until the channel ends.
@@ -301,7 +301,7 @@ func (w *channel) discard() {
 // discardExtended does so for extended data (RFC 4254, section 5.2), which no
 // client sends.
 func (w *channel) discardExtended() {
-	extended := w.Channel.Stderr()
+	extended := w.Stderr()
 	buf := make([]byte, 64)
 	for {
 		if _, err := extended.Read(buf); err != nil {

@@ -162,8 +162,7 @@ func TestPanicInHandlers(t *testing.T) {
 		c.Channels["bug"] = func(*Conn, ssh.NewChannel) { panic("a bug") }
 		c.Channels["late bug"] = func(_ *Conn, nc ssh.NewChannel) {
 			nc.Accept()
-			var none *Conn
-			none.Remote.Addr()
+			panic("a bug")
 		}
 		c.Requests["bug"] = func(*Conn, *ssh.Request) (bool, []byte) { panic("a bug") }
 	})

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -60,6 +61,7 @@ type Conn struct {
 	auth     auth
 
 	handlers sync.WaitGroup
+	panicked atomic.Bool
 
 	mu       sync.Mutex
 	closing  bool          // no handler starts any more
@@ -207,6 +209,7 @@ func (c *Conn) recovered() {
 	if r == nil {
 		return
 	}
+	c.panicked.Store(true)
 	c.server.metrics.panics.Inc()
 	c.log.Error("panic while serving a connection", zap.Any("panic", r), zap.ByteString("stack", debug.Stack()))
 	c.Cut(errPanic)

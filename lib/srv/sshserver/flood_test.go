@@ -392,11 +392,11 @@ func TestStalledRekey(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, func(c *Config) {
 				quiet(c)
-				c.Keepalive = Keepalive{Interval: 30 * time.Millisecond, Misses: 3}
+				c.Keepalive = Keepalive{Interval: 150 * time.Millisecond, Misses: 3}
 				c.Channels["talk"] = talk
 			})
-			c := w.rawLogin()
 			base := heap()
+			c := w.rawLogin()
 			if _, err := c.open("talk", 0, 1<<31); err != nil {
 				t.Fatal(err)
 			}

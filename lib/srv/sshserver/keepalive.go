@@ -44,7 +44,7 @@ func (c *Conn) keepalive() {
 		return
 	}
 	// The answer is always "no", and all that matters is that there is one.
-	if _, _, err := c.ServerConn.SendRequest(sshwire.RequestKeepalive, true, nil); err != nil {
+	if _, _, err := c.SendRequest(sshwire.RequestKeepalive, true, nil); err != nil {
 		return
 	}
 	c.mu.Lock()

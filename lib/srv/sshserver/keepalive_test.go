@@ -70,7 +70,7 @@ func TestKeepalive(t *testing.T) {
 func TestKeepaliveWedge(t *testing.T) {
 	w := newWorld(t, func(c *Config) {
 		quiet(c)
-		c.Keepalive = Keepalive{Interval: 50 * time.Millisecond, Misses: 3}
+		c.Keepalive = Keepalive{Interval: 150 * time.Millisecond, Misses: 3}
 		c.Channels["talk"] = talk
 	})
 	c := w.rawLogin()

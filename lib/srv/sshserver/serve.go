@@ -61,8 +61,11 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
 
 	err := c.run()
 	c.finish()
-	if cause := context.Cause(c.ctx); !errors.Is(cause, net.ErrClosed) {
+	if cause := context.Cause(c.ctx); !errors.Is(cause, net.ErrClosed) { //nolint:contextcheck // the connection's own
 		err = cause // we ended it, and know why
+	}
+	if c.panicked.Load() {
+		err = errPanic
 	}
 	if c.ServerConn == nil {
 		c.blame(err)
@@ -78,8 +81,7 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
 }
 
 // run exchanges identifications and then serves the connection until it ends.
-func (c *Conn) run() (result error) {
-	result = errPanic // unless this gets to its end
+func (c *Conn) run() error {
 	defer c.recovered()
 	line, err := identify(c.net)
 	if err != nil {
@@ -103,7 +105,7 @@ func (c *Conn) run() (result error) {
 	}
 	loop.HandleConn(c.net)
 	if c.ServerConn != nil {
-		return c.ServerConn.Wait()
+		return c.Wait()
 	}
 	return failure
 }

@@ -14,6 +14,7 @@ import (
 
 // flight is the first thing a raw client sends, its identification included.
 func flight(t testing.TB) []byte {
+	t.Helper()
 	c := &rawClient{t: t}
 	return append([]byte(clientLine+"\r\n"), c.firstFlight(plainOffer)...)
 }
