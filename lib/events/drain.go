@@ -3,7 +3,10 @@
 package events
 
 import (
+	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 
 	"go.uber.org/zap"
 )
@@ -21,17 +24,48 @@ func (s *spool) read() (events [][]byte, to position, ok bool, err error) {
 	if !ok || from == seg.size {
 		return nil, position{seg.number, seg.size}, ok, nil
 	}
-	f, err := s.dir.open(seg.name())
+	data, err := s.chunk(seg, from)
 	if err != nil {
-		return nil, to, true, fmt.Errorf("open segment %d: %w", seg.number, err)
-	}
-	defer f.Close()
-	data := make([]byte, min(seg.size-from, batchBytes+maxFrame))
-	if _, err := f.ReadAt(data, from); err != nil {
 		return nil, to, true, fmt.Errorf("read segment %d: %w", seg.number, err)
+	}
+	if len(data) == 0 {
+		s.gone(seg, from)
+		return nil, position{seg.number, seg.size}, true, nil
+	}
+	if len(data) < batchBytes+maxFrame {
+		seg.size = from + int64(len(data)) // somebody may have cut it
 	}
 	n, events := s.decode(seg, from, data)
 	return events, position{seg.number, from + int64(n)}, true, nil
+}
+
+// chunk returns what of seg is to be read at once; nothing when it is not there.
+func (s *spool) chunk(seg segment, from int64) ([]byte, error) {
+	f, err := s.dir.open(seg.name())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data := make([]byte, min(seg.size-from, batchBytes+maxFrame))
+	n, err := f.ReadAt(data, from)
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return data[:n], err
+}
+
+// gone notes that somebody removed or cut a segment, and ends it, so that new
+// records go where they can be read.
+func (s *spool) gone(seg segment, from int64) {
+	s.lost(seg, from, int(seg.size-from), true)
+	if seg.open {
+		s.records.acquire()
+		defer s.records.release()
+		s.seal()
+	}
 }
 
 // oldest returns the oldest segment and the offset of what of it is to be
@@ -143,13 +177,13 @@ func (s *spool) retire(seg segment) error {
 	} else {
 		err = s.dir.Remove(seg.name())
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("retire segment %d: %w", seg.number, err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.segments = s.segments[1:]
-	if now.keep {
+	if now.keep && err == nil {
 		s.kept += seg.size
 	}
 	return nil
