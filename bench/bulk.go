@@ -124,10 +124,7 @@ func bulkDown(ctx context.Context, config string, size int) (time.Duration, erro
 	rest, _ := io.ReadAll(stderr)
 	err = cmd.Wait()
 	took := time.Since(start)
-	if err = errors.Join(err, readErr); err != nil || line != "go\n" {
-		return 0, fmt.Errorf("ssh: %w: %s%s", err, line, rest)
-	}
-	return took, nil
+	return took, transferred(line, "go\n", string(rest), err, readErr)
 }
 
 // bulkUp copies so many MiB to the node and returns how long that took.
@@ -154,8 +151,18 @@ func bulkUp(ctx context.Context, config string, size int) (time.Duration, error)
 	in.Close()
 	last, _ := lines.ReadString('\n')
 	took := time.Since(start)
-	if err := errors.Join(cmd.Wait(), err, readErr); err != nil || line+last != "go\ndone\n" {
-		return 0, fmt.Errorf("ssh: %w: %s%s%s", err, line, last, stderr.String())
+	waited := cmd.Wait()
+	return took, transferred(line+last, "go\ndone\n", stderr.String(), waited, err, readErr)
+}
+
+// transferred returns nil when a transfer ended as it should, having said want.
+func transferred(said, want, stderr string, errs ...error) error {
+	err := errors.Join(errs...)
+	if err == nil && said != want {
+		err = fmt.Errorf("said %q, want %q", said, want)
 	}
-	return took, nil
+	if err != nil {
+		return fmt.Errorf("ssh: %w: %s", err, strings.TrimSpace(stderr))
+	}
+	return nil
 }
