@@ -459,6 +459,44 @@ func TestGrant(t *testing.T) {
 	}
 }
 
+// TestSecretsServeOnePurpose: a secret that opens one thing opens nothing else
+// (THREATS: a token of one method is refused at another's endpoint).
+func TestSecretsServeOnePurpose(t *testing.T) {
+	w := newWorld(t, plan{})
+	p := w.join(sshca.KindProxy, "edge-1")
+	token := w.token(&accessdv1.AddTokenRequest{Role: "node"})
+	_, tokenSecret, _ := strings.Cut(token, ".")
+	invite := w.addUser("bob", "access")
+	alice, bob := w.desk(p, "alice"), w.desk(p, "bob")
+	done := alice.enrol(w.addUser("alice", "access"))
+	bob.secret = alice.secret
+	for name, s := range map[string]string{
+		"a token": token, "a token's secret": invitePrefix + tokenSecret, "a grant": invitePrefix + done.GetGrant(), "an invite without its prefix": invite[len(invitePrefix):],
+	} {
+		if _, err := bob.elsewhere("198.51.100.9:1").signIn(s, alice.code()); !fault.Is(err, fault.Denied) {
+			t.Errorf("%s as an invite: %v", name, err)
+		}
+		w.clock.advance(time.Hour)
+	}
+	if _, err := alice.elsewhere("198.51.100.9:1").signIn(invite, alice.code()); !fault.Is(err, fault.Denied) {
+		t.Errorf("another's invite: %v", err)
+	}
+	joiner := newMember(sshca.KindNode, "web-1")
+	for name, s := range map[string]string{"an invite": invite, "an invite's secret": token[:13] + invite[len(invitePrefix):]} {
+		if _, err := call(t, w.joiner(joiner.key).Join, joiner.request(s)); err == nil {
+			t.Errorf("%s as a join token was taken", name)
+		}
+	}
+	for name, s := range map[string]string{"an invite": invite, "a sign-in": alice.begin().GetId(), "a token's secret": tokenSecret} {
+		if _, err := call(t, p.Redeem, &accessdv1.RedeemRequest{Grant: s, PublicKey: keyLine(alice.key.PublicKey())}); !fault.Is(err, fault.Denied) {
+			t.Errorf("%s as a grant: %v", name, err)
+		}
+	}
+	if _, err := call(t, p.Continue, &accessdv1.ContinueRequest{Id: done.GetGrant(), Answers: []string{goodPassword}}); !fault.Is(err, fault.NotFound) {
+		t.Errorf("a grant as a sign-in: %v", err)
+	}
+}
+
 // TestDearerHash: raising the cost reaches people as they sign in.
 func TestDearerHash(t *testing.T) {
 	w := newWorld(t, plan{})
