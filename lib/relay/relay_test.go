@@ -1,0 +1,198 @@
+package relay_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"io"
+	"net"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/accessd/accessd/lib/relay"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// tcpPair returns both ends of a connection that can be half-closed.
+func tcpPair(t testing.TB) (near, far *net.TCPConn) {
+	t.Helper()
+	ln, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	if near, err = net.DialTCP("tcp", nil, ln.Addr().(*net.TCPAddr)); err != nil { //nolint:forcetypeassert // it is TCP
+		t.Fatal(err)
+	}
+	if far, err = ln.AcceptTCP(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		near.Close()
+		far.Close()
+	})
+	return near, far
+}
+
+type counts struct{ aToB, bToA int64 }
+
+// start joins the inner ends of two connections and returns the outer ones.
+func start(t testing.TB, ctx context.Context) (a, b *net.TCPConn, done <-chan counts) { //nolint:revive // t first, as everywhere
+	t.Helper()
+	a, innerA := tcpPair(t)
+	b, innerB := tcpPair(t)
+	out := make(chan counts, 1)
+	go func() {
+		var c counts
+		c.aToB, c.bToA = relay.Pipe(ctx, innerA, innerB)
+		out <- c
+	}()
+	return a, b, out
+}
+
+// TestTailSurvivesHalfClose sends an answer of every awkward size after the
+// request's end: nothing of it may be lost (gliderlabs' forwarder loses up to
+// 44 %).
+func TestTailSurvivesHalfClose(t *testing.T) {
+	for _, size := range []int{0, 1, 2<<10 - 1, 2 << 10, 2<<10 + 1, 32 << 10, 32<<10 + 1, 5 << 20} {
+		a, b, done := start(t, t.Context())
+		answer := make([]byte, size)
+		_, _ = rand.Read(answer)
+		go func() {
+			_, _ = io.Copy(io.Discard, b) // to the request's end, and only then
+			_, _ = b.Write(answer)
+			b.CloseWrite()
+		}()
+		if _, err := a.Write([]byte("request")); err != nil {
+			t.Fatal(err)
+		}
+		a.CloseWrite()
+		got, err := io.ReadAll(a)
+		if err != nil || !bytes.Equal(got, answer) {
+			t.Errorf("answer of %d bytes: got %d, %v", size, len(got), err)
+		}
+		if got, want := <-done, (counts{7, int64(size)}); got != want {
+			t.Errorf("counted %+v, want %+v", got, want)
+		}
+	}
+}
+
+func TestEndOfContextClosesBoth(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	a, b, done := start(t, ctx)
+	cancel()
+	<-done
+	for name, c := range map[string]net.Conn{"a": a, "b": b} {
+		if _, err := c.Read(make([]byte, 1)); err == nil {
+			t.Errorf("%s is still open", name)
+		}
+	}
+}
+
+func TestErrorClosesBoth(t *testing.T) {
+	a, b, done := start(t, t.Context())
+	if err := a.SetLinger(0); err != nil { // close by RST
+		t.Fatal(err)
+	}
+	a.Close()
+	<-done
+	if _, err := b.Read(make([]byte, 1)); err == nil {
+		t.Error("b is still open after a was reset")
+	}
+}
+
+// TestPipeWithoutHalfClose: an end that cannot be told of an EOF is closed.
+func TestPipeWithoutHalfClose(t *testing.T) {
+	a, innerA := net.Pipe()
+	b, innerB := net.Pipe()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		relay.Pipe(t.Context(), innerA, innerB)
+	}()
+	go a.Write([]byte("x"))
+	if _, err := b.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	a.Close()
+	if _, err := b.Read(make([]byte, 1)); err == nil {
+		t.Error("b is still open")
+	}
+	<-done
+}
+
+// F16: an end that takes nothing is given a minute, and no memory.
+func TestStalledEndIsCut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, innerA := net.Pipe()
+		b, innerB := net.Pipe() // nobody reads b
+		defer b.Close()
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			relay.Pipe(t.Context(), innerA, innerB)
+		}()
+		began := time.Now()
+		var sent int
+		for { // as much as is taken; a write to a stalled pair ends with the cut
+			n, err := a.Write(make([]byte, 1<<10))
+			sent += n
+			if err != nil {
+				break
+			}
+		}
+		<-done
+		if got := time.Since(began); got != relay.Stall {
+			t.Errorf("cut after %v, want %v", got, relay.Stall)
+		}
+		if sent > 32<<10 {
+			t.Errorf("%d bytes were taken for an end that reads nothing", sent)
+		}
+	})
+}
+
+// TestIdleIsNotCut: a pair over which nothing goes may stay for ever.
+func TestIdleIsNotCut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, innerA := net.Pipe()
+		b, innerB := net.Pipe()
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			relay.Pipe(t.Context(), innerA, innerB)
+		}()
+		for range 3 {
+			<-time.After(10 * relay.Stall) // the bubble's clock
+			go a.Write([]byte("key"))
+			if _, err := io.ReadFull(b, make([]byte, 3)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		a.Close()
+		b.Close()
+		<-done
+	})
+}
+
+func BenchmarkPipe(b *testing.B) {
+	near, far, done := start(b, b.Context())
+	chunk := make([]byte, 32<<10)
+	b.SetBytes(int64(len(chunk)))
+	go func() {
+		for range b.N {
+			if _, err := near.Write(chunk); err != nil {
+				return
+			}
+		}
+		near.CloseWrite()
+	}()
+	if _, err := io.Copy(io.Discard, far); err != nil {
+		b.Error(err)
+	}
+	far.Close()
+	<-done
+}
