@@ -45,6 +45,15 @@ type gate struct {
 	key    ssh.PublicKey   // the plain key a sign-in is for, once proven
 	signed *signedIn       // what the sign-in gave
 	told   map[string]bool // refusals the audit log has; bounded by the tries of a connection
+	last   checked
+}
+
+// checked is a certificate that lib/sshca found good.
+type checked struct {
+	cert     string // in wire form
+	user     string // the name it was shown with
+	revision uint64 // of the policy, which names the authorities
+	id       *sshca.Identity
 }
 
 // authenticator returns what sets the callbacks of a connection.
@@ -176,23 +185,37 @@ func (g *gate) tell(m ssh.ConnMetadata, r rejection) {
 // identify returns whom cert makes of a peer, by the certificate and by the
 // policy of now. It does not ask whether the peer holds the key.
 func (g *gate) identify(cert *ssh.Certificate, peer sshca.Peer) (*sshca.Identity, error) {
-	trust := g.s.cfg.Policy.Trust()
-	if ca, _ := trust.Type(cert); ca == sshca.TypeNode {
-		id, err := trust.CheckMember(cert, peer)
-		if err != nil {
-			return nil, err
-		}
+	id, err := g.check(cert, peer)
+	switch {
+	case err != nil:
+		return nil, err
+	case id.Kind != sshca.KindUser:
 		_, err = g.s.checkMember(id)
 		return id, err
-	}
-	id, err := trust.CheckUser(cert, peer)
-	if err != nil {
-		return nil, err
-	}
-	if !g.admits.people {
+	case !g.admits.people:
 		return nil, refusal(id, codeNotServed, "this process is no proxy")
 	}
 	return id, g.s.checkUser(id)
+}
+
+// check returns whom cert makes of a peer, by the certificate alone. Clients
+// offer a certificate and then come back with a signature, so the last good
+// answer is kept for as long as it holds: to verify the authority's signature
+// costs more than the rest of a login's decisions.
+func (g *gate) check(cert *ssh.Certificate, peer sshca.Peer) (*sshca.Identity, error) {
+	now := checked{cert: string(cert.Marshal()), user: peer.SSHUser, revision: g.s.cfg.Policy.Revision(), id: g.last.id}
+	if now == g.last && peer.Now.Before(now.id.ValidBefore) {
+		return now.id, nil
+	}
+	trust, check := g.s.cfg.Policy.Trust(), sshca.Trust.CheckUser
+	if ca, _ := trust.Type(cert); ca == sshca.TypeNode {
+		check = sshca.Trust.CheckMember
+	}
+	var err error
+	if now.id, err = check(trust, cert, peer); err == nil {
+		g.last = now
+	}
+	return now.id, err
 }
 
 // wasGood reports whether cert was valid for peer until it expired.
