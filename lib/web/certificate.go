@@ -15,6 +15,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -127,7 +128,7 @@ func (c *Certificate) reload() error {
 
 // filesVersion changes when one of the files does.
 func (c *Certificate) filesVersion() (string, error) {
-	var v string
+	var v strings.Builder
 	for _, name := range []string{c.cfg.CertFile, c.cfg.KeyFile} {
 		fi, err := os.Stat(name)
 		if err != nil {
@@ -136,9 +137,9 @@ func (c *Certificate) filesVersion() (string, error) {
 		if fi.Size() > maxFile {
 			return "", fault.New(fault.BadInput, "TLS: %q has %d bytes, want at most %d", name, fi.Size(), maxFile)
 		}
-		v += fmt.Sprintf("%d %d;", fi.ModTime().UnixNano(), fi.Size())
+		fmt.Fprintf(&v, "%d %d;", fi.ModTime().UnixNano(), fi.Size())
 	}
-	return v, nil
+	return v.String(), nil
 }
 
 func (c *Certificate) loadLocked() error {

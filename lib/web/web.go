@@ -178,10 +178,10 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	} else {
 		srv.Close()
 	}
-	if ctx.Err() != nil || errors.Is(err, http.ErrServerClosed) {
-		return nil
+	if orderly := ctx.Err() != nil || errors.Is(err, http.ErrServerClosed); !orderly {
+		return fmt.Errorf("serve HTTP: %w", err)
 	}
-	return fmt.Errorf("serve HTTP: %w", err)
+	return nil
 }
 
 // promLog passes errors of the metrics page to the log.

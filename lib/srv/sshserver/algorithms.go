@@ -125,13 +125,18 @@ func lookUp(clientVersion string) knownClient {
 	return knownClient{}
 }
 
-// hostKeys returns the signers to show. RSA keys sign with SHA-2 only. (DSA keys
-// x/crypto knows no more.)
+// hostKeys returns the signers to show: Ed25519, ECDSA, and RSA that signs with
+// SHA-2 only.
 func hostKeys(all []ssh.Signer) ([]ssh.Signer, error) {
 	var out []ssh.Signer
 	for _, k := range all {
-		switch k.PublicKey().Type() {
-		case ssh.KeyAlgoRSA, ssh.CertAlgoRSAv01:
+		key := k.PublicKey()
+		if cert, ok := key.(*ssh.Certificate); ok {
+			key = cert.Key
+		}
+		switch key.Type() {
+		case ssh.KeyAlgoED25519, ssh.KeyAlgoECDSA256, ssh.KeyAlgoECDSA384, ssh.KeyAlgoECDSA521:
+		case ssh.KeyAlgoRSA:
 			as, ok := k.(ssh.AlgorithmSigner)
 			if !ok {
 				return nil, fault.New(fault.BadInput, "the RSA host key cannot sign with SHA-2")
@@ -141,6 +146,8 @@ func hostKeys(all []ssh.Signer) ([]ssh.Signer, error) {
 				return nil, fault.Wrap(fault.BadInput, err, "the RSA host key cannot sign with SHA-2")
 			}
 			k = sha2
+		default:
+			return nil, fault.New(fault.BadInput, "host keys of type %q are not taken", key.Type())
 		}
 		out = append(out, k)
 	}

@@ -188,11 +188,26 @@ func TestHostKeys(t *testing.T) {
 	if _, err := hostKeys([]ssh.Signer{onlySigner{rsaSigner(t)}}); err == nil {
 		t.Error("an RSA key that signs with SHA-1 alone was taken")
 	}
+	if _, err := hostKeys([]ssh.Signer{forger{w.host, dsaKey(t)}}); err == nil {
+		t.Error("a DSA key was taken")
+	}
 	w.server.cfg.HostKeys = func() []ssh.Signer { return nil }
 	if _, err := w.dial(w.serve(), w.clientConfig("alice", w.alice)); err == nil {
 		t.Error("a server without keys serves")
 	}
 }
+
+func dsaKey(t *testing.T) ssh.PublicKey {
+	t.Helper()
+	key, err := ssh.ParsePublicKey(cat(0, u32(7)[1:], []byte("ssh-dss"), dsaNumber(128), dsaNumber(20), dsaNumber(1), dsaNumber(1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+// dsaNumber is a positive number of n bytes.
+func dsaNumber(n int) []byte { return str("\x00\x80" + strings.Repeat("\x01", n-1)) }
 
 // onlySigner cannot choose its algorithm.
 type onlySigner struct{ ssh.Signer }
@@ -201,7 +216,7 @@ type onlySigner struct{ ssh.Signer }
 func TestGoClientNegotiates(t *testing.T) {
 	w := newWorld(t, nil)
 	w.login()
-	a := negotiated(t, w.conns()[0])
+	a := negotiated(t, w.conn())
 	if a.KeyExchange != ssh.KeyExchangeMLKEM768X25519 || a.Read.Cipher != ssh.CipherAES128GCM || a.HostKey != ssh.KeyAlgoED25519 {
 		t.Errorf("negotiated %+v", a)
 	}

@@ -342,7 +342,7 @@ func TestSignIn(t *testing.T) {
 	if ok, _, err := c.SendRequest("hello", true, nil); !ok || err != nil {
 		t.Fatal(ok, err)
 	}
-	conn := w.conns()[0]
+	conn := w.conn()
 	if conn.Identity != nil || ssh.FingerprintSHA256(conn.Joiner) != ssh.FingerprintSHA256(w.alice.PublicKey()) {
 		t.Errorf("proven are %v and %v, want alice's key alone", conn.Identity, conn.Joiner)
 	}

@@ -54,7 +54,7 @@ func TestEcho(t *testing.T) {
 	if ok, payload, err := c.SendRequest("hello", true, []byte("x")); !ok || string(payload) != "x" || err != nil {
 		t.Errorf("hello = %v, %q, %v", ok, payload, err)
 	}
-	conn := w.conns()[0]
+	conn := w.conn()
 	if got, want := string(conn.ClientVersion()), "SSH-2.0-Go"; got != want {
 		t.Errorf("ClientVersion = %q, want %q", got, want)
 	}
@@ -395,7 +395,7 @@ func TestStopInOrder(t *testing.T) {
 				if got := time.Since(start); got != row.want {
 					t.Errorf("stopped after %v, want %v", got, row.want)
 				}
-				if cause := context.Cause(w.conns()[0].Context()); !errors.Is(cause, ErrShutdown) {
+				if cause := context.Cause(w.conn().Context()); !errors.Is(cause, ErrShutdown) {
 					t.Errorf("the cause is %v, want %v", cause, ErrShutdown)
 				}
 				c.Close()

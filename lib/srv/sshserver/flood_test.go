@@ -180,7 +180,7 @@ func TestUnsolicitedAnswers(t *testing.T) {
 	}
 	c.ping()
 	start := time.Now()
-	w.conns()[0].Close()
+	w.conn().Close()
 	<-w.errs
 	if took := time.Since(start); took > time.Second {
 		t.Errorf("closing took %v, want less than a second", took)

@@ -23,23 +23,23 @@ import (
 // runs. It always closes ln, whose Accept is expected to get over what the
 // system fails at for a while, as that of lib/srv/listener does.
 func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
-	ctx, stop := context.WithCancel(ctx)
+	live, stop := context.WithCancel(ctx)
 	defer context.AfterFunc(ctx, func() { ln.Close() })()
 	defer ln.Close()
-	var live sync.WaitGroup
+	var conns sync.WaitGroup
 	for {
 		nc, err := ln.Accept()
 		if err != nil {
 			orderly := ctx.Err() != nil
 			stop()
-			live.Wait()
+			conns.Wait()
 			if orderly {
 				return nil
 			}
 			return fmt.Errorf("accept SSH connections on %v: %w", ln.Addr(), err)
 		}
-		live.Go(func() {
-			if err := s.ServeConn(ctx, nc); err != nil {
+		conns.Go(func() {
+			if err := s.ServeConn(live, nc); err != nil {
 				s.cfg.Log.Debug("connection ended", zap.Stringer("remote", nc.RemoteAddr()), zap.Error(err))
 			}
 		})

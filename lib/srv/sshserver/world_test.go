@@ -28,6 +28,7 @@ type world struct {
 	errs   chan error // what ServeConn returned
 
 	mu     sync.Mutex
+	some   *sync.Cond // signalled when a connection opens
 	opened []*Conn
 	closed []error
 }
@@ -60,6 +61,7 @@ func echo(_ *Conn, nc ssh.NewChannel) {
 func newWorld(t *testing.T, change func(*Config)) *world {
 	t.Helper()
 	w := &world{t: t, host: newSigner(t), alice: newSigner(t), admin: newSigner(t), errs: make(chan error, 64)}
+	w.some = sync.NewCond(&w.mu)
 	cfg := Config{
 		Name:     "test",
 		HostKeys: func() []ssh.Signer { return []ssh.Signer{w.host} },
@@ -71,6 +73,7 @@ func newWorld(t *testing.T, change func(*Config)) *world {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			w.opened = append(w.opened, c)
+			w.some.Broadcast()
 			return nil
 		},
 		Closed: func(_ *Conn, err error) {
@@ -193,6 +196,17 @@ func (w *world) conns() []*Conn {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return append([]*Conn(nil), w.opened...)
+}
+
+// conn returns the first connection that opened, or waits for it: a client knows
+// that it has logged in before the server does anything about it.
+func (w *world) conn() *Conn {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for len(w.opened) == 0 {
+		w.some.Wait()
+	}
+	return w.opened[0]
 }
 
 // memPair is a connection in memory, for bubbles: writes never block, which
