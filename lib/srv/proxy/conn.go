@@ -64,7 +64,7 @@ func (s *Server) opened(c *sshserver.Conn) error {
 	case c.Identity == nil:
 		c.Value = &joiner{hurry: hurry(c, joinTime), opens: rate.NewLimiter(0, joinOpens)}
 	case c.Identity.Kind != sshca.KindUser:
-		return s.enterMember(c)
+		return s.openedMember(c)
 	default:
 		who := &person{since: s.cfg.Now()}
 		if g.signed != nil {
@@ -72,12 +72,46 @@ func (s *Server) opened(c *sshserver.Conn) error {
 		}
 		c.Value = who
 	}
+	err := s.enter(c)
+	if who, ok := c.Value.(*person); ok && err != nil {
+		s.audit.gone(c, who, err, s.cfg.Now())
+	}
+	return err
+}
+
+// openedMember takes in a member's connection, nested or not.
+func (s *Server) openedMember(c *sshserver.Conn) error {
+	key, err := s.checkMember(c.Identity)
+	if err != nil {
+		return err
+	}
+	opens := rate.NewLimiter(rate.Inf, math.MaxInt) // a proxy's are those of all it relays
+	if c.Identity.Kind == sshca.KindNode {
+		opens = rate.NewLimiter(nodeOpenRate, nodeOpenBurst)
+	}
+	c.Value = &member{key: key, opens: opens}
+	return s.enter(c)
+}
+
+// openedNested takes in a connection on an accessd-authority channel.
+func (s *Server) openedNested(c *sshserver.Conn) error {
+	if c.Identity != nil {
+		return s.openedMember(c)
+	}
+	outer, _ := c.Context().Value(outerKey{}).(*joiner)
+	c.Value = &applicant{outer: outer}
+	return nil
+}
+
+// enter lets c in, unless there are too many of its kind or the policy has
+// changed a moment ago.
+func (s *Server) enter(c *sshserver.Conn) error {
 	err := s.live.enter(c)
 	if err == nil {
-		err = s.stillWelcome(c) // the policy may have changed just before
+		err = s.stillWelcome(c)
 	}
 	if err != nil {
-		s.closed(c, err)
+		s.leave(c)
 	}
 	return err
 }
@@ -97,34 +131,10 @@ func (s *Server) closed(c *sshserver.Conn, err error) {
 	}
 }
 
-// openedNested takes in a connection on an accessd-authority channel.
-func (s *Server) openedNested(c *sshserver.Conn) error {
-	if c.Identity != nil {
-		return s.enterMember(c)
-	}
-	outer, _ := c.Context().Value(outerKey{}).(*joiner)
-	c.Value = &applicant{outer: outer}
-	return nil
-}
-
 // closedNested lets a nested connection go.
 func (s *Server) closedNested(c *sshserver.Conn, _ error) { s.leave(c) }
 
-// enterMember takes in a member's connection.
-func (s *Server) enterMember(c *sshserver.Conn) error {
-	key, err := s.checkMember(c.Identity)
-	if err != nil {
-		return err
-	}
-	opens := rate.NewLimiter(rate.Inf, math.MaxInt) // a proxy's are those of all it relays
-	if c.Identity.Kind == sshca.KindNode {
-		opens = rate.NewLimiter(nodeOpenRate, nodeOpenBurst)
-	}
-	c.Value = &member{key: key, opens: opens}
-	return s.live.enter(c)
-}
-
-// leave undoes what taking in c did.
+// leave undoes what enter did, and it is no harm if that was nothing.
 func (s *Server) leave(c *sshserver.Conn) {
 	s.live.leave(c)
 	switch v := c.Value.(type) {

@@ -23,7 +23,7 @@ const (
 	settle = 200 * time.Millisecond
 	// openRate is how many channels one person may open in a second, in the long
 	// run. Each is a decision, and a durable event.
-	openRate = 50
+	openRate = 500
 )
 
 // Joiners have proven nothing that costs anything, so there are few at a time.

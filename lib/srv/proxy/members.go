@@ -125,10 +125,12 @@ func (s *Server) serveAuthority(c *sshserver.Conn, nc ssh.NewChannel) {
 	switch {
 	case err != nil:
 		refuse(nc, err)
-	case s.nested == nil:
+	case s.nested != nil:
+		s.serveNested(c, nc, origin, outer)
+	case s.cfg.OpenAuthority != nil:
 		s.passOn(c, nc, origin, outer)
 	default:
-		s.serveNested(c, nc, origin, outer)
+		refuse(nc, fault.New(fault.Unavailable, "this process reaches no authority"))
 	}
 }
 

@@ -258,6 +258,9 @@ func TestRolesOff(t *testing.T) {
 	if ok, _, err := conn.SendRequest(sshwire.RequestTCPIPForward, true, sshwire.TCPIPForward{}.Marshal()); ok || err != nil {
 		t.Errorf("tcpip-forward without tunnels: %v, %v", ok, err)
 	}
+	if _, _, err := conn.OpenChannel(sshwire.ChannelAuthority, sshwire.AuthorityOpen{}.Marshal()); err == nil || !strings.Contains(err.Error(), "reaches no authority") {
+		t.Errorf("%s without authority: %v", sshwire.ChannelAuthority, err)
+	}
 }
 
 // TestMemberGone: a member that was removed, or whose key was replaced (F08),

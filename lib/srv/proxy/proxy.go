@@ -39,7 +39,8 @@ type Config struct {
 	Tunnels Tunnels // nil reaches no nodes
 
 	// Authority answers the authority's services: role auth. In a process
-	// without it, OpenAuthority reaches the authority, for a peer at origin.
+	// without it, OpenAuthority reaches the authority, for a peer at origin; nil
+	// never does.
 	Authority     http.Handler
 	OpenAuthority func(ctx context.Context, origin netip.AddrPort) (net.Conn, error)
 
@@ -117,7 +118,7 @@ func New(cfg Config) (*Server, error) {
 
 // Serve accepts connections from ln until ctx ends, then lets open channels
 // finish for Grace, cuts what is left and returns once nothing runs. It always
-// closes ln.
+// closes ln, and is called once.
 func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
