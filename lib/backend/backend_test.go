@@ -194,7 +194,7 @@ func TestKillKeepsAcknowledgedWrites(t *testing.T) {
 	for acked.Scan() { // what it had said before it died counts too
 		last = acked.Text()
 	}
-	child.Wait() //nolint:errcheck // it was killed
+	_ = child.Wait() // it was killed
 	b, err := backend.Open(t.Context(), backend.Config{Dir: dir})
 	if err != nil {
 		t.Fatal(err)
@@ -228,7 +228,7 @@ func TestSecondProcessIsRefused(t *testing.T) {
 	if err := child.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	child.Wait() //nolint:errcheck // it was killed
+	_ = child.Wait() // it was killed
 	b, err := backend.Open(t.Context(), backend.Config{Dir: dir})
 	if err != nil {
 		t.Fatalf("Open after the other died = %v", err)

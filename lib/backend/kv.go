@@ -92,8 +92,8 @@ func (b *Backend) Put(ctx context.Context, key string, value []byte, opts ...Put
 
 // CompareAndSwap puts key if it is still at revision, else it returns
 // [fault.Conflict]; a key that is gone is at no revision.
-func (b *Backend) CompareAndSwap(ctx context.Context, key string, value []byte, revision int64, opts ...PutOption) (int64, error) {
-	return b.Txn().At(key, revision).Put(key, value, opts...).Commit(ctx)
+func (b *Backend) CompareAndSwap(ctx context.Context, key string, value []byte, revision int64) (int64, error) {
+	return b.Txn().At(key, revision).Put(key, value).Commit(ctx)
 }
 
 // Delete removes key, or returns [fault.NotFound].
@@ -108,13 +108,6 @@ func (b *Backend) Delete(ctx context.Context, key string) error {
 		return fault.New(fault.NotFound, "there is no %q", key)
 	}
 	return nil
-}
-
-// DeleteIf removes key if it is still at revision, else it returns
-// [fault.Conflict].
-func (b *Backend) DeleteIf(ctx context.Context, key string, revision int64) error {
-	_, err := b.Txn().At(key, revision).Delete(key).Commit(ctx)
-	return err
 }
 
 // NextSequence reserves n numbers of the sequence under key and returns the

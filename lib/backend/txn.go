@@ -25,12 +25,12 @@ type condition struct {
 	revision int64
 }
 
-// Conflicting is the cause of a [fault.Conflict]: the first key that was not as
+// ConflictError is the cause of a [fault.Conflict]: the first key that was not as
 // the change demanded.
-type Conflicting struct{ Key string }
+type ConflictError struct{ Key string }
 
 // Error names the key.
-func (c *Conflicting) Error() string { return fmt.Sprintf("%q exists or has changed", c.Key) }
+func (c *ConflictError) Error() string { return fmt.Sprintf("%q exists or has changed", c.Key) }
 
 // PutOption is an option of a put.
 type PutOption func(*putOptions)
@@ -80,14 +80,10 @@ func (t *Txn) Delete(key string) *Txn {
 	return t
 }
 
-// Len returns how many of the 128 conditions or changes that a transaction may
-// have are taken, whichever are more.
-func (t *Txn) Len() int { return max(len(t.ifs), len(t.changes)) }
-
 // Commit makes the change and returns its revision, or [fault.Conflict] with a
-// [Conflicting] cause when a condition does not hold.
+// [ConflictError] cause when a condition does not hold.
 func (t *Txn) Commit(ctx context.Context) (int64, error) {
-	if n := t.Len(); n > maxTxnOps {
+	if n := max(len(t.ifs), len(t.changes)); n > maxTxnOps {
 		return 0, fault.New(fault.BadInput, "%d changes at once: the state store takes at most %d", n, maxTxnOps)
 	}
 	if t.size > maxTxnBytes {
@@ -113,11 +109,11 @@ func (t *Txn) Commit(ctx context.Context) (int64, error) {
 
 // conflict finds the condition that did not hold in what was read instead of the
 // change.
-func (t *Txn) conflict(r *clientv3.TxnResponse) *Conflicting {
+func (t *Txn) conflict(r *clientv3.TxnResponse) *ConflictError {
 	for i, c := range t.ifs {
 		kvs := r.Responses[i].GetResponseRange().Kvs
 		if (len(kvs) == 0) != (c.revision == 0) || len(kvs) > 0 && kvs[0].ModRevision != c.revision {
-			return &Conflicting{Key: c.key}
+			return &ConflictError{Key: c.key}
 		}
 	}
 	panic("backend: internal error: a transaction failed though all its conditions hold")

@@ -27,7 +27,7 @@ const (
 // itself, "*" any value of a label that is there, "~regexp~" what the whole
 // expression (RE2) matches, and "{{user.traits.x}}" each value of that trait.
 // The selector {"*": ["*"]} matches every node. The zero value matches none.
-type LabelSelector struct {
+type LabelSelector struct { //nolint:recvcheck // a value that only UnmarshalJSON changes
 	terms []term // by key; none together with all means every node
 	all   bool
 }

@@ -35,13 +35,10 @@ const (
 // vocabulary is the one list of words that rules may use; "*" means every one.
 // It returns copies, so that nobody can change it.
 func vocabulary() (actions, resources, verbs []string) {
-	return []string{
-			"shell", "exec", "sftp:read", "sftp:write", "forward:local", "forward:remote", "forward:agent", "x11", "join",
-		}, []string{
-			"users", "roles", "tokens", "nodes", "sessions", "audit", "ca", "recordings", "requests", "locks",
-		}, []string{
-			"read", "create", "update", "delete", "kill",
-		}
+	actions = []string{"shell", "exec", "sftp:read", "sftp:write", "forward:local", "forward:remote", "forward:agent", "x11", "join"}
+	resources = []string{"users", "roles", "tokens", "nodes", "sessions", "audit", "ca", "recordings", "requests", "locks"}
+	verbs = []string{"read", "create", "update", "delete", "kill"}
+	return actions, resources, verbs
 }
 
 // wildcard stands for every action, resource, verb or label value in its place.

@@ -34,7 +34,7 @@ const (
 	dirLive        = "live/"
 	dirPolicy      = dirLive + "policy/"
 	dirFleet       = dirLive + "fleet/"
-	dirCredential  = "credential/"
+	dirCredential  = "credential/" //nolint:gosec // a directory's name, no secret
 	dirToken       = "token/"
 	dirCA          = "ca/"
 	dirName        = "name/"

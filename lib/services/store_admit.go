@@ -200,7 +200,7 @@ func (s *Store) rename(ctx context.Context, tx *backend.Txn, a admission, old re
 // conflicting returns the key that made a change fail, or "" when something
 // else did or nothing.
 func conflicting(err error) string {
-	if c, ok := errors.AsType[*backend.Conflicting](err); ok {
+	if c, ok := errors.AsType[*backend.ConflictError](err); ok {
 		return c.Key
 	}
 	return ""

@@ -26,7 +26,7 @@ const (
 	SessionsTTL = 2 * time.Minute
 	// maxLiveSessions bounds the sessions one node reports, so that a report stays
 	// below what the state store takes at once.
-	maxLiveSessions = 4096
+	maxLiveSessions = 2048
 	// seenEvery is how often the nodes of a proxy are noted as seen while their
 	// tunnels just stay up.
 	seenEvery = time.Hour
@@ -300,20 +300,6 @@ func (s *Store) Sessions(ctx context.Context) ([]LiveSession, error) {
 		return cmp.Or(a.Started.Compare(b.Started), strings.Compare(string(a.ID), string(b.ID)))
 	})
 	return out, err
-}
-
-// Session returns the live session, or [fault.NotFound].
-func (s *Store) Session(ctx context.Context, id names.SessionID) (LiveSession, error) {
-	all, err := s.Sessions(ctx)
-	if err != nil {
-		return LiveSession{}, err
-	}
-	for _, l := range all {
-		if l.ID == id {
-			return l, nil
-		}
-	}
-	return LiveSession{}, fault.New(fault.NotFound, "no live session has the id %q", id)
 }
 
 // PutInstruction leaves an instruction for a member, which has ttl to fetch it.

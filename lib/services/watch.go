@@ -100,11 +100,13 @@ func (s *Store) watchOnce(ctx context.Context, w watch, fn func(*accessdv1.Polic
 	for events := range waiting {
 		if err = w.tell(events, fn); err != nil {
 			cancel()
-			<-ended
-			return err
+			break
 		}
 	}
-	return <-ended
+	if watchErr := <-ended; err == nil {
+		err = watchErr
+	}
+	return err
 }
 
 // tellAll calls fn with a whole policy.
