@@ -137,10 +137,23 @@ func (a *Authority) mayWrite(m *record, ev events.Event) error {
 		(ev.ClusterName != "" && ev.ClusterName != a.cfg.Keys.ClusterName()) {
 		return fault.New(fault.Denied, "event %s is not this member's own", ev.UID)
 	}
-	if writer, known := writers()[ev.Name]; known && writer != everyMember && writer != m.Kind {
+	if writer, known := writers()[ev.Name]; known && !holds(m.Kind, writer) {
 		return fault.New(fault.Denied, "event %s: a %s does not write %s", ev.UID, m.Kind, ev.Name)
 	}
 	return nil
+}
+
+// holds reports whether a process whose member is of kind member may write what
+// writer writes. All roles of a process share one spool, and the highest of them
+// ships it: an authority's may hold anything, a proxy's also what its node did.
+func holds(member, writer sshca.Kind) bool {
+	switch {
+	case writer == everyMember || writer == member || member == sshca.KindAuth:
+		return true
+	case member == sshca.KindProxy:
+		return writer == sshca.KindNode
+	}
+	return false
 }
 
 // everyMember stands for all kinds in writers.

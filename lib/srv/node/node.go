@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"net"
 	"time"
@@ -10,11 +11,17 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/accessd/accessd/lib/authz"
+	"github.com/accessd/accessd/lib/defaults"
 	"github.com/accessd/accessd/lib/events"
+	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/srv"
 	"github.com/accessd/accessd/lib/srv/sshserver"
 	"github.com/accessd/accessd/lib/sshca"
 )
+
+// farewell is how much longer connections live than sessions when the server
+// stops, so that sessions which are cut can say why.
+const farewell = 2 * time.Second
 
 // Config configures a [Server].
 type Config struct {
@@ -58,12 +65,47 @@ type Server struct {
 }
 
 // New returns a Server that has started nothing.
-func New(cfg Config) (*Server, error) { return &Server{cfg: cfg}, nil }
+func New(cfg Config) (*Server, error) {
+	if cfg.HostKeys == nil || cfg.Trust == nil || cfg.Node == nil || cfg.Engine == nil || cfg.Changed == nil ||
+		cfg.Events == nil || cfg.Ledger == nil || cfg.Executor == nil {
+		return nil, fault.New(fault.Internal, "node: a required field of Config is not set")
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = zap.NewNop()
+	}
+	cfg.Log = cfg.Log.Named("node")
+	cfg.Grace = cmp.Or(cfg.Grace, defaults.Grace)
+	s := &Server{cfg: cfg}
+	var err error
+	s.sessions, err = srv.New(srv.Config{
+		Node: cfg.Node, Engine: cfg.Engine, Changed: cfg.Changed, Events: cfg.Events, Ledger: cfg.Ledger,
+		Executor: cfg.Executor, AcceptEnv: cfg.AcceptEnv, OutliveCertificate: cfg.OutliveCertificate,
+		MaxSessions: cfg.MaxSessions, Grace: cfg.Grace, Now: cfg.Now, Registerer: cfg.Registerer, Log: cfg.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.ssh, err = sshserver.New(sshserver.Config{
+		Name: "node", HostKeys: cfg.HostKeys, Authenticate: s.authenticate,
+		Channels: s.channels(), Requests: s.requests(), Opened: s.opened, Closed: s.closed,
+		Limits: cfg.Limits, Algorithms: cfg.Algorithms, Keepalive: cfg.Keepalive, Grace: cfg.Grace + farewell,
+		Registerer: cfg.Registerer, Log: cfg.Log,
+	})
+	return s, err
+}
 
 // Run ends the sessions that an earlier process left open, then watches the
 // policy for those under way. When ctx ends it lets no new session begin, gives
 // live ones Grace, cuts the rest, and returns when every session has ended.
-func (s *Server) Run(ctx context.Context) error { return s.sessions.Run(ctx) }
+func (s *Server) Run(ctx context.Context) error {
+	if err := s.sessions.Recover(ctx); err != nil {
+		s.cfg.Log.Error("sessions that a crash left open are not ended yet; the next start will do it", zap.Error(err))
+	}
+	return s.sessions.Run(ctx)
+}
 
 // Serve serves one connection and returns when it has ended. It is what the
 // tunnel's agent hands connections to; conn's remote address must be the

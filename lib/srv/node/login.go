@@ -1,0 +1,148 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/accessd/accessd/lib/events"
+	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/names"
+	"github.com/accessd/accessd/lib/srv/sshserver"
+	"github.com/accessd/accessd/lib/sshca"
+)
+
+// bannerNoAudit is what people read while the spool cannot be written.
+const bannerNoAudit = "the audit log cannot be written, so nobody can log in right now"
+
+// codeNotAccepted is in audit events, beside [sshca.Code]'s, for what this
+// package or a lower one refuses before it looks at a certificate.
+const codeNotAccepted sshca.Code = "not_accepted"
+
+// login decides who the peer of one connection is. Its methods but abandoned are
+// the connection's authentication callbacks; one goroutine calls them.
+type login struct {
+	s    *Server
+	conn *sshserver.Conn
+	told map[string]bool // refusals the audit log has; bounded by the tries of a connection
+	stop func() bool     // keeps abandoned from being called
+
+	mu    sync.Mutex
+	plain *rejection // a plain key that was offered
+}
+
+// authenticate sets the callbacks of a connection.
+func (s *Server) authenticate(c *sshserver.Conn, cfg *ssh.ServerConfig) error {
+	l := &login{s: s, conn: c, told: map[string]bool{}}
+	l.stop = context.AfterFunc(c.Context(), l.abandoned)
+	cfg.PublicKeyCallback = l.offered
+	cfg.VerifiedPublicKeyCallback = l.proven
+	cfg.AuthLogCallback = l.ended
+	return nil
+}
+
+// offered says whether a signature by key would be of use. Nothing is known of
+// the peer yet: whoever it is may offer any key (RFC 4252, section 7).
+func (l *login) offered(m ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
+	_, err := l.identify(m, key)
+	return nil, err
+}
+
+// identify returns whom key makes of the peer, if it holds it.
+func (l *login) identify(m ssh.ConnMetadata, key ssh.PublicKey) (*sshca.Identity, error) {
+	cert, ok := key.(*ssh.Certificate)
+	if !ok {
+		why := &sshca.Refusal{
+			Code: sshca.CodeNotCertificate, Detail: "a plain key was offered, and nothing else was good",
+			Fingerprint: ssh.FingerprintSHA256(key),
+		}
+		l.mu.Lock()
+		l.plain = &rejection{m: m, method: "publickey", why: why}
+		l.mu.Unlock()
+		return nil, why
+	}
+	id, err := l.s.cfg.Trust().CheckLogin(cert, sshca.Peer{SSHUser: m.User(), Addr: l.conn.Remote.Addr(), Now: l.s.cfg.Now()})
+	if err == nil {
+		return id, nil
+	}
+	why, ok := errors.AsType[*sshca.Refusal](err)
+	if !ok {
+		why = &sshca.Refusal{Code: codeNotAccepted, Detail: err.Error(), Fingerprint: ssh.FingerprintSHA256(cert.Key)}
+	}
+	l.tell(rejection{m: m, method: "publickey", cert: cert, why: why})
+	return nil, why
+}
+
+// proven is told that the peer holds key, which offered let pass. From here on
+// it is a person whose certificate is good, and who may read what is wrong.
+func (l *login) proven(m ssh.ConnMetadata, key ssh.PublicKey, _ *ssh.Permissions, _ string) (*ssh.Permissions, error) {
+	id, err := l.identify(m, key)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.admit(m, id); err != nil {
+		return nil, &ssh.BannerError{Err: err, Message: "accessd: " + fault.Public(err) + "\r\n"}
+	}
+	l.stop()
+	return nil, l.conn.Prove(id)
+}
+
+// admit decides whether id may use the login it asks for, and records it.
+func (l *login) admit(m ssh.ConnMetadata, id *sshca.Identity) error {
+	ctx, account := l.conn.Context(), names.Login(m.User()) // CheckLogin found it among parsed logins
+	if d := l.s.sessions.Admit(id, account); !d.Allow {
+		return l.refuse(ctx, l.s.decisionEvent(l.conn, m, id, d), fault.New(fault.Denied, "%s", d.Reason))
+	}
+	if err := l.s.cfg.Executor.Check(ctx, account); err != nil {
+		return l.refuse(ctx, l.s.rejectionEvent(l.conn, m, id, fault.Public(err)), err)
+	}
+	return l.record(ctx, l.s.loginEvent(l.conn, m, id))
+}
+
+// refuse records a refusal and returns why, or that it cannot be recorded.
+func (l *login) refuse(ctx context.Context, ev events.Event, why error) error {
+	if err := l.record(ctx, ev); err != nil {
+		return err
+	}
+	return why
+}
+
+func (l *login) record(ctx context.Context, ev events.Event) error {
+	if err := l.s.emit(ctx, ev); err != nil {
+		return fault.Wrap(fault.Unavailable, err, bannerNoAudit)
+	}
+	return nil
+}
+
+// ended is told how an attempt ended. What this package has not refused itself,
+// such as a key that is too weak, is recorded here.
+func (l *login) ended(m ssh.ConnMetadata, method string, err error) {
+	_, refused := errors.AsType[*sshca.Refusal](err)
+	_, banner := errors.AsType[*ssh.BannerError](err)
+	if err == nil || refused || banner || method == "none" {
+		return
+	}
+	l.tell(rejection{m: m, method: method, why: &sshca.Refusal{Code: codeNotAccepted, Detail: err.Error()}})
+}
+
+// tell records r, once for each reason: clients come back with the same key.
+func (l *login) tell(r rejection) {
+	id := fmt.Sprintf("%s %s %s %s", r.why.Code, r.m.User(), r.why.Fingerprint, r.why.Detail)
+	if !l.told[id] {
+		l.told[id] = true
+		_ = l.s.emit(l.conn.Context(), l.s.refusalEvent(l.conn, r)) // it is refused all the same
+	}
+}
+
+// abandoned is called when the connection has ended without a login. It records
+// a plain key, when that was all there was.
+func (l *login) abandoned() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.plain != nil {
+		_ = l.s.emit(l.conn.Context(), l.s.refusalEvent(l.conn, *l.plain)) // there is nobody left to tell
+	}
+}
