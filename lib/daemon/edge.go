@@ -241,5 +241,5 @@ func (d *Daemon) joinCluster(ctx context.Context, m *member) (*reversetunnel.Age
 // followPolicy keeps the cache of a process without the authority.
 func (d *Daemon) followPolicy(ctx context.Context, s *seat) {
 	d.run.start(ctx, rankMember, "policy", func(ctx context.Context) error { return s.followPolicy(ctx, d.cache) })
-	d.run.start(ctx, rankMember, "policy copy", func(ctx context.Context) error { return s.savePolicy(ctx, d.cache, d.path("policy.json")) })
+	d.run.start(ctx, rankMember, "policy copy", func(ctx context.Context) error { return s.savePolicy(ctx, d.cache, d.path("policy.snapshot")) })
 }

@@ -40,6 +40,7 @@ type memberState struct {
 	Expires     time.Time      `json:"expires"`
 	Renew       time.Time      `json:"renew"`
 	GatewayPort int            `json:"gateway_port,omitempty"`
+	HostCA      []string       `json:"host_ca,omitempty"` // believed before the policy is there
 
 	memberCert, hostCert *ssh.Certificate
 }

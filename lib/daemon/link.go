@@ -11,6 +11,7 @@ import (
 
 	"connectrpc.com/connect"
 	"go.uber.org/zap"
+	"golang.org/x/crypto/ssh"
 
 	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
 	"github.com/accessd/accessd/lib/defaults"
@@ -45,7 +46,7 @@ func (d *Daemon) link(ctx context.Context, m *member, c linkConfig) (*reversetun
 	d.id, d.name = state.ID, state.Name
 	d.cluster.Store(&state.Cluster)
 	agent, err := reversetunnel.NewAgent(reversetunnel.AgentConfig{
-		Addresses: func() []string { return c.addresses }, Identity: m.credentials, Trust: d.trust, Serve: c.serve,
+		Addresses: func() []string { return c.addresses }, Identity: m.credentials, Trust: d.linkTrust(m), Serve: c.serve,
 		Proxies: d.cfg.Tunnel.Proxies, NoDialBack: d.cfg.Tunnel.NoDialBack, Log: d.log,
 	})
 	if err != nil {
@@ -59,7 +60,7 @@ func (d *Daemon) link(ctx context.Context, m *member, c linkConfig) (*reversetun
 
 // restorePolicy reads the copy of the policy that an earlier run left.
 func (d *Daemon) restorePolicy() error {
-	err := d.cache.Load(d.path("policy.json"))
+	err := d.cache.Load(d.path("policy.snapshot"))
 	if errors.Is(err, fs.ErrNotExist) || fault.Is(err, fault.NotFound) {
 		return nil
 	}
@@ -77,6 +78,23 @@ func (d *Daemon) mustRejoin(m *member) bool {
 		d.log.Error("this member's certificate has ended while it was away; join again with a fresh token", zap.Time("expired", m.state.Load().Expires))
 	}
 	return expired && (d.cfg.Join.Token != "" || d.cfg.Join.TokenFile != "")
+}
+
+// linkTrust returns the CA keys a link believes: the policy's, and until there
+// is one those that came with the join.
+func (d *Daemon) linkTrust(m *member) func() sshca.Trust {
+	joined := sshca.Trust{}
+	for _, line := range m.state.Load().HostCA {
+		if key, _, _, _, err := ssh.ParseAuthorizedKey([]byte(line)); err == nil {
+			joined.Host = append(joined.Host, key)
+		}
+	}
+	return func() sshca.Trust {
+		if t := d.trust(); len(t.Host) > 0 {
+			return t
+		}
+		return joined
+	}
 }
 
 // token returns the join token.
@@ -114,17 +132,15 @@ func (d *Daemon) join(ctx context.Context, m *member, c linkConfig) error {
 	if err != nil {
 		return err
 	}
-	// The CA keys come with the answer and are kept, for there is no policy yet
-	// and the next run may find the authority away.
 	if err := d.cache.Apply(&accessdv1.PolicyUpdate{Put: res.GetTrust()}); err != nil {
-		return err
-	}
-	if err := d.cache.Save(d.path("policy.json")); err != nil {
 		return err
 	}
 	state := &memberState{
 		ID: names.NodeID(res.GetId()), Name: names.NodeName(res.GetName()), Kind: c.kind, Cluster: res.GetClusterName(),
 		GatewayPort: int(res.GetGatewayPort()),
+	}
+	for _, key := range d.cache.Trust().Host {
+		state.HostCA = append(state.HostCA, string(ssh.MarshalAuthorizedKey(key)))
 	}
 	return m.adopt(state.renewed(res.GetCertificates()))
 }

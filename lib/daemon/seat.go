@@ -124,6 +124,11 @@ func (s *seat) followPolicy(ctx context.Context, cache *services.Cache) error {
 // savePolicy keeps a copy of cache at path, so that this member serves after a
 // restart while the authority is away.
 func (s *seat) savePolicy(ctx context.Context, cache *services.Cache, path string) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-cache.Synced():
+	}
 	for {
 		changed := cache.Changed()
 		if err := cache.Save(path); err != nil {
