@@ -2,6 +2,7 @@ package reversetunnel
 
 import (
 	"context"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -185,6 +186,17 @@ type nestedConn struct {
 func (c *nestedConn) Close() error {
 	c.Conn.Close()
 	return c.inner.raw.Close()
+}
+
+// discard reads r to its end, so that what nobody wants does not pile up. The
+// buffer waits with the channel, so it is small.
+func discard(r io.Reader) {
+	var b [256]byte
+	for {
+		if _, err := r.Read(b[:]); err != nil {
+			return
+		}
+	}
 }
 
 // nested returns the way to the authority's services through a connection of

@@ -2,7 +2,6 @@ package reversetunnel
 
 import (
 	"context"
-	"io"
 	"net"
 	"net/netip"
 	"sync"
@@ -176,22 +175,11 @@ func (s *Server) channel(t *tunnel, h header) (net.Conn, error) {
 	if err != nil {
 		return nil, fault.Wrap(fault.Unavailable, err, "the node takes no connection")
 	}
-	if !s.spawn(func() { ssh.DiscardRequests(reqs) }) || !s.spawn(func() { discard(ch.Stderr()) }) {
+	if !s.spawn(func() { ssh.DiscardRequests(reqs) }) { // extended data is sshserver's to discard
 		ch.Close()
 		return nil, errStopped
 	}
 	return rpc.ChannelConn(ch, t.conn.LocalAddr(), t.conn.RemoteAddr()), nil
-}
-
-// discard reads r to its end, so that what nobody wants does not pile up. The
-// buffer waits with the channel, so it is small.
-func discard(r io.Reader) {
-	var b [256]byte
-	for {
-		if _, err := r.Read(b[:]); err != nil {
-			return
-		}
-	}
 }
 
 // nodeConn is a connection to a node, counted until it is closed.
