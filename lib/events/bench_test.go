@@ -166,3 +166,15 @@ func BenchmarkVerify(b *testing.B) {
 		mustVerify(b, l, 100_000)
 	}
 }
+
+func BenchmarkEncode(b *testing.B) {
+	s, e := newSchema(), typical()
+	b.ReportAllocs()
+	for b.Loop() {
+		ev := e
+		ev.Time = testTime
+		if _, err := s.encode(ev); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -23,6 +23,12 @@ const (
 	emitTimeout = 10 * time.Second
 	// drainTimeout bounds the last attempt to ship at shutdown.
 	drainTimeout = 5 * time.Second
+	// busyBatch is the size of a batch that tells of a busy member, which pauses
+	// for busyPause before the next: each batch costs the authority a dozen files.
+	// A full batch tells of a backlog, and goes on at once.
+	busyBatch = 8
+	fullBatch = batchEvents / 2
+	busyPause = 15 * time.Millisecond
 	// firstBackoff and lastBackoff bound the pause after a failed attempt to ship.
 	firstBackoff = 100 * time.Millisecond
 	lastBackoff  = 30 * time.Second
@@ -99,12 +105,13 @@ func (e *Emitter) Emit(ctx context.Context, ev Event) error {
 	if ev.ServerHostname == "" {
 		ev.ServerHostname = e.cfg.ServerHostname
 	}
-	if err := e.schema.shape(&ev); err != nil {
+	line, err := e.schema.encode(ev)
+	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), emitTimeout)
 	defer cancel()
-	err := e.spool.records.do(ctx, ev.appendTo(nil))
+	err = e.spool.records.do(ctx, line)
 	if errors.Is(err, context.DeadlineExceeded) {
 		return fault.New(fault.Unavailable, "the audit spool does not answer")
 	}
@@ -164,7 +171,7 @@ func (e *Emitter) Run(ctx context.Context, drain func(ctx context.Context, event
 	backoff := firstBackoff
 	for ctx.Err() == nil {
 		_, _, changed := e.spool.end()
-		shipped, err := e.step(ctx, drain)
+		shipped, n, err := e.step(ctx, drain)
 		switch {
 		case err != nil && ctx.Err() == nil:
 			e.cfg.Log.Warn("cannot ship events; trying again", zap.Error(err), zap.Duration("pause", backoff))
@@ -172,6 +179,9 @@ func (e *Emitter) Run(ctx context.Context, drain func(ctx context.Context, event
 			backoff = min(2*backoff, lastBackoff)
 		case shipped:
 			backoff = firstBackoff
+			if n >= busyBatch && n < fullBatch {
+				wait(ctx, busyPause)
+			}
 		default:
 			select {
 			case <-ctx.Done():
@@ -188,7 +198,7 @@ func (e *Emitter) drainRest(ctx context.Context, drain func(context.Context, [][
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 	defer cancel()
 	for {
-		shipped, err := e.step(ctx, drain)
+		shipped, _, err := e.step(ctx, drain)
 		if err != nil {
 			e.cfg.Log.Info("events stay in the spool until the next start", zap.Error(err), zap.Int64("bytes", e.Stats().Bytes))
 			return nil
@@ -208,16 +218,16 @@ func wait(ctx context.Context, d time.Duration) {
 	}
 }
 
-// step ships one batch; it reports whether there was one.
-func (e *Emitter) step(ctx context.Context, drain func(context.Context, [][]byte) error) (bool, error) {
+// step ships one batch, if there is one, of n events.
+func (e *Emitter) step(ctx context.Context, drain func(context.Context, [][]byte) error) (shipped bool, n int, err error) {
 	events, to, ok, err := e.spool.read()
 	if err != nil || !ok {
-		return false, err
+		return false, 0, err
 	}
 	if err := e.ship(ctx, to.segment, events, drain); err != nil {
-		return false, err
+		return false, 0, err
 	}
-	return true, e.spool.ack(to, len(events))
+	return true, len(events), e.spool.ack(to, len(events))
 }
 
 // ship drains events; one that is refused for good is set aside.

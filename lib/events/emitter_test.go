@@ -347,6 +347,44 @@ func TestRunTriesAgain(t *testing.T) {
 	})
 }
 
+// A busy member gathers events for a moment; a single one goes at once.
+func TestRunGathersWhenBusy(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		e, err := NewEmitter(EmitterConfig{Dir: dir})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer e.Close()
+		ctx, cancel := context.WithCancel(t.Context())
+		var s sink
+		done := make(chan error, 1)
+		flushed := func(texts ...string) time.Duration {
+			start := time.Now()
+			mustEmit(t, e, texts...)
+			if err := e.Flush(ctx); err != nil {
+				t.Error(err)
+			}
+			return time.Since(start)
+		}
+		mustEmit(t, e, numbers(0, busyBatch)...)
+		go func() { done <- e.Run(ctx, s.drain) }()
+		if err := e.Flush(ctx); err != nil {
+			t.Error(err)
+		}
+		if d := flushed("after a busy batch"); d != busyPause {
+			t.Errorf("shipped after %v, want %v", d, busyPause)
+		}
+		if d := flushed("alone"); d != 0 {
+			t.Errorf("shipped after %v, want at once", d)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run = %v", err)
+		}
+	})
+}
+
 func TestFlushEndsWithItsContext(t *testing.T) {
 	e := newTestEmitter(t, EmitterConfig{})
 	if err := e.Flush(t.Context()); err != nil {

@@ -1,12 +1,10 @@
 package events
 
 import (
-	"bytes"
-	"encoding/json"
 	"maps"
-	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -31,19 +29,41 @@ const (
 	maxCommon = 512
 	// maxElements bounds a list or a map.
 	maxElements = 128
-	// maxKey bounds a field's name, in bytes.
-	maxKey = 64
+	// maxName bounds the name of an event or a field, in bytes.
+	maxName = 64
 
 	// timeForm has a fixed width, so that times compare as text.
 	timeForm = "2006-01-02T15:04:05.000000Z"
 )
 
-// The grammars of what a peer may call an event, its code and its fields. They
-// are wider than [Table], so that a newer member's events are kept, too.
-var (
-	nameGrammar = regexp.MustCompile(`^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*$`)
-	codeGrammar = regexp.MustCompile(`^[A-Z][0-9]{4}[IW]$`)
-)
+// isName reports whether s has the grammar of an event's or a field's name: words
+// of a-z, 0-9 and _ that begin with a letter, joined by dots. It is wider than
+// [Table], so that a newer member's events are kept, too.
+func isName(s string) bool {
+	start := true
+	for i := range len(s) {
+		c := s[i]
+		switch letter := c >= 'a' && c <= 'z'; {
+		case start && !letter:
+			return false
+		case c == '.':
+			start = true
+			continue
+		case !letter && c != '_' && (c < '0' || c > '9'):
+			return false
+		}
+		start = false
+	}
+	return !start && len(s) <= maxName
+}
+
+// isCode reports whether s is a letter, four digits, and I or W.
+func isCode(s string) bool {
+	if len(s) != len("A0000I") || s[0] < 'A' || s[0] > 'Z' || s[5] != 'I' && s[5] != 'W' {
+		return false
+	}
+	return strings.Trim(s[1:5], "0123456789") == ""
+}
 
 // Event is one audit record. The zero value of any field but Name means that
 // the event has none; [Emitter.Emit] fills UID, Code, Time, ClusterName and the
@@ -169,122 +189,15 @@ func appendValue(dst []byte, v any) []byte {
 	return append(dst, "null"...) // no parser of ours takes it
 }
 
-// ParseEvent returns the event that data holds in canonical form, or a
-// [fault.BadInput] error. Encoding the event again gives data, byte for byte.
-// Events and fields that this version does not know pass, so that a log
-// outlives its writers.
-func ParseEvent(data []byte) (Event, error) {
-	if len(data) > MaxEvent {
-		return Event{}, fault.New(fault.BadInput, "event of %d bytes: want at most %d", len(data), MaxEvent)
-	}
-	var members map[string]any
-	dec := json.NewDecoder(bytes.NewReader(data))
-	dec.UseNumber()
-	if err := dec.Decode(&members); err != nil {
-		return Event{}, fault.Wrap(fault.BadInput, err, "event is not a JSON object")
-	}
-	e, err := fromMembers(members)
-	if err != nil {
-		return Event{}, err
-	}
-	if got := e.appendTo(make([]byte, 0, len(data))); !bytes.Equal(got, data) {
-		return Event{}, fault.New(fault.BadInput, "event %s is not in canonical form", e.UID)
-	}
-	return e, nil
-}
-
-// fromMembers takes what it knows out of m and keeps the rest as fields.
-func fromMembers(m map[string]any) (Event, error) {
-	var e Event
-	var name, when string
-	take := append(e.common(),
-		textField{"event", &name}, textField{"code", &e.Code}, textField{"time", &when},
-		textField{"uid", &e.UID}, textField{"error", &e.Error})
-	for _, f := range take {
-		v, ok := m[f.key]
-		if !ok {
-			continue
-		}
-		if *f.text, ok = v.(string); !ok {
-			return e, fault.New(fault.BadInput, "event: %s is not text", f.key)
-		}
-		delete(m, f.key)
-	}
-	var ok bool
-	if e.Success, ok = m["success"].(bool); !ok {
-		return e, fault.New(fault.BadInput, "event: success is not true or false")
-	}
-	delete(m, "success")
-	e.Name = Name(name)
-	if err := e.check(); err != nil {
-		return e, err
-	}
-	var err error
-	if e.Time, err = time.Parse(timeForm, when); err != nil {
-		return e, fault.New(fault.BadInput, "event: time %q: want the form %s", clip(when), timeForm)
-	}
-	e.Fields, err = fieldValues(m)
-	return e, err
-}
-
 func (e Event) check() error {
-	if len(e.Name) > maxKey || !nameGrammar.MatchString(string(e.Name)) {
+	if !isName(string(e.Name)) {
 		return fault.New(fault.BadInput, "event: name %q: want lower-case words joined by dots", clip(string(e.Name)))
 	}
-	if !codeGrammar.MatchString(e.Code) {
+	if !isCode(e.Code) {
 		return fault.New(fault.BadInput, "event: code %q: want a letter, four digits and I or W", clip(e.Code))
 	}
 	if u, err := uuid.Parse(e.UID); err != nil || u.String() != e.UID {
 		return fault.New(fault.BadInput, "event: uid %q: want a lower-case UUID", clip(e.UID))
 	}
 	return nil
-}
-
-func fieldValues(m map[string]any) (map[string]any, error) {
-	if len(m) == 0 {
-		return nil, nil //nolint:nilnil // a nil map is an event without fields
-	}
-	for key, v := range m {
-		if len(key) > maxKey || !nameGrammar.MatchString(key) {
-			return nil, fault.New(fault.BadInput, "event: field %q: want lower-case words joined by dots", clip(key))
-		}
-		value, ok := fieldValue(v)
-		if !ok {
-			return nil, fault.New(fault.BadInput, "event: field %s has a type that no field has", key)
-		}
-		m[key] = value
-	}
-	return m, nil
-}
-
-// fieldValue turns what encoding/json made into the types of [Event.Fields].
-func fieldValue(v any) (any, bool) {
-	switch v := v.(type) {
-	case string, bool:
-		return v, true
-	case json.Number:
-		n, err := v.Int64()
-		return n, err == nil
-	case []any:
-		list := make([]string, len(v))
-		for i := range v {
-			s, ok := v[i].(string)
-			if !ok {
-				return nil, false
-			}
-			list[i] = s
-		}
-		return list, true
-	case map[string]any:
-		texts := make(map[string]string, len(v))
-		for k, x := range v {
-			s, ok := x.(string)
-			if !ok {
-				return nil, false
-			}
-			texts[k] = s
-		}
-		return texts, true
-	}
-	return nil, false
 }

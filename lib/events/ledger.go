@@ -66,10 +66,11 @@ func (o *OpenSessions) Begin(start Event) error {
 	if start.Time.IsZero() {
 		start.Time = time.Now()
 	}
-	if err := o.schema.shape(&start); err != nil {
+	line, err := o.schema.encode(start)
+	if err != nil {
 		return err
 	}
-	if err := o.write(string(sid)+openSuffix, start.appendTo(nil)); err != nil {
+	if err := o.write(string(sid)+openSuffix, line); err != nil {
 		return fault.Wrap(fault.Unavailable, err, "the ledger of sessions cannot be written")
 	}
 	return nil

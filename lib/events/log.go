@@ -30,7 +30,7 @@ const (
 	// enough to hand a whole chunk over, so that a chunk is seldom split.
 	chunkEntries = 1024
 	chunkBytes   = 16 << 20
-	batchAge     = 3 * time.Millisecond
+	batchAge     = 2 * time.Millisecond
 	// signInterval is the shortest Tessera takes between two checkpoints.
 	signInterval = 100 * time.Millisecond
 	// sweepInterval is how often partial tiles are removed that full ones replaced.

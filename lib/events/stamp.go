@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/uuid"
 
@@ -30,15 +31,18 @@ func newSchema() schema {
 // Check returns an error when ev is not as the table says: an event, a field or a
 // type of a value that it does not have. [Emitter.Emit] refuses what Check does;
 // whoever fakes an emitter in a test should, too.
-func Check(ev Event) error { return newSchema().shape(&ev) }
+func Check(ev Event) error {
+	_, err := newSchema().encode(ev)
+	return err
+}
 
-// shape brings ev into the form the table gives it: its code, its outcome, its
-// uid, its fields' types and bounds. An event or a field that is not in the table
-// is a mistake of the program.
-func (s schema) shape(ev *Event) error {
+// encode returns the canonical form of ev, brought into the form the table gives
+// it: its code, its outcome, its uid, its fields' types and bounds. An event or a
+// field that is not in the table is a mistake of the program.
+func (s schema) encode(ev Event) ([]byte, error) {
 	spec, ok := s[ev.Name]
 	if !ok {
-		return fault.New(fault.Internal, "events: internal error: no event %q in the table", ev.Name)
+		return nil, fault.New(fault.Internal, "events: internal error: no event %q in the table", ev.Name)
 	}
 	ev.Success = spec.Outcome == Success || spec.Outcome == Either && ev.Success
 	ev.Code = spec.Code + "W"
@@ -46,7 +50,7 @@ func (s schema) shape(ev *Event) error {
 		ev.Code = spec.Code + "I"
 	}
 	if ev.UID == "" {
-		ev.UID = newUID(*ev)
+		ev.UID = newUID(ev)
 	}
 	c := cutter{cut: map[string]bool{}}
 	values := make(map[string]any, len(ev.Fields)+1)
@@ -59,11 +63,11 @@ func (s schema) shape(ev *Event) error {
 		}
 		i := slices.IndexFunc(spec.Fields, func(f Field) bool { return f.Name == key })
 		if i < 0 {
-			return fault.New(fault.Internal, "events: internal error: %s has no field %q in the table", ev.Name, key)
+			return nil, fault.New(fault.Internal, "events: internal error: %s has no field %q in the table", ev.Name, key)
 		}
 		value, ok := convert(spec.Fields[i].Type, v)
 		if !ok {
-			return fault.New(fault.Internal, "events: internal error: %s.%s is a %s in the table, not a %T", ev.Name, key, spec.Fields[i].Type, v)
+			return nil, fault.New(fault.Internal, "events: internal error: %s.%s is a %s in the table, not a %T", ev.Name, key, spec.Fields[i].Type, v)
 		}
 		values[key] = c.value(key, value, cmpOr(spec.Fields[i].Max, maxText))
 	}
@@ -71,11 +75,10 @@ func (s schema) shape(ev *Event) error {
 		*f.text = c.text(f.key, *f.text, maxCommon)
 	}
 	ev.Fields = values
-	c.fit(ev)
 	if err := ev.check(); err != nil {
-		return fault.New(fault.Internal, "events: internal error: %w", err)
+		return nil, fault.New(fault.Internal, "events: internal error: %w", err)
 	}
-	return nil
+	return c.fit(ev), nil
 }
 
 func cmpOr(n, otherwise int) int {
@@ -184,13 +187,17 @@ type cutter struct {
 	cut map[string]bool
 }
 
-// text returns at most limit bytes of s, whole characters only.
+// text returns at most limit bytes of s, whole characters only, as it will be read
+// back: each byte that is not UTF-8 becomes U+FFFD.
 func (c cutter) text(key, s string, limit int) string {
-	if len(s) <= limit {
-		return s
+	if len(s) > limit {
+		c.cut[key] = true
+		s = prefix(s, limit)
 	}
-	c.cut[key] = true
-	return prefix(s, limit)
+	if !utf8.ValidString(s) {
+		s = string([]rune(s))
+	}
+	return s
 }
 
 // value bounds v: limit bytes for each text, maxElements of a list or map.
@@ -225,15 +232,15 @@ func (c cutter) texts(key string, m map[string]string, limit int) map[string]str
 	return out
 }
 
-// fit shortens the longest values until ev is no longer than [MaxEvent]: hostile
-// text grows sixfold when it is escaped.
-func (c cutter) fit(ev *Event) {
+// fit returns the canonical form of ev, with the longest values cut until it is no
+// longer than [MaxEvent]: hostile text grows sixfold when it is escaped.
+func (c cutter) fit(ev Event) []byte {
 	for limit := MaxEvent / 2; ; limit /= 2 {
 		if len(c.cut) > 0 {
 			ev.Fields[truncatedField] = slices.Sorted(maps.Keys(c.cut))
 		}
-		if len(ev.appendTo(nil)) <= MaxEvent {
-			return
+		if line := ev.appendTo(make([]byte, 0, 512)); len(line) <= MaxEvent {
+			return line
 		}
 		for key, v := range ev.Fields {
 			if key != truncatedField {
