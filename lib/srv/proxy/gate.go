@@ -42,9 +42,10 @@ type gate struct {
 	conn   *sshserver.Conn
 	admits admits
 
-	key    ssh.PublicKey   // the plain key a sign-in is for, once proven
-	signed *signedIn       // what the sign-in gave
-	told   map[string]bool // refusals the audit log has; bounded by the tries of a connection
+	banner func(string) error // shows words to the person, until authenticated
+	key    ssh.PublicKey      // the plain key a sign-in is for, once proven
+	signed *signedIn          // what the sign-in gave
+	told   map[string]bool    // refusals the audit log has; bounded by the tries of a connection
 	last   checked
 }
 
@@ -61,6 +62,7 @@ func (s *Server) authenticator(a admits) func(*sshserver.Conn, *ssh.ServerConfig
 	return func(c *sshserver.Conn, cfg *ssh.ServerConfig) error {
 		g := &gate{s: s, conn: c, admits: a, told: map[string]bool{}}
 		c.Value = g
+		cfg.PreAuthConnCallback = func(p ssh.ServerPreAuthConn) { g.banner = p.SendAuthBanner }
 		cfg.PublicKeyCallback = g.offered
 		cfg.VerifiedPublicKeyCallback = g.proven
 		cfg.AuthLogCallback = g.ended
@@ -137,7 +139,9 @@ func (g *gate) ask(m ssh.ConnMetadata, challenge ssh.KeyboardInteractiveChalleng
 	if err := g.conn.Park(); err != nil {
 		return nil, &ssh.BannerError{Err: err, Message: bannerParked}
 	}
-	signed, err := g.s.signIn(g.conn.Context(), signInRequest{peer: g.peer(m), key: g.key, client: g.conn.Remote, challenge: challenge})
+	signed, err := g.s.signIn(g.conn.Context(), signInRequest{
+		peer: g.peer(m), key: g.key, client: g.conn.Remote, banner: g.banner, challenge: challenge,
+	})
 	if err != nil {
 		return nil, err
 	}

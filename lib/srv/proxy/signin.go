@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"strings"
 	"time"
+	"unicode"
 
 	"connectrpc.com/connect"
 	"go.uber.org/zap"
@@ -39,6 +41,7 @@ type signInRequest struct {
 	peer      sshca.Peer
 	key       ssh.PublicKey
 	client    netip.AddrPort
+	banner    func(string) error
 	challenge ssh.KeyboardInteractiveChallenge
 }
 
@@ -50,7 +53,7 @@ func (s *Server) signIn(ctx context.Context, r signInRequest) (*signedIn, error)
 	step, err := unwrap(s.cfg.People.Login.Begin(ctx, connect.NewRequest(begin)))
 	for round := 0; err == nil && !step.GetDone(); round++ {
 		var answers []string
-		if answers, err = put(step, round, r.challenge); err != nil {
+		if answers, err = r.put(step, round); err != nil {
 			s.cancelSignIn(ctx, step.GetId())
 			return nil, err
 		}
@@ -73,17 +76,30 @@ func (s *Server) signIn(ctx context.Context, r signInRequest) (*signedIn, error)
 	return nil, &ssh.BannerError{Err: err, Message: bannerAway}
 }
 
-// put asks the questions of step and returns the answers.
-func put(step *accessdv1.LoginStep, round int, challenge ssh.KeyboardInteractiveChallenge) ([]string, error) {
+// maxInstruction is how much of an instruction OpenSSH shows, in bytes. It puts
+// it through its log, which cuts, and escapes what is not ASCII.
+const maxInstruction = 1000
+
+// put asks the questions of step and returns the answers. An instruction that
+// stock ssh would spoil, such as a QR code, goes before them as a banner (RFC
+// 4252, section 5.4), which it shows as it is.
+func (r *signInRequest) put(step *accessdv1.LoginStep, round int) ([]string, error) {
 	if round == maxRounds {
 		return nil, errors.New("the sign-in takes too many rounds")
+	}
+	instruction := step.GetInstruction()
+	if len(instruction) > maxInstruction || strings.ContainsFunc(instruction, func(c rune) bool { return c > unicode.MaxASCII }) {
+		if err := r.banner(instruction + "\n"); err != nil {
+			return nil, err
+		}
+		instruction = ""
 	}
 	var questions []string
 	var echos []bool
 	for _, p := range step.GetPrompts() {
 		questions, echos = append(questions, p.GetText()), append(echos, p.GetEcho())
 	}
-	answers, err := challenge("", step.GetInstruction(), questions, echos)
+	answers, err := r.challenge("", instruction, questions, echos)
 	if err != nil {
 		return nil, err
 	}

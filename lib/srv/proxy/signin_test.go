@@ -39,7 +39,7 @@ func TestStockLogin(t *testing.T) {
 		t.Fatalf("login = %d\n%s", r.code, r.stderr)
 	}
 	isCertificate(t, r.stdout, s.public)
-	for _, words := range []string{"Welcome.", "scan\n  this", "accessd: signed in as alice", ssh.FingerprintSHA256(s.public), "valid until"} {
+	for _, words := range []string{"Welcome.\r\n", poster + "\n", "accessd: signed in as alice", ssh.FingerprintSHA256(s.public), "valid until"} {
 		if !strings.Contains(r.stderr, words) {
 			t.Errorf("stderr %q does not say %q", r.stderr, words)
 		}
@@ -59,6 +59,18 @@ func TestStockLogin(t *testing.T) {
 	r.want(t, 0, "in\n")
 	if r.prompts != "" {
 		t.Errorf("with a certificate it asks %q", r.prompts)
+	}
+}
+
+// TestStockLoginASCII: where a QR code cannot be drawn, the words behind it can
+// still be read.
+func TestStockLoginASCII(t *testing.T) {
+	w := newWorld(t)
+	s := newStock(w)
+	s.locale = "C"
+	s.answers("right", "123456")
+	if r := s.ssh("proxy", "login"); r.code != 0 || !strings.Contains(r.stderr, "\nor type SECRET\n") {
+		t.Errorf("login = %d\n%s", r.code, r.stderr)
 	}
 }
 

@@ -28,13 +28,14 @@ type stock struct {
 	public ssh.PublicKey
 	config string
 	agent  string // path of an agent's socket, or "none"
+	locale string
 }
 
 // newStock returns a machine with a fresh key and without a certificate.
 func newStock(w *world) *stock {
 	w.t.Helper()
 	private, signer := sshca.Generate()
-	s := &stock{w: w, dir: w.t.(*testing.T).TempDir(), agent: "none", public: signer.PublicKey()}
+	s := &stock{w: w, dir: w.t.(*testing.T).TempDir(), agent: "none", locale: "C.UTF-8", public: signer.PublicKey()}
 	s.key = writeKey(w.t, s.dir, "id", private)
 	s.config = filepath.Join(s.dir, "config")
 	write(w.t, filepath.Join(s.dir, "known_hosts"), []byte("@cert-authority * "+authorizedKey(w.ca[sshca.TypeHost].PublicKey())+"\n"))
@@ -123,7 +124,7 @@ func (s *stock) run(stdin []byte, name string, args ...string) result {
 	ctx, stop := context.WithTimeout(s.w.t.(*testing.T).Context(), time.Minute)
 	defer stop()
 	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Env = append(os.Environ(), "SSH_AUTH_SOCK="+s.agent, "SSH_ASKPASS="+filepath.Join(s.dir, "askpass"), "SSH_ASKPASS_REQUIRE=force", "LC_ALL=C")
+	cmd.Env = append(os.Environ(), "SSH_AUTH_SOCK="+s.agent, "SSH_ASKPASS="+filepath.Join(s.dir, "askpass"), "SSH_ASKPASS_REQUIRE=force", "LC_ALL="+s.locale)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), &stdout, &stderr
 	err := cmd.Run()

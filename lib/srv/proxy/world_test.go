@@ -400,6 +400,9 @@ func (c guardedConn) Penalize(o listener.Offence) {
 	c.o.list = append(c.o.list, o)
 }
 
+// poster is as long as a QR code, drawn as one, and has words behind it.
+var poster = strings.Repeat(strings.Repeat("█▀ ▄", 10)+"\n", 20) + "or type SECRET"
+
 // fakeLogin is the authority's sign-in: password "right", then code "123456".
 type fakeLogin struct {
 	w *world
@@ -454,7 +457,7 @@ func (f *fakeLogin) Continue(_ context.Context, r *connect.Request[accessdv1.Con
 	answer := strings.Join(r.Msg.GetAnswers(), ",")
 	if _, second := f.passed[id]; !second {
 		f.passed[id] = answer == "right" && begun.GetUser() == "alice"
-		return connect.NewResponse(&accessdv1.LoginStep{Id: id, Instruction: "scan\n  this", Prompts: []*accessdv1.Prompt{{Text: "Code: ", Echo: true}}}), nil
+		return connect.NewResponse(&accessdv1.LoginStep{Id: id, Instruction: poster, Prompts: []*accessdv1.Prompt{{Text: "Code: ", Echo: true}}}), nil
 	}
 	delete(f.open, id)
 	if !f.passed[id] || answer != "123456" {
