@@ -84,51 +84,52 @@ func bulk(ctx context.Context, s *side, size int) (sample, error) {
 		if t.way == "up" {
 			move = bulkUp
 		}
-		used := proxyMeter(s)
-		took, err := move(ctx, config, size)
+		took, cpu, err := move(ctx, s, config, size)
 		if err != nil {
 			return nil, fmt.Errorf("bulk %s: %w", t.rate(), err)
 		}
 		got[t.rate()] = float64(size) / took.Seconds()
-		got[t.cpu()] = used().Seconds() / (float64(size) / 1024)
+		got[t.cpu()] = cpu.Seconds() / (float64(size) / 1024)
 	}
 	return got, nil
 }
 
-// proxyMeter returns a function that tells the CPU time the proxy has used since.
-func proxyMeter(s *side) func() time.Duration {
-	before := treeTime(s.proxy.pid())
-	return func() time.Duration { return treeTime(s.proxy.pid()) - before }
+// meter starts a watch; what it returns tells the time since and the CPU time that
+// the proxy has used since.
+func meter(s *side) func() (took, cpu time.Duration) {
+	start, before := time.Now(), treeTime(s.proxy.pid())
+	return func() (took, cpu time.Duration) { return time.Since(start), treeTime(s.proxy.pid()) - before }
 }
 
-// bulkDown copies so many MiB from the node and returns how long that took.
-func bulkDown(ctx context.Context, config string, size int) (time.Duration, error) {
+// bulkDown copies so many MiB from the node and returns how long that took, and
+// the proxy's CPU time.
+func bulkDown(ctx context.Context, s *side, config string, size int) (took, cpu time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	cmd := stock(ctx, config, "n1", fmt.Sprintf("echo go >&2; exec dd if=/dev/zero bs=65536 count=%d status=none", size*16))
 	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer null.Close()
 	cmd.Stdout = null // no pipe: the client's work alone is measured
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	if err := cmd.Start(); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	line, readErr := bufio.NewReader(stderr).ReadString('\n')
-	start := time.Now()
+	used := meter(s)
 	rest, _ := io.ReadAll(stderr)
 	err = cmd.Wait()
-	took := time.Since(start)
-	return took, transferred(line, "go\n", string(rest), err, readErr)
+	took, cpu = used()
+	return took, cpu, transferred(line, "go\n", string(rest), err, readErr)
 }
 
-// bulkUp copies so many MiB to the node and returns how long that took.
-func bulkUp(ctx context.Context, config string, size int) (time.Duration, error) {
+// bulkUp copies so many MiB to the node and returns the same.
+func bulkUp(ctx context.Context, s *side, config string, size int) (took, cpu time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	cmd := stock(ctx, config, "n1", "echo go; cat >/dev/null; echo done")
@@ -136,12 +137,12 @@ func bulkUp(ctx context.Context, config string, size int) (time.Duration, error)
 	cmd.Stderr = &stderr
 	in, out, err := pipes(cmd)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer out.Close()
 	lines := bufio.NewReader(out)
 	line, readErr := lines.ReadString('\n')
-	start := time.Now()
+	used := meter(s)
 	block := make([]byte, 64<<10)
 	for range size * 16 {
 		if _, err = in.Write(block); err != nil {
@@ -150,9 +151,9 @@ func bulkUp(ctx context.Context, config string, size int) (time.Duration, error)
 	}
 	in.Close()
 	last, _ := lines.ReadString('\n')
-	took := time.Since(start)
+	took, cpu = used()
 	waited := cmd.Wait()
-	return took, transferred(line+last, "go\ndone\n", stderr.String(), waited, err, readErr)
+	return took, cpu, transferred(line+last, "go\ndone\n", stderr.String(), waited, err, readErr)
 }
 
 // transferred returns nil when a transfer ended as it should, having said want.
