@@ -27,11 +27,11 @@ const codeNotAccepted sshca.Code = "not_accepted"
 type login struct {
 	s    *Server
 	conn *sshserver.Conn
-	told map[string]bool // refusals the audit log has; bounded by the tries of a connection
-	stop func() bool     // keeps abandoned from being called
+	stop func() bool // keeps abandoned from being called
 
 	mu    sync.Mutex
-	plain *rejection // a plain key that was offered
+	told  map[string]bool // refusals the audit log has; bounded by the tries of a connection
+	plain *rejection      // a plain key that was offered
 }
 
 // authenticate sets the callbacks of a connection.
@@ -131,18 +131,22 @@ func (l *login) ended(m ssh.ConnMetadata, method string, err error) {
 // tell records r, once for each reason: clients come back with the same key.
 func (l *login) tell(r rejection) {
 	id := fmt.Sprintf("%s %s %s %s", r.why.Code, r.m.User(), r.why.Fingerprint, r.why.Detail)
-	if !l.told[id] {
-		l.told[id] = true
+	l.mu.Lock()
+	known := l.told[id]
+	l.told[id] = true
+	l.mu.Unlock()
+	if !known {
 		_ = l.s.emit(l.conn.Context(), l.s.refusalEvent(l.conn, r)) // it is refused all the same
 	}
 }
 
 // abandoned is called when the connection has ended without a login. It records
-// a plain key, when that was all there was.
+// a plain key, when that was all there was: clients try the plain key beside a
+// certificate, too.
 func (l *login) abandoned() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.plain != nil {
+	if l.plain != nil && len(l.told) == 0 {
 		_ = l.s.emit(l.conn.Context(), l.s.refusalEvent(l.conn, *l.plain)) // there is nobody left to tell
 	}
 }
