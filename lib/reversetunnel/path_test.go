@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"strings"
@@ -181,19 +182,26 @@ func TestPoolIsKeptWarm(t *testing.T) {
 // warm waits until a node has that many warm connections.
 func (p *proxy) warm(id names.NodeID, want int) {
 	p.t.Helper()
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	changed := func() <-chan struct{} {
-		out := make(chan struct{})
-		go func() { <-tick.C; close(out) }()
-		return out
-	}
-	await(p.t, "warm connections", changed, func() bool {
+	poll(p.t, fmt.Sprintf("%d warm connections", want), func() bool {
 		p.server.mu.Lock()
 		defer p.server.mu.Unlock()
 		t := p.server.tunnels[id]
 		return t != nil && len(t.idle) == want
 	})
+}
+
+// poll waits for what tells nobody when it happens.
+func poll(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for range 20_000 {
+		if cond() {
+			return
+		}
+		<-tick.C
+	}
+	t.Fatalf("%s: not in 20 s", what)
 }
 
 // failing dials only the first connection, the control connection.
