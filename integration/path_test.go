@@ -75,7 +75,7 @@ func TestStockClientReachesNodeThroughProxy(t *testing.T) {
 			if got, want := end.Str("server_hostname"), "n1"; got != want {
 				t.Errorf("session.end server_hostname = %q, want %q", got, want)
 			}
-			wantEvent(t, c, map[string]string{"success": "true", "action": "exec", "role": "access"}, "--event", "access.decision", "--session", start.Str("sid"))
+			wantEvent(t, c, map[string]string{"success": "true", "action": "exec", "role": "access", "server_hostname": "n1"}, "--event", "access.decision", "--user", "alice")
 		})
 
 		t.Run("bytes both ways", func(t *testing.T) {
