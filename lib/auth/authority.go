@@ -18,6 +18,7 @@ import (
 	"github.com/accessd/accessd/lib/rpc"
 	"github.com/accessd/accessd/lib/seal"
 	"github.com/accessd/accessd/lib/services"
+	"github.com/accessd/accessd/lib/sshca"
 )
 
 // emitter records events; *events.Emitter is one.
@@ -108,7 +109,8 @@ func (c Config) check() error {
 type Authority struct {
 	cfg Config // checked, with defaults
 
-	access  map[string]rule // by procedure
+	access  map[string]rule            // by procedure
+	writers map[events.Name]sshca.Kind // who may write which event
 	hasher  *hasher
 	backoff *backoff
 	lobby   *lobby
@@ -126,6 +128,7 @@ func New(cfg Config) (*Authority, error) {
 	return &Authority{
 		cfg:     cfg,
 		access:  accessTable(),
+		writers: writers(),
 		hasher:  newHasher(cfg.Argon2, cfg.MaxHashing),
 		backoff: newBackoff(cfg.Now),
 		lobby:   newLobby(cfg.Now, cfg.Parked, cfg.ParkedPerSource),

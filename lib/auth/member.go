@@ -137,23 +137,19 @@ func (a *Authority) mayWrite(m *record, ev events.Event) error {
 		(ev.ClusterName != "" && ev.ClusterName != a.cfg.Keys.ClusterName()) {
 		return fault.New(fault.Denied, "event %s is not this member's own", ev.UID)
 	}
-	if writer, known := writers()[ev.Name]; known && !holds(m.Kind, writer) {
+	if writer, known := a.writers[ev.Name]; known && !mayShip(m.Kind, writer) {
 		return fault.New(fault.Denied, "event %s: a %s does not write %s", ev.UID, m.Kind, ev.Name)
 	}
 	return nil
 }
 
-// holds reports whether a process whose member is of kind member may write what
-// writer writes. All roles of a process share one spool, and the highest of them
-// ships it: an authority's may hold anything, a proxy's also what its node did.
-func holds(member, writer sshca.Kind) bool {
-	switch {
-	case writer == everyMember || writer == member || member == sshca.KindAuth:
-		return true
-	case member == sshca.KindProxy:
-		return writer == sshca.KindNode
-	}
-	return false
+// mayShip reports whether a process whose member is of kind member may send
+// what writer writes. All roles of a process share one spool, and the highest of
+// them ships it: an authority's may hold anything, a proxy's also what its node
+// did. Whoever wrote it, it stands in the log under the process's own id.
+func mayShip(member, writer sshca.Kind) bool {
+	return writer == everyMember || writer == member || member == sshca.KindAuth ||
+		(writer == sshca.KindNode && member == sshca.KindProxy)
 }
 
 // everyMember stands for all kinds in writers.

@@ -86,14 +86,17 @@ func TestNodeWritesAboutItselfOnly(t *testing.T) {
 			t.Errorf("%s: %v, want a refusal", name, err)
 		}
 	}
-	proxys := p.own(w, events.SessionStart, "A3000I")
-	if _, err := call(t, p.AppendEvents, encode(t, proxys)); !fault.Is(err, fault.Denied) {
-		t.Errorf("a proxy that has sessions: %v, want a denial", err)
+	for _, name := range []events.Name{events.CertCreate, events.UserCreate, events.ProxyJoin} {
+		ev := p.own(w, name, "A9000I")
+		if _, err := call(t, p.AppendEvents, encode(t, ev)); !fault.Is(err, fault.Denied) {
+			t.Errorf("a proxy writes %s: %v, want a denial", name, err)
+		}
 	}
 	if got := w.logged(events.SessionStart); len(got) != 0 {
 		t.Errorf("refused batches left %v", got)
 	}
 	must(t, p.AppendEvents, encode(t, p.own(w, events.TunnelUp, "A4003I")))
+	must(t, p.AppendEvents, encode(t, p.own(w, events.Exec, "A3004I"))) // of the node in the proxy's process
 }
 
 // TestEveryEventHasAWriter: an event that somebody adds to the table is the
