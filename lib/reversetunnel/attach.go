@@ -223,7 +223,7 @@ func (s *Server) stream(ctx context.Context, t *tunnel, out *connect.ServerStrea
 		}
 		select {
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return fault.Wrap(fault.Unavailable, context.Cause(ctx), "the tunnel is over")
 		case <-t.gone:
 			return errReplaced
 		case <-t.wake:

@@ -109,7 +109,10 @@ func (l *link) run(ctx context.Context) error {
 	defer end(nil)
 	defer context.AfterFunc(live, func() { l.raw.Close() })()
 	l.tasks.Go(func() { l.answer() })
-	l.tasks.Go(func() { l.accept(ctx) })
+	l.tasks.Go(func() {
+		l.accept(ctx) // to the end of the connection
+		end(l.conn.Wait())
+	})
 	l.tasks.Go(func() { end(l.beat(live)) })
 	l.tasks.Go(func() { end(l.attach(ctx, live)) })
 	select {
