@@ -49,6 +49,14 @@
 // and members that are gone end, and so do connections to nodes that are no
 // longer allowed.
 //
+// # Bounds
+//
+// Beside those of lib/srv/sshserver: connections and bridges of one user, the
+// rate at which a user opens channels, joiners in all and from one source, key
+// exchanges with the authority that a node or a joiner may start. A connection
+// that was signed in lasts two minutes, a joiner's one; a joiner that does not
+// join is an offence of its source.
+//
 // # The authority
 //
 // An accessd-authority channel holds one more SSH connection, which ends at the
