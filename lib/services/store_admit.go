@@ -62,24 +62,27 @@ type record struct {
 	GatewayPort int            `json:"gateway_port,omitempty"`
 }
 
-// names returns the names that nobody else may have: the record's own, and the
-// host names of its addresses, since its host certificate will show them.
-func (r record) names() []names.NodeName {
+// hosts returns the host names of the record's addresses, since its host
+// certificate will show them.
+func (r record) hosts() []names.NodeName {
 	var list []names.NodeName
-	if r.Name != "" {
-		list = append(list, r.Name)
-	}
 	for _, a := range r.Addresses {
 		host, _, err := net.SplitHostPort(a)
 		if err != nil {
 			host = a
 		}
-		if name, err := names.ParseNodeName(strings.ToLower(host)); err == nil && !slices.Contains(list, name) {
-			list = append(list, name) // neither an address nor localhost
+		name, err := names.ParseNodeName(strings.ToLower(host))
+		if err == nil && name != r.Name && !slices.Contains(list, name) {
+			list = append(list, name) // neither an IP address nor localhost
 		}
 	}
 	return list
 }
+
+// addressOwner owns the names that proxies and authorities are reached by. They
+// may share one, and it is never free again: people have it in their ssh_config,
+// and no node may ever answer to it.
+const addressOwner = "addresses"
 
 // AdmitNode takes one use of a token ("" needs none), creates the node with its
 // name and a gateway port, or replaces it at n.Revision if that is not 0, all in
@@ -169,30 +172,41 @@ func (s *Store) tryAdmit(ctx context.Context, a admission, fill func(*backend.Tx
 // old record has none but these. A process may be a node and a member under one
 // name, so a name belongs to an id, and goes when neither record has it.
 func (s *Store) rename(ctx context.Context, tx *backend.Txn, a admission, old record) error {
-	now := a.record.names()
-	for _, name := range now {
-		item, err := s.b.Get(ctx, nameKey(name))
-		switch {
-		case fault.Is(err, fault.NotFound):
-			tx.Absent(nameKey(name)).Put(nameKey(name), []byte(a.id))
-		case err != nil:
+	if a.record.Name != "" {
+		if err := s.claim(ctx, tx, a.record.Name, string(a.id)); err != nil {
 			return err
-		case string(item.Value) != string(a.id):
-			return fault.New(fault.Conflict, "the name %q is taken", name).WithHint("choose another, or remove what has it")
-		default:
-			tx.At(nameKey(name), item.Revision)
 		}
+	}
+	for _, host := range a.record.hosts() {
+		if err := s.claim(ctx, tx, host, addressOwner); err != nil {
+			return err
+		}
+	}
+	if old.Name == "" || old.Name == a.record.Name {
+		return nil
 	}
 	twin, revision, err := get[record](ctx, s, a.twin, a.what)
 	if err != nil && !fault.Is(err, fault.NotFound) {
 		return err
 	}
-	tx.At(a.twin, revision)
-	kept := append(now, twin.names()...)
-	for _, name := range old.names() {
-		if !slices.Contains(kept, name) {
-			tx.Delete(nameKey(name))
-		}
+	if twin.Name != old.Name {
+		tx.At(a.twin, revision).Delete(nameKey(old.Name))
+	}
+	return nil
+}
+
+// claim adds to a change what it takes that owner has name.
+func (s *Store) claim(ctx context.Context, tx *backend.Txn, name names.NodeName, owner string) error {
+	item, err := s.b.Get(ctx, nameKey(name))
+	switch {
+	case fault.Is(err, fault.NotFound):
+		tx.Absent(nameKey(name)).Put(nameKey(name), []byte(owner))
+	case err != nil:
+		return err
+	case string(item.Value) != owner:
+		return fault.New(fault.Conflict, "the name %q is taken", name).WithHint("choose another, or remove what has it")
+	default:
+		tx.At(nameKey(name), item.Revision)
 	}
 	return nil
 }
@@ -398,7 +412,7 @@ func (s *Store) DeleteMember(ctx context.Context, id names.NodeID) error {
 		}
 		tx := s.b.Txn().At(memberKey(id), m.Revision).Delete(memberKey(id))
 		gone := admission{twin: nodeKey(id), what: KindMember, id: id}
-		if err := s.rename(ctx, tx, gone, record{Name: m.Name, Addresses: m.Addresses}); err != nil {
+		if err := s.rename(ctx, tx, gone, record{Name: m.Name}); err != nil {
 			return err
 		}
 		if _, err = tx.Commit(ctx); !fault.Is(err, fault.Conflict) {

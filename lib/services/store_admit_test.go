@@ -309,9 +309,16 @@ func TestOneProcessHasOneNameForBothItsRecords(t *testing.T) {
 	if err := s.DeleteMember(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []names.NodeName{"hub", "hub.example.com"} {
-		if _, err := s.AdmitNode(t.Context(), "", services.Node{ID: names.NewNodeID(), Name: name, Kind: services.NodeAccessd}); err != nil {
-			t.Errorf("%q after both went: %v, want it free", name, err)
+	if _, err := s.AdmitNode(t.Context(), "", services.Node{ID: names.NewNodeID(), Name: "hub", Kind: services.NodeAccessd}); err != nil {
+		t.Errorf("the name after both went: %v, want it free", err)
+	}
+	if _, err := s.AdmitNode(t.Context(), "", services.Node{ID: names.NewNodeID(), Name: "hub.example.com", Kind: services.NodeAccessd}); !fault.Is(err, fault.Conflict) {
+		t.Errorf("a node with a proxy's old address: %v, want a conflict", err)
+	}
+	for _, name := range []names.NodeName{"p1", "p2"} { // behind one load balancer
+		_, err := s.AdmitMember(t.Context(), "", services.Member{ID: names.NewNodeID(), Name: name, Kind: sshca.KindProxy, Addresses: []string{"hub.example.com:22"}})
+		if err != nil {
+			t.Errorf("proxy %q at a shared address: %v", name, err)
 		}
 	}
 }
