@@ -44,7 +44,7 @@ func measureFootprint(ctx context.Context, l *lab) ([]figure, error) {
 // returns the seconds until it was ready and its memory after the rest, in MB.
 func startAll(ctx context.Context, l *lab, dir string, rest time.Duration) (ready, resident float64, err error) {
 	mark := len(l.processes)
-	defer l.end(mark)
+	defer l.end(mark) // it has stopped, unless something failed
 	start := time.Now()
 	p, err := l.launch(spec{what: "accessd", args: []string{l.accessd, "start", "--data-dir", dir, "--listen", "127.0.0.1:0", "--node-name", "n1"}})
 	if err != nil {
@@ -59,5 +59,6 @@ func startAll(ctx context.Context, l *lab, dir string, rest time.Duration) (read
 	if err != nil {
 		return 0, 0, fmt.Errorf("memory of the server: %w", err)
 	}
+	p.stop(patience) // in order, so that the next start finds what a restart finds
 	return ready, bytes / 1e6, nil
 }

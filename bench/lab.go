@@ -69,7 +69,7 @@ func (l *lab) close() {
 // end stops every process but the first keep, newest first.
 func (l *lab) end(keep int) {
 	for i := len(l.processes) - 1; i >= keep; i-- {
-		l.processes[i].stop()
+		l.processes[i].stop(time.Second) // nobody needs what it would still do
 	}
 	l.processes = l.processes[:keep]
 }

@@ -43,7 +43,7 @@ func fullLink(ctx context.Context, l *lab, sides []*side) ([]figure, error) {
 	}
 	var idle, full [2]float64
 	for i, s := range sides {
-		if idle[i], full[i], err = strokesOnFullLink(ctx, s, pick(l, 12*time.Second, 3*time.Second)); err != nil {
+		if idle[i], full[i], err = strokesOnFullLink(ctx, s, pick(l, 12*time.Second, 2*time.Second)); err != nil {
 			return nil, fmt.Errorf("%s: %w", s.name, err)
 		}
 	}
@@ -89,7 +89,7 @@ func strokesOnFullLink(ctx context.Context, s *side, spell time.Duration) (idle,
 		return 0, 0, err
 	}
 	defer endClient(reader)
-	pause(ctx, 4*time.Second) // until the queues on the way are as full as they get
+	pause(ctx, 3*time.Second) // until the queues on the way are as full as they get
 	var busy []float64
 	for start := time.Now(); time.Since(start) < spell; {
 		one, err := k.press(1)

@@ -98,14 +98,14 @@ func (p *process) tail() string {
 
 func (p *process) pid() int { return p.cmd.Process.Pid }
 
-// stop asks the process to end, kills it when it does not, and with it those of
-// its descendants that would stay behind.
-func (p *process) stop() {
+// stop asks the process to end, kills it when it does not within grace, and with
+// it those of its descendants that would stay behind.
+func (p *process) stop(grace time.Duration) {
 	family := tree(p.pid())
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-p.done:
-	case <-time.After(15 * time.Second):
+	case <-time.After(grace):
 		_ = p.cmd.Process.Kill()
 		<-p.done
 	}

@@ -32,11 +32,11 @@ func measureSessions(ctx context.Context, l *lab) ([]figure, error) {
 		}
 		var held [2]footprints
 		for i, s := range []*side{a, b} {
-			if held[i], err = holdSessions(ctx, s, pick(l, 100, 16)); err != nil {
+			if held[i], err = l.holdSessions(ctx, s, pick(l, 100, 12)); err != nil {
 				return nil, fmt.Errorf("%s: %w", s.name, err)
 			}
 		}
-		cpu, err := paired(ctx, pick(l, 3, 2), []*side{a, b}, func(ctx context.Context, s *side) (sample, error) {
+		cpu, err := paired(ctx, pick(l, 3, 1), []*side{a, b}, func(ctx context.Context, s *side) (sample, error) {
 			return openSessions(ctx, s, pick(l, 40, 10))
 		})
 		if err != nil {
@@ -45,7 +45,7 @@ func measureSessions(ctx context.Context, l *lab) ([]figure, error) {
 		proxy, node := pair(held[0].proxy/1000, held[1].proxy/1000), pair(held[0].node/(1<<20), held[1].node/(1<<20))
 		return []figure{
 			proxy.named("8", "memory per open session at the proxy", kb, atMost(80)).
-				remark("growth of the proxy's proportional set size over %d sessions, each over a connection of its own; accessd's processes run with GOGC=10, so that what they hold is measured and not what is yet to be collected.", pick(l, 100, 16)),
+				remark("growth of the proxy's proportional set size over %d sessions, each over a connection of its own; accessd's processes run with GOGC=10, so that what they hold is measured and not what is yet to be collected.", pick(l, 100, 12)),
 			node.named("8", "memory per open session at the node", mib, atMost(3)).
 				remark("without its shell, with a terminal; sessions are not recorded yet."),
 			cpu.compare(0, 1, "cpu").named("9", "node CPU to open a session with a terminal", millis, atMost(20)).
@@ -64,13 +64,13 @@ type footprints struct{ proxy, node float64 }
 
 // holdSessions opens n sessions, each over a connection of its own, and returns
 // what each holds.
-func holdSessions(ctx context.Context, s *side, n int) (footprints, error) {
+func (l *lab) holdSessions(ctx context.Context, s *side, n int) (footprints, error) {
 	for range 3 { // what is allocated once is not a session's
 		if err := s.exec(ctx, "true"); err != nil {
 			return footprints{}, err
 		}
 	}
-	before, err := settled(ctx, s.proxy.pid(), s.node.pid())
+	before, err := l.settled(ctx, s.proxy.pid(), s.node.pid())
 	if err != nil {
 		return footprints{}, err
 	}
@@ -91,7 +91,7 @@ func holdSessions(ctx context.Context, s *side, n int) (footprints, error) {
 			return footprints{}, fmt.Errorf("start a session: %w", err)
 		}
 	}
-	after, err := settled(ctx, s.proxy.pid(), s.node.pid())
+	after, err := l.settled(ctx, s.proxy.pid(), s.node.pid())
 	if err != nil {
 		return footprints{}, err
 	}
@@ -112,9 +112,9 @@ func (c chain) terminal() (*ssh.Session, error) {
 
 // settled returns the memory of processes and their kind once they have given back
 // what they do not need: the least of several seconds, in bytes.
-func settled(ctx context.Context, pids ...int) ([]float64, error) {
+func (l *lab) settled(ctx context.Context, pids ...int) ([]float64, error) {
 	least := make([]float64, len(pids))
-	for round := range 12 {
+	for round := range pick(l, 12, 3) {
 		pause(ctx, 500*time.Millisecond)
 		for i, pid := range pids {
 			n, err := treePSS(pid)

@@ -52,7 +52,7 @@ func (l *lab) holdNodes(ctx context.Context, n int) (float64, error) {
 	if err := l.joinNodes(ctx, "first", 1, join); err != nil { // what is allocated once is not a tunnel's
 		return 0, err
 	}
-	before, err := settled(ctx, a.main.pid())
+	before, err := l.settled(ctx, a.main.pid())
 	if err != nil {
 		return 0, err
 	}
@@ -62,7 +62,7 @@ func (l *lab) holdNodes(ctx context.Context, n int) (float64, error) {
 	if err := await(ctx, "all nodes are online", func() bool { return a.online(ctx) == n+1 }); err != nil {
 		return 0, err
 	}
-	after, err := settled(ctx, a.main.pid())
+	after, err := l.settled(ctx, a.main.pid())
 	if err != nil {
 		return 0, err
 	}
@@ -95,7 +95,7 @@ func (l *lab) holdTunnels(ctx context.Context, p place, n int) (float64, error) 
 	if err != nil {
 		return 0, err
 	}
-	before, err := settled(ctx, s.proxy.pid())
+	before, err := l.settled(ctx, s.proxy.pid())
 	if err != nil {
 		return 0, err
 	}
@@ -104,7 +104,7 @@ func (l *lab) holdTunnels(ctx context.Context, p place, n int) (float64, error) 
 			return 0, err
 		}
 	}
-	after, err := settled(ctx, s.proxy.pid())
+	after, err := l.settled(ctx, s.proxy.pid())
 	if err != nil {
 		return 0, err
 	}
