@@ -122,6 +122,7 @@ func TestSuccessFromTheClient(t *testing.T) {
 		cat(msgGlobalRequest, str("hello"), []byte{1}),
 		cat(msgChannelOpen, str("echo"), u32(0), u32(1<<20), u32(32<<10)),
 		cat(6, str("ssh-userauth")), // SERVICE_ACCEPT
+		cat(msgPing, str("x")),      // CVE-2025-26466
 	} {
 		for name, prepare := range map[string]func(c *rawClient){
 			"before the service": func(c *rawClient) {

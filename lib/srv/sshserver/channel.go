@@ -281,7 +281,7 @@ func (w *channel) Close() error {
 func (w *channel) drop() {
 	w.stalled.Store(true)
 	w.c.server.metrics.dropped.Inc()
-	w.c.log.Warn("channel dropped", zap.Error(errStalled))
+	w.c.server.cfg.Log.Warn("channel dropped", zap.Stringer("remote", w.c.Remote), zap.Error(errStalled))
 	w.c.spawn(func() { _ = w.Close() })
 }
 

@@ -48,9 +48,8 @@ type Conn struct {
 
 	server   *Server
 	net      net.Conn
-	guard    listener.Guard // nil when the transport has none
-	version  string         // the client's identification, without CR LF
-	log      *zap.Logger
+	guard    listener.Guard  // nil when the transport has none
+	version  string          // the client's identification, without CR LF
 	ctx      context.Context //nolint:containedctx // it is the connection's own: its life is the connection's
 	cancel   context.CancelCauseFunc
 	draining chan struct{}
@@ -85,7 +84,6 @@ func (s *Server) newConn(ctx context.Context, nc net.Conn) *Conn {
 		c.Relay = r.Relay()
 	}
 	c.guard, _ = find[listener.Guard](nc)
-	c.log = s.cfg.Log.With(zap.Stringer("remote", c.Remote))
 	c.pace = rate.NewLimiter(rate.Limit(s.cfg.Limits.MessageRate), 2*s.cfg.Limits.MessageRate)
 	c.writing.idle, c.global.idle = true, true
 	return c
@@ -211,7 +209,7 @@ func (c *Conn) recovered() {
 	}
 	c.panicked.Store(true)
 	c.server.metrics.panics.Inc()
-	c.log.Error("panic while serving a connection", zap.Any("panic", r), zap.ByteString("stack", debug.Stack()))
+	c.server.cfg.Log.Error("panic while serving a connection", zap.Stringer("remote", c.Remote), zap.Any("panic", r), zap.ByteString("stack", debug.Stack()))
 	c.Cut(errPanic)
 }
 
@@ -246,7 +244,7 @@ func (c *Conn) established(sc *ssh.ServerConn) {
 	c.mu.Unlock()
 	c.Identity, c.Joiner = c.auth.identity, c.auth.key // nothing else counts
 	if c.Identity == nil && c.Joiner == nil {
-		c.log.Error("authentication callbacks accepted a peer that has proven nothing")
+		c.server.cfg.Log.Error("authentication callbacks accepted a peer that has proven nothing", zap.Stringer("remote", c.Remote))
 		c.Cut(errNoProof)
 		return
 	}

@@ -80,7 +80,7 @@ func (a *account) chargeLocked(m *meter, held int64) {
 
 func (a *account) overLocked() bool {
 	limit := a.all.lim.MaxBuffered
-	if a.all.total.Load() > a.all.lim.MaxBufferedIn {
+	if a.all.total.Load() > a.all.lim.MaxBufferedTotal {
 		limit /= 16
 	}
 	return a.held > limit

@@ -10,7 +10,7 @@ import (
 
 // account in a test: one client with a few connections.
 func testAccount(limit int64, n int) (*clients, []*meter) {
-	cs := newClients(Limits{MaxBuffered: limit, MaxBufferedIn: 16 * limit, StallTimeout: 10 * time.Second})
+	cs := newClients(Limits{MaxBuffered: limit, MaxBufferedTotal: 16 * limit, StallTimeout: 10 * time.Second})
 	var ms []*meter
 	for range n {
 		m := newMeter()
@@ -155,7 +155,7 @@ func TestMeterWaitsForTheHandler(t *testing.T) {
 // TestMeterInAll: when all clients together hold too much, each has less.
 func TestMeterInAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		cs := newClients(Limits{MaxBuffered: 160 << 10, MaxBufferedIn: 320 << 10, StallTimeout: time.Second})
+		cs := newClients(Limits{MaxBuffered: 160 << 10, MaxBufferedTotal: 320 << 10, StallTimeout: time.Second})
 		drops := map[string]int{}
 		admit := func(name string, bytes int) {
 			m := newMeter()

@@ -101,15 +101,15 @@ type Config struct {
 
 // Limits bounds what one peer may take. A zero field means its default.
 type Limits struct {
-	KexTimeout    time.Duration // to the end of the key exchange; 0 means defaults.KexTimeout
-	LoginTimeout  time.Duration // to the end of authentication; 0 means defaults.LoginTimeout
-	SignInTimeout time.Duration // the same once [Conn.Park] was called; 0 means defaults.SignInTimeout
-	FailureDelay  time.Duration // the least time a refused attempt takes; 0 means 25 ms
-	MaxChannels   int           // channels a peer has open on a connection; 0 means 128
-	MessageRate   int           // channel opens and requests per second and connection; 0 means 2000
-	MaxBuffered   int64         // bytes received and not yet handled, per client; 0 means 20 MiB
-	MaxBufferedIn int64         // the same in all, past which each client has a sixteenth; 0 means 512 MiB
-	StallTimeout  time.Duration // how long a channel may hold too much unread; 0 means 10 s
+	KexTimeout       time.Duration // to the end of the key exchange; 0 means defaults.KexTimeout
+	LoginTimeout     time.Duration // to the end of authentication; 0 means defaults.LoginTimeout
+	SignInTimeout    time.Duration // the same once [Conn.Park] was called; 0 means defaults.SignInTimeout
+	FailureDelay     time.Duration // the least time a refused attempt takes; 0 means 25 ms
+	MaxChannels      int           // channels a peer has open on a connection; 0 means 128
+	MessageRate      int           // channel opens and requests per second and connection; 0 means 2000
+	MaxBuffered      int64         // bytes received and not yet handled, per client; 0 means 16 MiB
+	MaxBufferedTotal int64         // the same in all, past which each client has a sixteenth; 0 means 512 MiB
+	StallTimeout     time.Duration // how long a channel of a client over its bound may go unread; 0 means 30 s
 }
 
 func (l Limits) withDefaults() Limits {
@@ -119,9 +119,9 @@ func (l Limits) withDefaults() Limits {
 	set(&l.FailureDelay, 25*time.Millisecond)
 	set(&l.MaxChannels, 128)
 	set(&l.MessageRate, 2000)
-	set(&l.MaxBuffered, 20<<20)
-	set(&l.MaxBufferedIn, 512<<20)
-	set(&l.StallTimeout, 10*time.Second)
+	set(&l.MaxBuffered, 16<<20) // 54 MiB of memory at the worst, tried
+	set(&l.MaxBufferedTotal, 512<<20)
+	set(&l.StallTimeout, 30*time.Second) // less than the keepalive takes, since a client over its bound is not read
 	return l
 }
 
