@@ -68,7 +68,7 @@ func TestEmbedExample(t *testing.T) {
 	if n := strings.Count(string(text), "\n"); n >= 60 {
 		t.Errorf("the example has %d lines, want under 60", n)
 	}
-	k := harness.Type(t, "sh", "-c", "exec "+binary+" "+filepath.Join(dir, "data")+" 2>&1 >&2")
+	k := harness.Type(t, "sh", "-c", "exec "+binary+" "+filepath.Join(dir, "data")+" >&2")
 	invite := k.Expect(`invite of alice: ([a-z0-9.]+)`)[1]
 	if !regexp.MustCompile(`^[a-z0-9.]{20,}$`).MatchString(invite) {
 		t.Errorf("invite %q", invite)
