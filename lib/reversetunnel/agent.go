@@ -82,13 +82,13 @@ type Agent struct {
 	dialing chan struct{} // has a place per data connection being set up
 
 	mu      sync.Mutex
-	peers   []peer                     // as the proxies tell
-	up      []*link                    // ready for calls; the first is asked first
-	busy    map[string]int             // slots per address
-	holds   map[names.NodeID]int       // slots per proxy
-	away    map[names.NodeID]time.Time // proxies that drain, until when
-	changed chan struct{}              // closed when any of it changes
-	network chan struct{}              // closed when the network changes
+	peers   []peer               // as the proxies tell
+	up      []*link              // ready for calls; the first is asked first
+	busy    map[string]int       // slots per address
+	holds   map[names.NodeID]int // slots per proxy
+	away    map[string]time.Time // ids and addresses of proxies that drain, until when
+	changed chan struct{}        // closed when any of it changes
+	network chan struct{}        // closed when the network changes
 }
 
 // peer is a proxy as another proxy told of it.
@@ -129,7 +129,7 @@ func NewAgent(cfg AgentConfig) (*Agent, error) {
 	}
 	return &Agent{
 		cfg: cfg, log: cfg.Log.Named("agent"), key: key, dialing: make(chan struct{}, maxDialing),
-		busy: map[string]int{}, holds: map[names.NodeID]int{}, away: map[names.NodeID]time.Time{},
+		busy: map[string]int{}, holds: map[names.NodeID]int{}, away: map[string]time.Time{},
 		changed: make(chan struct{}), network: make(chan struct{}),
 	}, nil
 }

@@ -254,7 +254,7 @@ func parseAddresses(given []string) []string {
 func (l *link) drain(live context.Context, d *accessdv1.Drain) {
 	l.leave.Do(func() {
 		after := max(0, time.Duration(d.GetAfterMs())*time.Millisecond)
-		l.agent.leaves(l.proxy, after, parseAddresses(d.GetAddresses()))
+		l.agent.leaves(l, after, parseAddresses(d.GetAddresses()))
 		l.agent.demote(l)
 		close(l.drains)
 		l.tasks.Go(func() { l.part(live, after) })

@@ -11,7 +11,6 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/accessd/accessd/lib/fault"
-	"github.com/accessd/accessd/lib/names"
 )
 
 // Why a slot's link is over, other than by a fault.
@@ -124,9 +123,9 @@ func (s *slot) choose(configured []string) (addr string, wait time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
-	for id, until := range s.away {
+	for what, until := range s.away {
 		if !now.Before(until) {
-			delete(s.away, id)
+			delete(s.away, what)
 		}
 	}
 	list := s.candidatesLocked(configured)
@@ -160,7 +159,7 @@ func (s *slot) candidatesLocked(configured []string) []string {
 	var wanted []string
 	known := map[string]bool{} // belongs to a proxy we know
 	for _, p := range s.peers {
-		wants := s.holds[p.id] == 0 && !s.awayLocked(p.id)
+		wants := s.holds[p.id] == 0 && !s.awayLocked(string(p.id))
 		for _, addr := range p.addresses {
 			known[addr] = true
 			if wants {
@@ -170,7 +169,7 @@ func (s *slot) candidatesLocked(configured []string) []string {
 	}
 	if len(wanted) > 0 || len(s.peers) == 0 || !s.linkedLocked() {
 		for _, addr := range configured {
-			if !known[addr] {
+			if !known[addr] && !s.awayLocked(addr) {
 				wanted = append(wanted, addr)
 			}
 		}
@@ -188,8 +187,8 @@ func (s *slot) linkedLocked() bool {
 	return slices.ContainsFunc(s.peers, func(p peer) bool { return s.holds[p.id] > 0 })
 }
 
-func (s *slot) awayLocked(id names.NodeID) bool {
-	_, away := s.away[id]
+func (s *slot) awayLocked(what string) bool {
+	_, away := s.away[what]
 	return away
 }
 
@@ -230,7 +229,7 @@ func (s *slot) claim(l *link) error {
 	defer s.mu.Unlock()
 	switch {
 	case l.proxy == "": // it is known by its address alone
-	case s.awayLocked(l.proxy):
+	case s.awayLocked(string(l.proxy)):
 		return errAway
 	case s.holds[l.proxy] > 0:
 		return errDuplicate
@@ -253,10 +252,14 @@ func (a *Agent) learn(peers []peer) {
 	a.update(func() { a.peers = peers })
 }
 
-// leaves remembers that a proxy goes away for a while, and where to go instead.
-func (a *Agent) leaves(id names.NodeID, after time.Duration, instead []string) {
+// leaves remembers that l's proxy goes away for a while, and where to go instead.
+func (a *Agent) leaves(l *link, after time.Duration, instead []string) {
 	a.update(func() {
-		a.away[id] = time.Now().Add(after)
+		back := time.Now().Add(after)
+		a.away[l.addr] = back
+		if l.proxy != "" {
+			a.away[string(l.proxy)] = back
+		}
 		if len(instead) > 0 {
 			a.peers = append(slices.Clone(a.peers), peer{addresses: instead})
 		}

@@ -219,6 +219,7 @@ type proxy struct {
 	addr   string
 	server *Server
 	events *recorder
+	beat   sshserver.Keepalive
 	far    func(ctx context.Context, origin netip.AddrPort) (net.Conn, error) // to an authority elsewhere
 
 	listener *listener.Listener
@@ -231,6 +232,7 @@ type proxyConfig struct {
 	ServerConfig
 	addr    string // "" lets the system choose
 	hostKey ssh.Signer
+	beat    sshserver.Keepalive
 	nested  ssh.Signer                                                         // host key of nested connections
 	far     func(ctx context.Context, origin netip.AddrPort) (net.Conn, error) // authority elsewhere
 }
@@ -258,6 +260,7 @@ func (w *world) startProxy(change func(*proxyConfig)) *proxy {
 		w.t.Fatal(err)
 	}
 	p.listen(cfg)
+	p.beat = cfg.beat
 	p.outer = p.sshServer("outer", cfg.hostKey, p.serveAPI)
 	p.nested = p.sshServer("nested", cfg.nested, func(c *sshserver.Conn, nc ssh.NewChannel) { p.serveRPC(c, nc, authority{}.handler()) })
 	p.run()
@@ -318,7 +321,7 @@ func (p *proxy) sshServer(name string, host ssh.Signer, api func(*sshserver.Conn
 		Requests: map[string]func(*sshserver.Conn, *ssh.Request) (bool, []byte){
 			sshwire.RequestTCPIPForward: forward, sshwire.RequestCancelTCPIPForward: forward,
 		},
-		Grace: time.Nanosecond, Log: p.log,
+		Keepalive: p.beat, Grace: time.Nanosecond, Log: p.log,
 	})
 	if err != nil {
 		p.t.Fatal(err)
