@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -138,8 +139,7 @@ func serve(ctx context.Context, d *daemon.Daemon, then func(context.Context) err
 	}
 	if err := then(ctx); err != nil {
 		cancel(err)
-		<-done
-		return err
+		return errors.Join(err, <-done)
 	}
 	return <-done
 }

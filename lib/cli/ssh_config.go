@@ -54,7 +54,7 @@ Host accessd-proxy
   GlobalKnownHostsFile none
   StrictHostKeyChecking yes
   UpdateHostKeys no
-`)) //nolint:gochecknoglobals // parsed once, never changed
+`))
 
 type sshConfigOptions struct {
 	identity, proxy, login, knownHosts string

@@ -18,7 +18,6 @@ import (
 	"net"
 	"os"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -64,8 +63,7 @@ type Daemon struct {
 	edge      *edge          // nil on a mere node
 	node      *nodeRole      // nil without the node role
 
-	ready   chan struct{}
-	serving sync.Map // role name to true
+	ready chan struct{}
 }
 
 // New returns a daemon for cfg, which it checks. It opens nothing yet.

@@ -34,9 +34,7 @@ func (d *Daemon) link(ctx context.Context, m *member, c linkConfig) (*reversetun
 	if c.addresses == nil {
 		c.addresses = d.cfg.Join.Addresses
 	}
-	if err := d.restorePolicy(); err != nil {
-		return nil, nil, err
-	}
+	d.restorePolicy()
 	if !m.joined() || d.mustRejoin(m) {
 		if err := d.join(ctx, m, c); err != nil {
 			return nil, nil, err
@@ -58,16 +56,12 @@ func (d *Daemon) link(ctx context.Context, m *member, c linkConfig) (*reversetun
 	return agent, s, nil
 }
 
-// restorePolicy reads the copy of the policy that an earlier run left.
-func (d *Daemon) restorePolicy() error {
-	err := d.cache.Load(d.path("policy.snapshot"))
-	if errors.Is(err, fs.ErrNotExist) || fault.Is(err, fault.NotFound) {
-		return nil
-	}
-	if err != nil {
+// restorePolicy reads the copy of the policy that an earlier run left. Without
+// one the member waits for the authority.
+func (d *Daemon) restorePolicy() {
+	if err := d.cache.Load(d.path("policy.snapshot")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		d.log.Warn("the copy of the policy cannot be used", zap.Error(err))
 	}
-	return nil
 }
 
 // mustRejoin reports whether m's certificate has ended and there is a token to

@@ -112,7 +112,7 @@ func (s *seat) followPolicy(ctx context.Context, cache *services.Cache) error {
 	for {
 		err := cache.Run(ctx, s.policy)
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // an orderly stop
 		}
 		s.log.Info("the authority is away; going on with the policy as it was", zap.Error(err))
 		if !sleep(ctx, retryPause) {

@@ -70,7 +70,7 @@ func direct(dst io.WriteCloser, src io.Reader, cut func()) int64 {
 			}
 		}
 		switch {
-		case err == io.EOF: //nolint:errorlint // io.Reader: EOF itself, not wrapped
+		case err == io.EOF:
 			if closeWrite(dst) != nil {
 				cut()
 			}

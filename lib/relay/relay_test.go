@@ -25,7 +25,7 @@ func tcpPair(t testing.TB) (near, far *net.TCPConn) {
 		t.Fatal(err)
 	}
 	defer ln.Close()
-	if near, err = net.DialTCP("tcp", nil, ln.Addr().(*net.TCPAddr)); err != nil { //nolint:forcetypeassert // it is TCP
+	if near, err = net.DialTCP("tcp", nil, ln.Addr().(*net.TCPAddr)); err != nil {
 		t.Fatal(err)
 	}
 	if far, err = ln.AcceptTCP(); err != nil {
@@ -41,7 +41,7 @@ func tcpPair(t testing.TB) (near, far *net.TCPConn) {
 type counts struct{ aToB, bToA int64 }
 
 // start joins the inner ends of two connections and returns the outer ones.
-func start(t testing.TB, ctx context.Context) (a, b *net.TCPConn, done <-chan counts) { //nolint:revive // t first, as everywhere
+func start(t testing.TB, ctx context.Context) (a, b *net.TCPConn, done <-chan counts) {
 	t.Helper()
 	a, innerA := tcpPair(t)
 	b, innerB := tcpPair(t)

@@ -205,7 +205,7 @@ func TestServeEndsWithItsContext(t *testing.T) {
 	case <-time.After(10 * time.Second):
 		t.Fatal("Serve outlived its context")
 	}
-	for stream.Receive() { //nolint:revive // to the end
+	for stream.Receive() {
 	}
 	if err := stream.Err(); !fault.Is(err, fault.Unavailable) || errors.Is(err, context.Canceled) {
 		t.Errorf("the stream of a server that stops ended with %v, want unavailable and not the caller's own cancel", err)
