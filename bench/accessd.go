@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -16,15 +17,18 @@ import (
 type cluster struct {
 	config string // its configuration file
 	env    []string
+	apart  bool // the proxy is a process of its own, without the authority
 }
 
-// authority is the data directory of a running "start --roles auth,proxy".
+// authority is the data directory of a running authority, and a proxy to reach it
+// through.
 type authority struct {
-	lab  *lab
-	dir  string
-	home string // keys and files of people
-	addr string
-	main *process
+	lab   *lab
+	dir   string
+	home  string // keys and files of people
+	proxy *process
+	addr  string // of the proxy
+	id    string // of the proxy
 }
 
 // startAuthority starts a fresh cluster.
@@ -37,13 +41,30 @@ func (l *lab) startAuthority(ctx context.Context, p place, c cluster) (*authorit
 	if a.home, err = l.folder(); err != nil {
 		return nil, err
 	}
-	args := []string{l.accessd, "start", "--data-dir", a.dir, "--listen", net.JoinHostPort(p.host, "0"), "--roles", "auth,proxy"}
-	if a.main, err = l.launch(spec{what: "accessd proxy", args: append(args, a.options(c)...), env: c.env}); err != nil {
+	if err := a.start(ctx, p, c, "--data-dir", a.dir, "--roles", "auth,proxy"); err != nil || !c.apart {
+		return a, err
+	}
+	join, err := a.joinArgs(ctx, "proxy", 1)
+	if err != nil {
 		return nil, err
 	}
-	ready, err := a.main.awaitReady(ctx)
-	a.addr = ready["listen"]
-	return a, err
+	dir, err := l.folder()
+	if err != nil {
+		return nil, err
+	}
+	return a, a.start(ctx, p, c, append(join, "--data-dir", dir, "--roles", "proxy", "--node-name", "p1")...)
+}
+
+// start starts a process that is a proxy, which the authority is from then on
+// reached through.
+func (a *authority) start(ctx context.Context, p place, c cluster, args ...string) (err error) {
+	args = append([]string{a.lab.accessd, "start", "--listen", net.JoinHostPort(p.host, "0")}, args...)
+	if a.proxy, err = a.lab.launch(spec{what: "accessd proxy", args: append(args, a.options(c)...), env: c.env}); err != nil {
+		return err
+	}
+	ready, err := a.proxy.awaitReady(ctx)
+	a.addr, a.id = ready["listen"], ready["id"]
+	return err
 }
 
 // options are the arguments that carry a configuration.
@@ -62,9 +83,9 @@ func (a *authority) admin(ctx context.Context, args ...string) (string, error) {
 	return strings.TrimSpace(out), err
 }
 
-// joinArgs are the arguments with which nodes join.
-func (a *authority) joinArgs(ctx context.Context, uses int) ([]string, error) {
-	token, err := a.admin(ctx, "tokens", "add", "--role", "node", "--ttl", "1h", "--uses", fmt.Sprint(uses), "--quiet")
+// joinArgs are the arguments with which processes of a role join.
+func (a *authority) joinArgs(ctx context.Context, role string, uses int) ([]string, error) {
+	token, err := a.admin(ctx, "tokens", "add", "--role", role, "--ttl", "1h", "--uses", fmt.Sprint(uses), "--quiet")
 	if err != nil {
 		return nil, err
 	}
@@ -72,21 +93,21 @@ func (a *authority) joinArgs(ctx context.Context, uses int) ([]string, error) {
 	return []string{"--join", a.addr, "--token", token, "--ca-pin", pin}, err
 }
 
-// online counts the nodes whose tunnel is up.
+// online counts the nodes that have a tunnel to the proxy.
 func (a *authority) online(ctx context.Context) int {
 	text, err := a.admin(ctx, "nodes", "ls", "--format", "json")
 	if err != nil {
 		return 0
 	}
 	var nodes []struct {
-		Online bool `json:"online"`
+		Proxies []string `json:"proxies"`
 	}
 	if json.Unmarshal([]byte(text), &nodes) != nil {
 		return 0
 	}
 	n := 0
 	for _, node := range nodes {
-		if node.Online {
+		if slices.Contains(node.Proxies, a.id) {
 			n++
 		}
 	}
@@ -99,7 +120,7 @@ func (l *lab) startAccessd(ctx context.Context, p place, c cluster) (*side, erro
 	if err != nil {
 		return nil, err
 	}
-	s := &side{name: "accessd", proxy: a.main, addr: a.addr, user: "bench", login: l.login, target: "n1:22"}
+	s := &side{name: "accessd", proxy: a.proxy, addr: a.addr, user: "bench", login: l.login, target: "n1:22"}
 	if err := a.addNode(ctx, p, c, s); err != nil {
 		return nil, err
 	}
@@ -107,7 +128,7 @@ func (l *lab) startAccessd(ctx context.Context, p place, c cluster) (*side, erro
 }
 
 func (a *authority) addNode(ctx context.Context, p place, c cluster, s *side) error {
-	join, err := a.joinArgs(ctx, 1)
+	join, err := a.joinArgs(ctx, "node", 1)
 	if err != nil {
 		return err
 	}
@@ -139,7 +160,7 @@ func (a *authority) addUser(ctx context.Context, s *side) error {
 		return err
 	}
 	hosts := filepath.Join(a.home, "known_hosts")
-	config, err := a.admin(ctx, "ssh-config", "--identity", id.file, "--login", s.login, "--known-hosts", hosts)
+	config, err := a.admin(ctx, "ssh-config", "--identity", id.file, "--proxy", a.addr, "--login", s.login, "--known-hosts", hosts)
 	if err != nil {
 		return err
 	}

@@ -22,7 +22,7 @@ func measureSessions(ctx context.Context, l *lab) ([]figure, error) {
 		if err != nil {
 			return nil, err
 		}
-		a, err := l.startAccessd(ctx, p, cluster{env: frugal()})
+		a, err := l.startAccessd(ctx, p, cluster{env: frugal(), apart: true})
 		if err != nil {
 			return nil, err
 		}

@@ -21,9 +21,12 @@ import (
 func measureTunnels(ctx context.Context, l *lab) ([]figure, error) {
 	return l.own(func() ([]figure, error) {
 		nodes, tunnels := pick(l, 200, 24), pick(l, 20, 5)
-		held, err := l.holdNodes(ctx, nodes)
-		if err != nil {
-			return nil, fmt.Errorf("accessd: %w", err)
+		var held [2]float64
+		for i, apart := range []bool{true, false} {
+			var err error
+			if held[i], err = l.holdNodes(ctx, nodes, apart); err != nil {
+				return nil, fmt.Errorf("accessd: %w", err)
+			}
 		}
 		p, err := l.here()
 		if err != nil {
@@ -33,26 +36,32 @@ func measureTunnels(ctx context.Context, l *lab) ([]figure, error) {
 		if err != nil {
 			return nil, fmt.Errorf("OpenSSH: %w", err)
 		}
-		return []figure{pair(held/1000, stockHeld/1000).named("8", "memory per idle node tunnel at the proxy", kb, atMost(56)).
-			remark("growth of the proxy's proportional set size over %d nodes that joined (each a node of the embedding API, %d to a process), against %d `ssh -N -R`; accessd's proxy runs with GOGC=10, so that what it holds is measured and not what is yet to be collected.", nodes, nodes, tunnels)}, nil
+		return []figure{
+			pair(held[0]/1000, stockHeld/1000).named("8", "memory per idle node tunnel at a proxy", kb, atMost(56)).
+				remark("growth of the proxy's proportional set size over %d nodes that joined (each a node of the embedding API, %d to a process), against %d `ssh -N -R`; accessd's proxy runs with GOGC=10, so that what it holds is measured and not what is yet to be collected.", nodes, nodes, tunnels),
+			pair(held[1]/1000, stockHeld/1000).named("8", "the same where the proxy is the authority, too", kb, goal{}).
+				remark("the node's streams of policy and instructions end there."),
+		}, nil
 	})
 }
 
 // holdNodes joins n nodes to a fresh cluster and returns the bytes that each
 // holds at the proxy.
-func (l *lab) holdNodes(ctx context.Context, n int) (float64, error) {
-	a, err := l.startAuthority(ctx, place{host: "127.0.0.1"}, cluster{env: frugal()})
+func (l *lab) holdNodes(ctx context.Context, n int, apart bool) (float64, error) {
+	mark := len(l.processes)
+	defer func() { l.end(mark) }()
+	a, err := l.startAuthority(ctx, place{host: "127.0.0.1"}, cluster{env: frugal(), apart: apart})
 	if err != nil {
 		return 0, err
 	}
-	join, err := a.joinArgs(ctx, n+1)
+	join, err := a.joinArgs(ctx, "node", n+1)
 	if err != nil {
 		return 0, err
 	}
 	if err := l.joinNodes(ctx, "first", 1, join); err != nil { // what is allocated once is not a tunnel's
 		return 0, err
 	}
-	before, err := l.settled(ctx, a.main.pid())
+	before, err := l.settled(ctx, a.proxy.pid())
 	if err != nil {
 		return 0, err
 	}
@@ -62,7 +71,7 @@ func (l *lab) holdNodes(ctx context.Context, n int) (float64, error) {
 	if err := await(ctx, "all nodes are online", func() bool { return a.online(ctx) == n+1 }); err != nil {
 		return 0, err
 	}
-	after, err := l.settled(ctx, a.main.pid())
+	after, err := l.settled(ctx, a.proxy.pid())
 	if err != nil {
 		return 0, err
 	}
@@ -138,8 +147,9 @@ func runNodes(ctx context.Context, args []string, stdout, stderr io.Writer) (cod
 		id := fmt.Sprintf("%s-%d", *name, i)
 		return &config.Config{
 			DataDir: filepath.Join(*dir, id), Roles: []string{"node"}, Node: config.Node{Name: id},
-			Join: config.Join{Addresses: strings.Split(*join, ","), Token: *token, CAPins: []string{*pin}},
-			Log:  config.Log{Level: "error"},
+			Tunnel: config.Tunnel{Proxies: 1},
+			Join:   config.Join{Addresses: strings.Split(*join, ","), Token: *token, CAPins: []string{*pin}},
+			Log:    config.Log{Level: "error"},
 		}
 	})
 	if err != nil {
