@@ -211,7 +211,7 @@ func writePEM(name, kind string, der []byte) error {
 	if err != nil {
 		return fmt.Errorf("write %q: %w", name, err)
 	}
-	defer os.Remove(f.Name()) //nolint:errcheck // after the rename there is nothing to remove
+	defer os.Remove(f.Name()) // after the rename there is nothing to remove
 	err = errors.Join(pem.Encode(f, &pem.Block{Type: kind, Bytes: der}), f.Sync(), f.Close())
 	if err == nil {
 		err = os.Rename(f.Name(), name)

@@ -94,7 +94,7 @@ func (s *Server) ready(w http.ResponseWriter, _ *http.Request) {
 func answer(w http.ResponseWriter, status int, text string) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.WriteHeader(status)
-	fmt.Fprintln(w, text) //nolint:errcheck // the client has gone; nothing is lost
+	fmt.Fprintln(w, text) // an error means that the client has gone
 }
 
 // local serves next to the networks that may read metrics.

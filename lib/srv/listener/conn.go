@@ -3,6 +3,7 @@ package listener
 import (
 	"bufio"
 	"crypto/tls"
+	"errors"
 	"net"
 	"net/netip"
 	"sync"
@@ -55,6 +56,17 @@ func (c *Conn) Close() error {
 		err = c.socket.Close()
 	})
 	return err
+}
+
+// CloseWrite tells the peer that nothing more comes, and leaves reading as it is.
+func (c *Conn) CloseWrite() error {
+	if t, ok := c.Conn.(*tls.Conn); ok {
+		return t.CloseWrite()
+	}
+	if s, ok := c.socket.(interface{ CloseWrite() error }); ok {
+		return s.CloseWrite()
+	}
+	return errors.ErrUnsupported
 }
 
 // KexDone implements [Guard]. The end of the key exchange changes nothing here:

@@ -318,7 +318,14 @@ func TestALPN(t *testing.T) {
 				if g.p != row.want || g.c.TLS() == nil || g.c.TLS().NegotiatedProtocol != row.alpn {
 					t.Errorf("got %q with TLS %v, want %q by %q", g.p, g.c.TLS(), row.want, row.alpn)
 				}
-				go io.Copy(io.Discard, raw)
+				rest := make(chan error, 1)
+				go func() {
+					_, err := io.Copy(io.Discard, c)
+					rest <- err
+				}()
+				if err := errors.Join(g.c.CloseWrite(), <-rest); err != nil {
+					t.Errorf("CloseWrite: %v", err)
+				}
 				g.c.Close()
 				raw.Close()
 			})
@@ -438,12 +445,12 @@ func TestRefusedWithoutReading(t *testing.T) {
 		first, second := b.dial("198.51.100.1:1"), b.dial("198.51.100.1:2")
 		closed(t, b.dial("198.51.100.1:3"))
 		other := b.dial("198.51.100.2:1")
-		g := []given{<-b.got, <-b.got, <-b.got}
-		for range 4 {
-			g[0].c.Penalize(OffenceAuthFailed)
-		}
-		for _, h := range g {
-			h.c.Close()
+		for _, g := range []given{<-b.got, <-b.got, <-b.got} { // in any order
+			if strings.HasPrefix(g.c.RemoteAddr().String(), "198.51.100.1:") {
+				g.c.Penalize(OffenceProtocol)
+				g.c.Penalize(OffenceProtocol)
+			}
+			g.c.Close()
 		}
 		closed(t, b.dial("198.51.100.1:4"))
 		closed(t, first)
@@ -550,6 +557,17 @@ func TestRealSocket(t *testing.T) {
 		got := make([]byte, 11)
 		if _, err := io.ReadFull(s, got); err != nil || !bytes.Equal(got, []byte("SSH-2.0-x\r\n")) {
 			t.Errorf("read %q, %v", got, err)
+		}
+		// Half a close leaves the other half open.
+		if err := s.(*Conn).CloseWrite(); err != nil {
+			t.Error(err)
+		}
+		if got, err := io.ReadAll(c); len(got) != 0 || err != nil {
+			t.Errorf("after CloseWrite the client reads %q, %v", got, err)
+		}
+		io.WriteString(c, "more")
+		if _, err := io.ReadFull(s, got[:4]); err != nil {
+			t.Errorf("after CloseWrite: %v", err)
 		}
 		s.Close()
 		c.Close()

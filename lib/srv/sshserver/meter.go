@@ -243,6 +243,9 @@ func (m *meter) oldestLocked() *source {
 
 // received counts n bytes from the network.
 func (m *meter) received(n int) {
+	if n == 0 {
+		return
+	}
 	m.total.Add(int64(n))
 	m.heard.Store(time.Now().UnixNano())
 }

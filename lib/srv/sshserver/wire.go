@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -75,6 +76,8 @@ type wire struct {
 	replay  string // the client's identification, until it was read
 	written bool   // our identification was swallowed
 	live    atomic.Bool
+	in      reader
+	out     writer
 }
 
 func (w *wire) Read(b []byte) (int, error) {
@@ -86,8 +89,8 @@ func (w *wire) Read(b []byte) (int, error) {
 	if err := w.c.admit(); err != nil {
 		return 0, err
 	}
-	n, err := w.Conn.Read(b)
-	w.c.meter.received(n)
+	n, fresh, err := w.in.read(w.Conn, b)
+	w.c.meter.received(fresh)
 	if !w.live.Load() && w.c.meter.total.Load() > maxPreAuth {
 		return 0, errPreAuthBytes
 	}
@@ -101,7 +104,7 @@ func (w *wire) Write(b []byte) (int, error) {
 	}
 	w.c.meter.wake(&w.c.writing)
 	defer w.c.meter.rest(&w.c.writing)
-	return w.Conn.Write(b)
+	return w.out.write(w.Conn, b)
 }
 
 func (w *wire) Close() error {
@@ -116,10 +119,16 @@ func (w *wire) LocalAddr() net.Addr {
 	if !w.live.Load() {
 		if sc, ok := w.ctx.Value(gliderlabs.ContextKeyConn).(*ssh.ServerConn); ok {
 			w.live.Store(true)
+			w.out.gcm.Store(writesGCM(sc))
 			w.c.established(sc)
 		}
 	}
 	return w.Conn.LocalAddr()
+}
+
+func writesGCM(sc *ssh.ServerConn) bool {
+	m, ok := sc.Conn.(ssh.AlgorithmsConnMetadata)
+	return ok && slices.Contains(gcm(), m.Algorithms().Write.Cipher)
 }
 
 // SetDeadline does nothing: gliderlabs would clear deadlines at each read and

@@ -130,11 +130,12 @@ func (w *world) serve() net.Conn {
 func (w *world) serveWrapped(wrap func(net.Conn) net.Conn) net.Conn {
 	w.t.Helper()
 	client, server := tcpPair(w.t)
+	server = wrap(server)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		w.errs <- w.server.ServeConn(ctx, wrap(server))
+		w.errs <- w.server.ServeConn(ctx, server)
 	}()
 	w.t.Cleanup(func() {
 		client.Close()
