@@ -31,9 +31,6 @@ type linkConfig struct {
 // link joins the cluster unless m has joined before, and keeps a connection to
 // it: for a node its tunnels, for a proxy its way to the authority.
 func (d *Daemon) link(ctx context.Context, m *member, c linkConfig) (*reversetunnel.Agent, *seat, error) {
-	if c.addresses == nil {
-		c.addresses = d.cfg.Join.Addresses
-	}
 	d.restorePolicy()
 	if !m.joined() || d.mustRejoin(m) {
 		if err := d.join(ctx, m, c); err != nil {
@@ -44,16 +41,28 @@ func (d *Daemon) link(ctx context.Context, m *member, c linkConfig) (*reversetun
 	d.id, d.name = state.ID, state.Name
 	d.cluster.Store(&state.Cluster)
 	agent, err := reversetunnel.NewAgent(reversetunnel.AgentConfig{
-		Addresses: func() []string { return c.addresses }, Identity: m.credentials, Trust: d.linkTrust(m), Serve: c.serve,
+		Addresses: func() []string { return d.dialled(c) }, Identity: m.credentials, Trust: d.linkTrust(m), Serve: c.serve,
 		Proxies: d.cfg.Tunnel.Proxies, NoDialBack: d.cfg.Tunnel.NoDialBack, Log: d.log,
 	})
 	if err != nil {
 		return nil, nil, err
 	}
 	s := &seat{member: m, calls: agent.Authority(), log: d.log}
-	d.run.start(ctx, rankTunnels, "agent", agent.Run)
+	at := rankLink
+	if c.addresses != nil {
+		at = rankTraffic // it dials this very process, which stops listening now
+	}
+	d.run.start(ctx, at, "agent", agent.Run)
 	d.run.start(ctx, rankMember, "renewal", s.renew)
 	return agent, s, nil
+}
+
+// dialled returns the addresses a link dials.
+func (d *Daemon) dialled(c linkConfig) []string {
+	if c.addresses != nil {
+		return c.addresses
+	}
+	return d.cfg.Join.Addresses
 }
 
 // restorePolicy reads the copy of the policy that an earlier run left. Without
@@ -143,7 +152,7 @@ func (d *Daemon) join(ctx context.Context, m *member, c linkConfig) error {
 // try the next.
 func (d *Daemon) askToJoin(ctx context.Context, m *member, c linkConfig, req *accessdv1.JoinRequest) (*accessdv1.JoinResponse, error) {
 	var err error
-	for _, addr := range c.addresses {
+	for _, addr := range d.dialled(c) {
 		var res *connect.Response[accessdv1.JoinResponse]
 		if res, err = d.askAt(ctx, addr, m, req); err == nil {
 			return res.Msg, nil

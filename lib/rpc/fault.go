@@ -140,8 +140,8 @@ func classify(wire *connect.Error) error {
 // serverFaults classifies what handlers return.
 type serverFaults struct{ log *zap.Logger }
 
-func (s serverFaults) done(spec connect.Spec, err error) error {
-	if err != nil && fault.KindOf(err) == fault.Internal && !errors.Is(err, context.Canceled) {
+func (s serverFaults) done(ctx context.Context, spec connect.Spec, err error) error {
+	if err != nil && fault.KindOf(err) == fault.Internal && ctx.Err() == nil {
 		s.log.Error("a call ended in an internal error", zap.String("procedure", spec.Procedure), zap.Error(err))
 	}
 	return toWire(err)
@@ -151,7 +151,7 @@ func (s serverFaults) done(spec connect.Spec, err error) error {
 func (s serverFaults) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
 		res, err := next(ctx, req)
-		return res, s.done(req.Spec(), err)
+		return res, s.done(ctx, req.Spec(), err)
 	}
 }
 
@@ -163,7 +163,7 @@ func (s serverFaults) WrapStreamingClient(next connect.StreamingClientFunc) conn
 // WrapStreamingHandler implements [connect.Interceptor].
 func (s serverFaults) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
 	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
-		return s.done(conn.Spec(), next(ctx, conn))
+		return s.done(ctx, conn.Spec(), next(ctx, conn))
 	}
 }
 

@@ -2,13 +2,12 @@ package rpc
 
 import (
 	"context"
-	"errors"
 	"net"
 	"net/http"
 	"sync"
-	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/net/http2"
 )
 
 // BaseURL is what clients are made with; the connection decides where calls go.
@@ -17,12 +16,11 @@ const BaseURL = "http://accessd"
 // Bounds of one connection. Members hold a handful of streams; the small frames
 // and windows keep an idle tunnel cheap at the proxy.
 const (
-	maxStreams    = 64
-	maxHeader     = 16 << 10 // bytes
-	maxFrame      = 16 << 10 // bytes
-	streamWindow  = 64 << 10 // bytes
-	connWindow    = 1 << 20  // bytes
-	headerTimeout = 10 * time.Second
+	maxStreams   = 64
+	maxHeader    = 16 << 10 // bytes
+	maxFrame     = 16 << 10 // bytes
+	streamWindow = 64 << 10 // bytes
+	connWindow   = 1 << 20  // bytes
 )
 
 // h2 are the HTTP/2 settings of both ends.
@@ -45,29 +43,33 @@ func clearHTTP2() *http.Protocols {
 
 // Serve answers peer's calls on conn with h until the peer closes conn or ctx
 // ends; it always closes conn and waits for every handler.
+//
+// It uses golang.org/x/net's server because net/http's has no way to serve one
+// connection: with a listener around it, it keeps the buffers of HTTP/1 and
+// another goroutine, 16 KiB more for each idle tunnel of a proxy.
 func Serve(ctx context.Context, conn net.Conn, peer Peer, h http.Handler) error {
 	ctx, cancel := context.WithCancel(WithPeer(ctx, peer))
 	defer cancel()
-	calls := &calls{next: h}
-	srv := &http.Server{
-		Handler:           calls,
-		Protocols:         clearHTTP2(),
-		HTTP2:             h2(),
-		MaxHeaderBytes:    maxHeader,
-		ErrorLog:          zap.NewStdLog(zap.NewNop()), // what a peer does wrong ends its connection only
-		ReadHeaderTimeout: headerTimeout,
-		BaseContext:       func(net.Listener) context.Context { return ctx },
-	}
-	ln := newOneConn(conn)
+	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	err := srv.Serve(ln)
-	cancel()
-	srv.Close()
-	calls.wait()
-	if errors.Is(err, net.ErrClosed) {
-		return nil // the peer hung up, or ctx ended
+	calls := &calls{next: h}
+	srv := &http2.Server{ //nolint:staticcheck // SA1019: see above
+		MaxConcurrentStreams:         maxStreams,
+		MaxReadFrameSize:             maxFrame,
+		MaxUploadBufferPerStream:     streamWindow,
+		MaxUploadBufferPerConnection: connWindow,
 	}
-	return err
+	srv.ServeConn(conn, &http2.ServeConnOpts{ //nolint:staticcheck // SA1019: see above
+		Context: ctx,
+		Handler: calls,
+		BaseConfig: &http.Server{ //nolint:gosec // G112: the carrier of conn bounds its time
+			MaxHeaderBytes: maxHeader,
+			ErrorLog:       zap.NewStdLog(zap.NewNop()), // what a peer does wrong ends its connection only
+		},
+	})
+	cancel()
+	calls.wait()
+	return nil
 }
 
 // calls counts the calls that run, and begins none once wait was called: net/http
@@ -98,48 +100,6 @@ func (c *calls) wait() {
 	c.over = true
 	c.mu.Unlock()
 	c.live.Wait()
-}
-
-// oneConn is a listener that yields one connection and ends with it.
-type oneConn struct {
-	conn   net.Conn
-	first  sync.Once
-	closed chan struct{}
-	once   sync.Once
-}
-
-func newOneConn(c net.Conn) *oneConn { return &oneConn{conn: c, closed: make(chan struct{})} }
-
-// Accept implements [net.Listener].
-func (l *oneConn) Accept() (net.Conn, error) {
-	var c net.Conn
-	l.first.Do(func() { c = watchedConn{l.conn, l} })
-	if c != nil {
-		return c, nil
-	}
-	<-l.closed
-	return nil, net.ErrClosed
-}
-
-// Close implements [net.Listener].
-func (l *oneConn) Close() error {
-	l.once.Do(func() { close(l.closed) })
-	return nil
-}
-
-// Addr implements [net.Listener].
-func (l *oneConn) Addr() net.Addr { return l.conn.LocalAddr() }
-
-// watchedConn ends its listener when the server closes it.
-type watchedConn struct {
-	net.Conn
-	ln *oneConn
-}
-
-// Close implements [net.Conn].
-func (c watchedConn) Close() error {
-	err := c.Conn.Close()
-	return errors.Join(err, c.ln.Close())
 }
 
 // Client returns a client whose connections dial makes; calls share one
