@@ -21,6 +21,7 @@ const (
 	rankMember                // policy, announcements, renewal
 	rankAuthority             // API and its admin socket
 	rankEvents                // the spool drains
+	rankLink                  // the way to an authority elsewhere, by which it drained
 	rankLog                   // the audit log closes
 	rankStore                 // the backend closes
 )

@@ -23,6 +23,7 @@ const (
 	renewPause  = time.Minute      // after a renewal failed
 	savePause   = 5 * time.Second  // between two copies of the policy on disk
 	reportEvery = 30 * time.Second // live sessions, even when none changed
+	reportPause = time.Second      // between two reports of live sessions
 )
 
 // seat is one role's place in the cluster: who it is, and its way to the
@@ -181,5 +182,9 @@ func (s *seat) report(ctx context.Context, live func() []*accessdv1.LiveSession,
 		case <-timer.C:
 		}
 		timer.Stop()
+		// A burst of sessions is one report: each replaces the whole list.
+		if !sleep(ctx, reportPause) {
+			return nil
+		}
 	}
 }
