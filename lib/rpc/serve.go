@@ -53,16 +53,12 @@ func Serve(ctx context.Context, conn net.Conn, peer Peer, h http.Handler) error 
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	calls := &calls{next: h}
-	srv := &http2.Server{ //nolint:staticcheck // SA1019: see above
-		MaxConcurrentStreams:         maxStreams,
-		MaxReadFrameSize:             maxFrame,
-		MaxUploadBufferPerStream:     streamWindow,
-		MaxUploadBufferPerConnection: connWindow,
-	}
+	var srv http2.Server                      //nolint:staticcheck // SA1019: see above
 	srv.ServeConn(conn, &http2.ServeConnOpts{ //nolint:staticcheck // SA1019: see above
 		Context: ctx,
 		Handler: calls,
 		BaseConfig: &http.Server{ //nolint:gosec // G112: the carrier of conn bounds its time
+			HTTP2:          h2(),
 			MaxHeaderBytes: maxHeader,
 			ErrorLog:       zap.NewStdLog(zap.NewNop()), // what a peer does wrong ends its connection only
 		},
