@@ -173,7 +173,7 @@ func BenchmarkEncode(b *testing.B) {
 	for b.Loop() {
 		ev := e
 		ev.Time = testTime
-		if _, err := s.encode(ev); err != nil {
+		if _, err := s.encode(ev, MaxEvent); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -92,6 +92,22 @@ func (d *privateDir) open(name string) (*os.File, error) {
 	return d.OpenFile(name, os.O_RDONLY|syscall.O_NOFOLLOW, 0)
 }
 
+// openAny opens a plain file for reading and writing, and makes it when there is
+// none.
+func (d *privateDir) openAny(name string) (*os.File, error) {
+	info, err := d.Lstat(name)
+	if err == nil && !info.Mode().IsRegular() {
+		return nil, fault.New(fault.BadInput, "%q in the audit directory is not a plain file", name)
+	}
+	flags := os.O_RDWR | syscall.O_NOFOLLOW
+	if errors.Is(err, fs.ErrNotExist) {
+		flags |= os.O_CREATE | os.O_EXCL
+	} else if err != nil {
+		return nil, err
+	}
+	return d.OpenFile(name, flags, 0o600)
+}
+
 // sync makes the directory's entries durable.
 func (d *privateDir) sync() error {
 	f, err := d.Open(".")

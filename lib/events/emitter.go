@@ -18,9 +18,6 @@ const (
 	// defaultMaxBytes is the bound of a spool: about half a million events.
 	defaultMaxBytes = 256 << 20
 
-	// emitTimeout bounds the wait for another caller's write, so that a disk that
-	// hangs refuses instead of hanging everybody.
-	emitTimeout = 10 * time.Second
 	// drainTimeout bounds the last attempt to ship at shutdown.
 	drainTimeout = 5 * time.Second
 	// busyBatch is the size of a batch that tells of a busy member, which pauses
@@ -93,6 +90,30 @@ func NewEmitter(cfg EmitterConfig) (*Emitter, error) {
 //
 // The end of ctx does not stop the record: what happened is recorded.
 func (e *Emitter) Emit(ctx context.Context, ev Event) error {
+	return e.EmitAll(ctx, ev)
+}
+
+// EmitAll is Emit of several events at once, all or none of them, in their order
+// and at the price of one.
+func (e *Emitter) EmitAll(_ context.Context, evs ...Event) error {
+	records := make([][]byte, len(evs))
+	for i, ev := range evs {
+		var err error
+		if records[i], err = e.encode(ev); err != nil {
+			return err
+		}
+	}
+	quit, stop := patience()
+	defer stop()
+	err := e.spool.records.do(quit, records, e.spool.write)
+	if errors.Is(err, errAbandoned) {
+		return fault.New(fault.Unavailable, "the audit spool does not answer")
+	}
+	return err
+}
+
+// encode fills in what ev leaves to the emitter.
+func (e *Emitter) encode(ev Event) ([]byte, error) {
 	if ev.Time.IsZero() {
 		ev.Time = e.cfg.Now()
 	}
@@ -105,17 +126,7 @@ func (e *Emitter) Emit(ctx context.Context, ev Event) error {
 	if ev.ServerHostname == "" {
 		ev.ServerHostname = e.cfg.ServerHostname
 	}
-	line, err := e.schema.encode(ev)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), emitTimeout)
-	defer cancel()
-	err = e.spool.records.do(ctx, line)
-	if errors.Is(err, context.DeadlineExceeded) {
-		return fault.New(fault.Unavailable, "the audit spool does not answer")
-	}
-	return err
+	return e.schema.encode(ev, MaxEvent)
 }
 
 // Healthy returns why a record cannot be written, or nil. After a failure it

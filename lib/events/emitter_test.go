@@ -144,6 +144,37 @@ func TestEmitRefusesMistakes(t *testing.T) {
 	}
 }
 
+// Events emitted together stay together and in order, and are recorded all or
+// none.
+func TestEmitAll(t *testing.T) {
+	e := newTestEmitter(t, EmitterConfig{})
+	var wg sync.WaitGroup
+	for i := range 20 {
+		wg.Go(func() {
+			if err := e.EmitAll(t.Context(), run(fmt.Sprint(3*i)), run(fmt.Sprint(3*i+1)), run(fmt.Sprint(3*i+2))); err != nil {
+				t.Errorf("EmitAll = %v", err)
+			}
+		})
+	}
+	wg.Wait()
+	if err := e.EmitAll(t.Context(), run("none"), Event{Name: "no.event"}); err == nil {
+		t.Error("EmitAll took an event that the table does not have")
+	}
+	if err := e.EmitAll(t.Context()); err != nil {
+		t.Errorf("EmitAll of nothing = %v", err)
+	}
+	got := ship(t, e)
+	for i := 0; i+2 < len(got); i += 3 {
+		var n int
+		if _, err := fmt.Sscan(got[i], &n); err != nil || n%3 != 0 || !slices.Equal(got[i:i+3], numbers(n, 3)) {
+			t.Errorf("shipped %v together", got[i:i+3])
+		}
+	}
+	if len(got) != 60 || e.Stats().Emitted != 60 {
+		t.Errorf("shipped %d, %+v", len(got), e.Stats())
+	}
+}
+
 // What happened is recorded, also when the one it happened to has gone.
 func TestEmitIgnoresTheEndOfItsContext(t *testing.T) {
 	e := newTestEmitter(t, EmitterConfig{})
@@ -694,7 +725,7 @@ func TestF05DiskHangs(t *testing.T) {
 		go func() { first <- e.Emit(t.Context(), run("slow")) }()
 		synctest.Wait()
 		start := time.Now()
-		if err := e.Emit(t.Context(), run("waits")); !fault.Is(err, fault.Unavailable) || time.Since(start) != emitTimeout {
+		if err := e.Emit(t.Context(), run("waits")); !fault.Is(err, fault.Unavailable) || time.Since(start) != writeTimeout {
 			t.Errorf("Emit = %v after %v", err, time.Since(start))
 		}
 		close(release)

@@ -71,7 +71,7 @@ func encode(t testing.TB, e Event) []byte {
 	if e.Time.IsZero() {
 		e.Time = testTime
 	}
-	line, err := newSchema().encode(e)
+	line, err := newSchema().encode(e, MaxEvent)
 	if err != nil {
 		t.Fatalf("encode %s: %v", e.Name, err)
 	}

@@ -1,20 +1,23 @@
 package events
 
 import (
-	"context"
 	"errors"
 	"sync"
+	"time"
 )
 
-// errUnfinished is what the others of a group get when its commit panicked.
-var errUnfinished = errors.New("events: internal error: a commit did not return")
+var (
+	// errUnfinished is what the others of a group get when its commit panicked.
+	errUnfinished = errors.New("events: internal error: a commit did not return")
+	// errAbandoned is what a caller gets who did not wait for the end.
+	errAbandoned = errors.New("nobody committed it in time")
+)
 
 // committer commits what concurrent callers bring in groups: while one group is
 // being written, the next one gathers, and whoever of it comes first writes it
 // for all. It needs no goroutine of its own.
 type committer[T any] struct {
-	commit func(ctx context.Context, items []T) error // called by one at a time
-	turn   chan struct{}                              // holds a token while somebody commits
+	turn chan struct{} // holds a token while somebody commits
 
 	mu   sync.Mutex
 	next *group[T] // gathers
@@ -27,15 +30,14 @@ type group[T any] struct {
 	err   error
 }
 
-func newCommitter[T any](commit func(context.Context, []T) error) *committer[T] {
-	c := &committer[T]{commit: commit, turn: make(chan struct{}, 1)}
-	c.next = &group[T]{done: make(chan struct{})}
-	return c
+func newCommitter[T any]() *committer[T] {
+	return &committer[T]{turn: make(chan struct{}, 1), next: &group[T]{done: make(chan struct{})}}
 }
 
-// do returns when item was committed or could not be. An ended ctx ends the
-// wait, but item is committed with the next group all the same.
-func (c *committer[T]) do(ctx context.Context, item T) error {
+// do returns when item was committed or could not be. One of the callers of a
+// group commits all of it with its commit, while no other commit runs. When quit
+// closes do returns errAbandoned, but item goes with its group all the same.
+func (c *committer[T]) do(quit <-chan struct{}, item T, commit func(items []T) error) error {
 	c.mu.Lock()
 	g := c.next
 	g.items = append(g.items, item)
@@ -44,8 +46,8 @@ func (c *committer[T]) do(ctx context.Context, item T) error {
 	select {
 	case <-g.done:
 		return g.err
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	case <-quit:
+		return errAbandoned
 	case c.turn <- struct{}{}:
 	}
 	defer c.release()
@@ -59,7 +61,7 @@ func (c *committer[T]) do(ctx context.Context, item T) error {
 	c.mu.Unlock()
 	g.err = errUnfinished // unless commit returns
 	defer close(g.done)
-	g.err = c.commit(context.WithoutCancel(ctx), g.items) // others wait for it, too
+	g.err = commit(g.items)
 	return g.err
 }
 
@@ -67,3 +69,14 @@ func (c *committer[T]) do(ctx context.Context, item T) error {
 func (c *committer[T]) acquire() { c.turn <- struct{}{} }
 
 func (c *committer[T]) release() { <-c.turn }
+
+// writeTimeout bounds the wait for another caller's write, so that a disk that
+// hangs refuses instead of hanging everybody.
+const writeTimeout = 10 * time.Second
+
+// patience returns a channel that closes after writeTimeout, unless stop is
+// called before.
+func patience() (quit <-chan struct{}, stop func() bool) {
+	over := make(chan struct{})
+	return over, time.AfterFunc(writeTimeout, func() { close(over) }).Stop
+}

@@ -1,7 +1,6 @@
 package events
 
 import (
-	"context"
 	"errors"
 	"testing"
 )
@@ -9,12 +8,13 @@ import (
 // A commit that panics takes its caller with it, and nobody else.
 func TestCommitterSurvivesAPanic(t *testing.T) {
 	broken := true
-	c := newCommitter(func(context.Context, []int) error {
+	c := newCommitter[int]()
+	commit := func([]int) error {
 		if broken {
 			panic("broken")
 		}
 		return nil
-	})
+	}
 	c.acquire()
 	first, others := make(chan any, 3), make(chan error, 3)
 	for range 3 {
@@ -24,7 +24,7 @@ func TestCommitterSurvivesAPanic(t *testing.T) {
 					first <- r
 				}
 			}()
-			others <- c.do(t.Context(), 1)
+			others <- c.do(nil, 1, commit)
 		}()
 	}
 	for gathered := 0; gathered < 3; {
@@ -42,23 +42,23 @@ func TestCommitterSurvivesAPanic(t *testing.T) {
 		}
 	}
 	broken = false
-	if err := c.do(t.Context(), 2); err != nil {
+	if err := c.do(nil, 2, commit); err != nil {
 		t.Errorf("do = %v after the panic", err)
 	}
 }
 
 func TestCommitterLetsCallersGo(t *testing.T) {
 	var committed []int
-	c := newCommitter(func(_ context.Context, items []int) error { committed = append(committed, items...); return nil })
+	c := newCommitter[int]()
+	commit := func(items []int) error { committed = append(committed, items...); return nil }
 	c.acquire()
-	ctx, cancel := context.WithCancelCause(t.Context())
-	gone := errors.New("gone")
-	cancel(gone)
-	if err := c.do(ctx, 1); !errors.Is(err, gone) {
-		t.Errorf("do = %v, want %v", err, gone)
+	gone := make(chan struct{})
+	close(gone)
+	if err := c.do(gone, 1, commit); !errors.Is(err, errAbandoned) {
+		t.Errorf("do = %v, want %v", err, errAbandoned)
 	}
 	c.release()
-	if err := c.do(t.Context(), 2); err != nil || len(committed) != 2 {
+	if err := c.do(nil, 2, commit); err != nil || len(committed) != 2 {
 		t.Errorf("do = %v, committed %v; want both", err, committed)
 	}
 }

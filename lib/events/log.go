@@ -91,7 +91,7 @@ func OpenLog(ctx context.Context, cfg LogConfig) (*Log, error) {
 		return nil, err
 	}
 	l := &Log{cfg: cfg, dir: dir, tiles: tiles{dir.Root}, grown: make(chan struct{}), stop: func() {}}
-	l.groups = newCommitter(l.commit)
+	l.groups = newCommitter[[]entry]()
 	if err := l.open(ctx, key); err != nil {
 		l.stop()
 		return nil, errors.Join(err, dir.close())
@@ -178,7 +178,9 @@ func (l *Log) Append(ctx context.Context, events [][]byte) error {
 			return err
 		}
 	}
-	err := l.groups.do(ctx, entries)
+	err := l.groups.do(ctx.Done(), entries, func(groups [][]entry) error {
+		return l.commit(context.WithoutCancel(ctx), groups) // others wait for it, too
+	})
 	if err != nil && fault.KindOf(err) == fault.Internal {
 		return fault.Wrap(fault.Unavailable, err, "the audit log cannot be written")
 	}

@@ -3,7 +3,6 @@
 package events
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -67,7 +66,7 @@ type spool struct {
 	log    *zap.Logger
 	create func(name string) (file, error)
 
-	records *committer[[]byte]
+	records *committer[[][]byte]
 	active  file // last of segments while open; nil makes a new one; owned by whoever has the turn
 
 	mu       sync.Mutex
@@ -89,7 +88,7 @@ func openSpool(path string, maxBytes int64, log *zap.Logger) (*spool, error) {
 	}
 	s := &spool{dir: dir, max: maxBytes, log: log, next: 1, grown: make(chan struct{})}
 	s.create = func(name string) (file, error) { return dir.create(name) }
-	s.records = newCommitter(s.write)
+	s.records = newCommitter[[][]byte]()
 	if err := s.scan(); err != nil {
 		_ = dir.close()
 		return nil, fault.Wrap(fault.Unavailable, err, "cannot read the audit spool")
@@ -133,9 +132,11 @@ func (s *spool) scan() error {
 	return nil
 }
 
-// write makes records durable, all or none of them. It has the turn.
-func (s *spool) write(_ context.Context, records [][]byte) error {
+// write makes the records of several callers durable, all or none of them. It has
+// the turn.
+func (s *spool) write(callers [][][]byte) error {
 	var buf []byte
+	records := slices.Concat(callers...)
 	for _, r := range records {
 		buf = appendFrame(buf, r)
 	}

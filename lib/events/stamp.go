@@ -32,14 +32,14 @@ func newSchema() schema {
 // type of a value that it does not have. [Emitter.Emit] refuses what Check does;
 // whoever fakes an emitter in a test should, too.
 func Check(ev Event) error {
-	_, err := newSchema().encode(ev)
+	_, err := newSchema().encode(ev, MaxEvent)
 	return err
 }
 
-// encode returns the canonical form of ev, brought into the form the table gives
+// encode returns the canonical form of ev in at most limit bytes, brought into the form the table gives
 // it: its code, its outcome, its uid, its fields' types and bounds. An event or a
 // field that is not in the table is a mistake of the program.
-func (s schema) encode(ev Event) ([]byte, error) {
+func (s schema) encode(ev Event, limit int) ([]byte, error) {
 	spec, ok := s[ev.Name]
 	if !ok {
 		return nil, fault.New(fault.Internal, "events: internal error: no event %q in the table", ev.Name)
@@ -78,7 +78,7 @@ func (s schema) encode(ev Event) ([]byte, error) {
 	if err := ev.check(); err != nil {
 		return nil, fault.New(fault.Internal, "events: internal error: %w", err)
 	}
-	return c.fit(ev), nil
+	return c.fit(ev, limit), nil
 }
 
 func cmpOr(n, otherwise int) int {
@@ -232,19 +232,19 @@ func (c cutter) texts(key string, m map[string]string, limit int) map[string]str
 	return out
 }
 
-// fit returns the canonical form of ev, with the longest values cut until it is no
-// longer than [MaxEvent]: hostile text grows sixfold when it is escaped.
-func (c cutter) fit(ev Event) []byte {
-	for limit := MaxEvent / 2; ; limit /= 2 {
+// fit returns the canonical form of ev, with the longest values cut until it has at
+// most limit bytes: hostile text grows sixfold when it is escaped.
+func (c cutter) fit(ev Event, limit int) []byte {
+	for each := limit / 2; ; each /= 2 {
 		if len(c.cut) > 0 {
 			ev.Fields[truncatedField] = slices.Sorted(maps.Keys(c.cut))
 		}
-		if line := ev.appendTo(make([]byte, 0, 512)); len(line) <= MaxEvent {
+		if line := ev.appendTo(make([]byte, 0, 512)); len(line) <= limit {
 			return line
 		}
 		for key, v := range ev.Fields {
 			if key != truncatedField {
-				ev.Fields[key] = c.shrink(key, v, limit)
+				ev.Fields[key] = c.shrink(key, v, each)
 			}
 		}
 	}
