@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -67,7 +68,7 @@ func (s *Server) bridge(c *sshserver.Conn, who *person, d sshwire.DirectTCPIP, n
 	in, out := relay.Pipe(ctx, up, down)
 	who.in.Add(in)
 	who.out.Add(out)
-	if cause := context.Cause(ctx); cause != nil {
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, net.ErrClosed) {
 		s.log.Info("bridge ended early", zap.String("user", string(c.Identity.User)), zap.String("node", string(q.node.Name)), zap.Error(cause))
 	}
 	return nil
