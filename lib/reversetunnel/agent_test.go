@@ -52,7 +52,7 @@ func TestReconnectsAreSpread(t *testing.T) {
 	perSecond := map[int]int{}
 	var last time.Duration
 	for i := range nodes {
-		r := rand.New(rand.NewPCG(1, uint64(i))) //nolint:gosec // reproducible
+		r := rand.New(rand.NewPCG(1, uint64(i)))
 		b := backoff{draw: func(n time.Duration) time.Duration { return time.Duration(r.Int64N(int64(n))) }}
 		at := b.next(time.Hour)
 		for at < outage {

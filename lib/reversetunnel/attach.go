@@ -203,6 +203,7 @@ func (s *Server) stream(ctx context.Context, t *tunnel, out *connect.ServerStrea
 		return err
 	}
 	var told news
+	var again <-chan time.Time
 	for {
 		fresh := s.latest()
 		if fresh.peers != told.peers {
@@ -220,6 +221,7 @@ func (s *Server) stream(ctx context.Context, t *tunnel, out *connect.ServerStrea
 			if err := out.Send(dialBack(tickets)); err != nil {
 				return err
 			}
+			again = time.After(ticketTTL + time.Second) // those not used by then are lost
 		}
 		select {
 		case <-ctx.Done():
@@ -227,6 +229,7 @@ func (s *Server) stream(ctx context.Context, t *tunnel, out *connect.ServerStrea
 		case <-t.gone:
 			return errReplaced
 		case <-t.wake:
+		case <-again:
 		case <-told.next:
 		}
 	}

@@ -3,7 +3,6 @@ package reversetunnel
 import (
 	"context"
 	"crypto/tls"
-	"io"
 	"net"
 	"net/netip"
 	"time"
@@ -122,7 +121,5 @@ func (c *clientConn) CloseWrite() error {
 	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
 	}
-	return c.Conn.Close()
+	return c.Close()
 }
-
-var _ io.Closer = (*clientConn)(nil)

@@ -207,7 +207,7 @@ func TestNewConnectionReplacesDeadOne(t *testing.T) {
 	p.holds(n.id)
 	began := time.Now()
 	ws.freeze()
-	await(t, "replacement", p.events.next, func() bool { return len(p.events.text()) == len("tunnel.up tunnel.up tunnel.down") })
+	await(t, "replacement", p.events.next, func() bool { return strings.Count(p.events.text(), "tunnel.") == 3 })
 	if took := time.Since(began); took < probeTimeout || took > probeTimeout+5*time.Second {
 		t.Errorf("replaced after %v, want a little over %v", took, probeTimeout)
 	}

@@ -46,7 +46,7 @@ func (f *fakeProxy) Attach(ctx context.Context, _ *connect.Request[accessdv1.Att
 	} else {
 		f.say(send)
 	}
-	f.attached <- ctx.Value(connKey{}).(ssh.Conn) //nolint:forcetypeassert // set below
+	f.attached <- ctx.Value(connKey{}).(ssh.Conn)
 	<-ctx.Done()
 	return nil
 }

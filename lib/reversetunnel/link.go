@@ -163,7 +163,7 @@ func (l *link) attach(ctx, live context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer stream.Close()
+	defer func() { _ = stream.Close() }() // its error is that of Err
 	if !stream.Receive() {
 		return whyEnded(stream)
 	}

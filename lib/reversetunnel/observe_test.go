@@ -1,6 +1,7 @@
 package reversetunnel
 
 import (
+	"slices"
 	"sync"
 	"testing"
 
@@ -37,12 +38,7 @@ func (o *observed) next() <-chan struct{} {
 func (o *observed) await(t testing.TB, message string) {
 	t.Helper()
 	await(t, "log line "+message, o.next, func() bool {
-		for _, m := range o.messages() {
-			if m == message {
-				return true
-			}
-		}
-		return false
+		return slices.Contains(o.messages(), message)
 	})
 }
 

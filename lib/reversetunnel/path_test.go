@@ -97,7 +97,7 @@ func TestTailAfterHalfClose(t *testing.T) {
 					t.Errorf("node read: %v", err)
 				}
 				_, _ = conn.Write(got)
-				_ = conn.(interface{ CloseWrite() error }).CloseWrite() //nolint:forcetypeassert // the contract
+				_ = conn.(interface{ CloseWrite() error }).CloseWrite()
 			}
 		}, p.addr)
 		p.holds(n.id)
@@ -110,7 +110,7 @@ func TestTailAfterHalfClose(t *testing.T) {
 		_, _ = rand.Read(sent)
 		go func() {
 			_, _ = conn.Write(sent)
-			_ = conn.(interface{ CloseWrite() error }).CloseWrite() //nolint:forcetypeassert // the contract
+			_ = conn.(interface{ CloseWrite() error }).CloseWrite()
 		}()
 		got, err := io.ReadAll(conn)
 		if err != nil || string(got) != string(sent) {

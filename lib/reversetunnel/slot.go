@@ -59,7 +59,7 @@ func (s *slot) after(addr string, up time.Duration, err error) time.Duration {
 		defer s.mu.Unlock()
 		return s.untilBackLocked(time.Now())
 	case errors.Is(err, errDuplicate):
-		return lazyPause/2 + rand.N(lazyPause)
+		return lazyPause/2 + rand.N(lazyPause) //nolint:gosec // G404: when to dial is no secret
 	case up > 0:
 		s.failing = true
 		s.log.Warn("link down; dialing again", zap.String("proxy", addr), zap.Duration("after", up), zap.Error(err))
@@ -138,7 +138,7 @@ func (s *slot) choose(configured []string) (addr string, wait time.Duration) {
 	if i := slices.Index(list, s.last); i >= 0 && len(list) > 1 {
 		list = slices.Delete(list, i, i+1) // another first
 	}
-	addr = list[rand.IntN(len(list))]
+	addr = list[rand.IntN(len(list))] //nolint:gosec // G404: where to dial is no secret
 	s.busy[addr]++
 	return addr, 0
 }

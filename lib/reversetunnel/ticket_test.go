@@ -2,6 +2,7 @@ package reversetunnel
 
 import (
 	"crypto/tls"
+	"errors"
 	"io"
 	"net"
 	"testing"
@@ -205,11 +206,11 @@ func TestUnprovenDataConnections(t *testing.T) {
 		synctest.Wait()
 		near, far := net.Pipe()
 		ln.conns <- far
-		if _, err := near.Read(make([]byte, 1)); err != io.EOF || time.Since(began) != 0 {
+		if _, err := near.Read(make([]byte, 1)); !errors.Is(err, io.EOF) || time.Since(began) != 0 {
 			t.Errorf("one too many: %v after %v, want an end at once", err, time.Since(began))
 		}
 		for _, c := range silent {
-			if _, err := c.Read(make([]byte, 1)); err != io.EOF {
+			if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 				t.Errorf("silent connection: %v, want its end", err)
 			}
 		}

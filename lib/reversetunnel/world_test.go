@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
-	"go.uber.org/goleak"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest"
 	"golang.org/x/crypto/ssh"
@@ -36,10 +35,8 @@ import (
 	"github.com/accessd/accessd/lib/sshwire"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// client is where the clients of these tests come from.
-var client1 = netip.MustParseAddrPort("203.0.113.7:40022") //nolint:gochecknoglobals // a constant
+// client1 is where the clients of these tests come from.
+var client1 = netip.MustParseAddrPort("203.0.113.7:40022")
 
 // world has the CAs of one cluster, and its proxies.
 type world struct {
@@ -220,6 +217,7 @@ type proxy struct {
 	server *Server
 	events *recorder
 	beat   sshserver.Keepalive
+	calls  http.Handler                                                       // the authority's services
 	far    func(ctx context.Context, origin netip.AddrPort) (net.Conn, error) // to an authority elsewhere
 
 	listener *listener.Listener
@@ -241,7 +239,7 @@ type proxyConfig struct {
 // accessd-api when AuthorityHere, else on accessd-authority.
 func (w *world) startProxy(change func(*proxyConfig)) *proxy {
 	w.t.Helper()
-	p := &proxy{world: w, id: names.NewNodeID(), events: newRecorder()}
+	p := &proxy{world: w, id: names.NewNodeID(), events: newRecorder(), calls: authority{}.handler()}
 	cfg := proxyConfig{ServerConfig: ServerConfig{
 		ID: p.id, Name: "edge", Events: p.events, Directory: w.dir, AuthorityHere: true, Log: w.log,
 	}}
@@ -262,7 +260,7 @@ func (w *world) startProxy(change func(*proxyConfig)) *proxy {
 	p.listen(cfg)
 	p.beat = cfg.beat
 	p.outer = p.sshServer("outer", cfg.hostKey, p.serveAPI)
-	p.nested = p.sshServer("nested", cfg.nested, func(c *sshserver.Conn, nc ssh.NewChannel) { p.serveRPC(c, nc, authority{}.handler()) })
+	p.nested = p.sshServer("nested", cfg.nested, func(c *sshserver.Conn, nc ssh.NewChannel) { p.serveRPC(c, nc, p.calls) })
 	p.run()
 	return p
 }
@@ -276,7 +274,7 @@ func (p *proxy) listen(cfg proxyConfig) {
 	p.listener, err = listener.New(listener.Config{
 		Bind: listener.Bind{Addr: cfg.addr}, Data: p.server.TLSConfig(), PlainData: cfg.Plain,
 		Certificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return nil, io.EOF },
-		Limits:      listener.Limits{Exempt: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}},
+		Limits:      listener.Limits{Start: 10_000, Full: 10_000, PerSource: 10_000, Exempt: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}},
 		Log:         p.log,
 	})
 	if err != nil {
@@ -359,10 +357,14 @@ func (p *proxy) identify(m ssh.ConnMetadata, key ssh.PublicKey) (*sshca.Identity
 }
 
 func (p *proxy) serveAPI(c *sshserver.Conn, nc ssh.NewChannel) {
-	mux := http.NewServeMux()
-	mux.Handle("/", authority{}.handler())
-	mux.Handle(p.server.API(c))
-	p.serveRPC(c, nc, mux)
+	path, tunnels := p.server.API(c)
+	p.serveRPC(c, nc, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, path) {
+			tunnels.ServeHTTP(w, r)
+			return
+		}
+		p.calls.ServeHTTP(w, r)
+	}))
 }
 
 func (p *proxy) serveRPC(c *sshserver.Conn, nc ssh.NewChannel, h http.Handler) {
@@ -406,11 +408,10 @@ func (p *proxy) serveAuthority(c *sshserver.Conn, nc ssh.NewChannel) {
 // node is an agent whose server says who calls, then echoes.
 type node struct {
 	*Agent
-	id      names.NodeID
-	name    names.NodeName
-	signer  ssh.Signer
-	stop    func()
-	serving sync.WaitGroup
+	id     names.NodeID
+	name   names.NodeName
+	signer ssh.Signer
+	stop   func()
 }
 
 func (w *world) startNode(name names.NodeName, change func(*AgentConfig), addrs ...string) *node {
@@ -522,7 +523,7 @@ func (c *call) echo(t testing.TB) {
 }
 
 // modes are the ways sessions reach a node; every test of the path runs in each.
-var modes = map[string]func(*proxyConfig){ //nolint:gochecknoglobals // a constant table
+var modes = map[string]func(*proxyConfig){
 	"tls":     nil,
 	"plain":   func(c *proxyConfig) { c.Plain = true },
 	"channel": func(c *proxyConfig) { c.NoDialBack = true },
