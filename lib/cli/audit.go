@@ -170,7 +170,7 @@ func (e *env) tail(ctx context.Context, req *accessdv1.TailEventsRequest, f form
 	if err != nil {
 		return err
 	}
-	defer stream.Close()
+	defer func() { _ = stream.Close() }() // what went wrong is in stream.Err
 	for stream.Receive() {
 		for _, b := range stream.Msg().GetEvents() {
 			line := string(b)

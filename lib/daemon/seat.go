@@ -99,7 +99,7 @@ func (s *seat) policy(ctx context.Context, fn func(*accessdv1.PolicyUpdate) erro
 	if err != nil {
 		return err
 	}
-	defer stream.Close()
+	defer func() { _ = stream.Close() }() // what went wrong is in stream.Err
 	for stream.Receive() {
 		if err := fn(stream.Msg()); err != nil {
 			return err
@@ -155,7 +155,7 @@ func (s *seat) instructions(ctx context.Context, fn func(*accessdv1.Instruction)
 			for stream.Receive() {
 				fn(stream.Msg())
 			}
-			stream.Close()
+			_ = stream.Close() // it has ended
 		}
 		if !sleep(ctx, retryPause) {
 			return nil

@@ -63,7 +63,7 @@ func makeKey(file string) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(tmp.Name()) //nolint:errcheck // the key has its own name by then
+	defer os.Remove(tmp.Name())
 	key := make([]byte, keySize)
 	rand.Read(key) // never fails
 	_, err = tmp.Write(key)
