@@ -43,6 +43,13 @@ const (
 	etcdDir    = "etcd"
 )
 
+// etcd keeps the changes since its last snapshot in memory, for members that are
+// behind; there are none here. In changes.
+const (
+	snapshotEvery = 1000
+	catchUp       = 100
+)
+
 // openEmbedded starts etcd in cfg.Dir.
 func (b *Backend) openEmbedded(ctx context.Context, cfg Config) error {
 	lock, err := lockDir(cfg.Dir)
@@ -103,6 +110,7 @@ func start(cfg Config) (etcd *embed.Etcd, err error) {
 	ec.QuotaBackendBytes = cfg.Quota
 	ec.AutoCompactionMode, ec.AutoCompactionRetention = embed.CompactorModePeriodic, history
 	ec.MaxSnapFiles, ec.MaxWalFiles = keepFiles, keepFiles
+	ec.SnapshotCount, ec.SnapshotCatchUpEntries = snapshotEvery, catchUp
 	ec.BootstrapDefragThresholdMegabytes = defragAbove
 	ec.AuthToken = "" // nobody connects, so nobody authenticates
 	ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(quiet(cfg.Log))
