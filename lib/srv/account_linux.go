@@ -30,7 +30,6 @@ const (
 type account struct {
 	name     string
 	uid, gid uint32
-	groups   []uint32 // all it is in, the primary one first
 	home     string
 	shell    string
 }
@@ -52,10 +51,6 @@ func (a accounts) find(ctx context.Context, login names.Login) (account, error) 
 	if fault.Is(err, fault.NotFound) {
 		return account{}, fault.New(fault.Denied, "there is no account %q on this node", login)
 	}
-	if err != nil {
-		return account{}, err
-	}
-	acct.groups, err = a.groupsOf(ctx, acct)
 	return acct, err
 }
 
@@ -100,10 +95,10 @@ func parsePasswd(line string) (account, bool) {
 // and is refused.
 func parseID(s string) (uint32, bool) {
 	n, err := strconv.ParseUint(s, 10, 32)
-	return uint32(n), err == nil && n != math.MaxUint32 //nolint:gosec // ParseUint saw to 32 bits
+	return uint32(n), err == nil && n != math.MaxUint32
 }
 
-// groupsOf returns what initgroups(3) would set.
+// groupsOf returns what initgroups(3) would set, the primary group first.
 func (a accounts) groupsOf(ctx context.Context, acct account) ([]uint32, error) {
 	groups := []uint32{acct.gid}
 	add := func(s string) {
@@ -112,7 +107,7 @@ func (a accounts) groupsOf(ctx context.Context, acct account) ([]uint32, error) 
 		}
 	}
 	if a.beyondFiles("group") || a.beyondFiles("initgroups") {
-		answer, err := a.getent(ctx, "initgroups", acct.name) // "name gid gid ..."
+		answer, err := a.getent(ctx, "initgroups", acct.name) // the name, then the groups
 		if err != nil {
 			return nil, err
 		}
@@ -187,7 +182,7 @@ func (a accounts) beyondFiles(database string) bool {
 		if !ok || strings.TrimSpace(name) != database {
 			return true
 		}
-		for _, source := range strings.Fields(sources) {
+		for source := range strings.FieldsSeq(sources) {
 			if source != "files" && source != "compat" && !strings.ContainsAny(source, "[]=") {
 				beyond = true
 			}
@@ -215,7 +210,7 @@ func (a accounts) askPasswd(ctx context.Context, login names.Login) (account, er
 func (a accounts) getent(ctx context.Context, database, key string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, getentTime)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "/usr/bin/getent", database, key)
+	cmd := exec.CommandContext(ctx, "/usr/bin/getent", database, key) //nolint:gosec // key is a login by its grammar, or a name from passwd
 	cmd.Env = []string{"PATH=/usr/bin:/bin"}
 	out, err := cmd.Output()
 	const notFound = 2 // getent(1)

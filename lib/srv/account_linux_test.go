@@ -58,8 +58,9 @@ func TestFindAccount(t *testing.T) {
 	if got.uid != 1000 || got.gid != 1000 || got.home != "/home/deploy" || got.shell != "/bin/sh" {
 		t.Errorf("find = %+v", got)
 	}
-	if want := []uint32{1000, 27, 999}; !slices.Equal(got.groups, want) {
-		t.Errorf("groups %v, want %v", got.groups, want)
+	groups, err := a.groupsOf(t.Context(), got)
+	if want := []uint32{1000, 27, 999}; !slices.Equal(groups, want) || err != nil {
+		t.Errorf("groups %v, %v, want %v", groups, err, want)
 	}
 	if got, err := a.find(t.Context(), "noshell"); err != nil || got.shell != "/bin/sh" {
 		t.Errorf("account without a shell: %+v, %v, want /bin/sh", got, err)

@@ -123,10 +123,9 @@ func (c *Client) decide(action authz.Action) authz.Decision {
 	})
 }
 
-// expired reports whether the certificate's time is over.
-func (c *Client) expired() bool {
-	return !c.m.cfg.OutliveCertificate && !c.m.cfg.Now().Before(c.cfg.Identity.ValidBefore)
-}
+// expired reports whether the certificate's time is over. Then nothing new
+// begins, also where what runs goes on.
+func (c *Client) expired() bool { return !c.m.cfg.Now().Before(c.cfg.Identity.ValidBefore) }
 
 // Refusal is something that a client asks for and this node does not have.
 type Refusal struct {

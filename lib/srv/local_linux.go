@@ -116,6 +116,10 @@ func (l *Local) Start(ctx context.Context, c Command) (Process, error) {
 	if err != nil {
 		return nil, err
 	}
+	groups, err := l.accounts.groupsOf(ctx, acct)
+	if err != nil {
+		return nil, err
+	}
 	s, err := l.open(c.Terminal, acct)
 	if err != nil {
 		return nil, fault.Wrap(fault.Unavailable, err, "this node cannot open "+s.what)
@@ -123,7 +127,7 @@ func (l *Local) Start(ctx context.Context, c Command) (Process, error) {
 	defer s.closeChild()
 	p := &process{local: l, streams: s, exited: make(chan Exit, 1)}
 	l.spawner.hold()
-	if err := p.start(acct, c); err != nil {
+	if err := p.start(acct, groups, c); err != nil {
 		l.spawner.release()
 		s.closeOurs()
 		return nil, err
@@ -144,7 +148,7 @@ func argv(acct account, c Command) []string {
 
 // start starts the process in the home of acct or, where that cannot be
 // entered, in /, as sshd does.
-func (p *process) start(acct account, c Command) error {
+func (p *process) start(acct account, groups []uint32, c Command) error {
 	pidfd := -1
 	attr := &os.ProcAttr{
 		Dir:   acct.home,
@@ -159,7 +163,7 @@ func (p *process) start(acct account, c Command) error {
 		},
 	}
 	if p.local.root {
-		attr.Sys.Credential = &syscall.Credential{Uid: acct.uid, Gid: acct.gid, Groups: acct.groups}
+		attr.Sys.Credential = &syscall.Credential{Uid: acct.uid, Gid: acct.gid, Groups: groups}
 	}
 	if attr.Dir == "" {
 		attr.Dir = "/"
@@ -168,7 +172,8 @@ func (p *process) start(acct account, c Command) error {
 	p.local.spawner.do(func() {
 		p.proc, err = os.StartProcess(acct.shell, argv(acct, c), attr)
 		if err != nil && attr.Dir != "/" && !errors.Is(err, unix.E2BIG) {
-			fmt.Fprintf(p.streams.child[2], "Could not chdir to home directory %s: %s\n", acct.home, errorText(err))
+			// There is room for it in the pipe or the terminal; without it the session goes on.
+			_, _ = fmt.Fprintf(p.streams.child[2], "Could not chdir to home directory %s: %s\n", acct.home, errorText(err))
 			attr.Dir = "/"
 			p.proc, err = os.StartProcess(acct.shell, argv(acct, c), attr)
 		}

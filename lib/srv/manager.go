@@ -62,7 +62,7 @@ type Config struct {
 	// and LC_*.
 	AcceptEnv []string
 	// OutliveCertificate lets sessions go on when the certificate that opened
-	// them expires.
+	// them expires; new ones do not begin on the connection.
 	OutliveCertificate bool
 	// MaxSessions bounds the sessions of all people; 0 means DefaultMaxSessions.
 	MaxSessions int
@@ -79,7 +79,7 @@ type Config struct {
 type Manager struct {
 	cfg     Config
 	metrics *metrics
-	buffers sync.Pool // of *[]byte, bufferSize long
+	buffers sync.Pool // of *[bufferSize]byte
 
 	running sync.WaitGroup // sessions that have begun and not ended; Add under mu
 
@@ -113,7 +113,6 @@ func New(cfg Config) (*Manager, error) {
 		clients:  map[*Client]struct{}{},
 		changed:  make(chan struct{}),
 	}
-	m.buffers.New = func() any { b := make([]byte, bufferSize); return &b }
 	var err error
 	m.metrics, err = newMetrics(cfg.Registerer, m)
 	return m, err

@@ -83,7 +83,7 @@ func specialChar(v uint32) uint8 {
 	if v == undefinedChar {
 		return 0
 	}
-	return uint8(v) //nolint:gosec // a character; the wire has room for more
+	return uint8(v) // a character; the wire has room for more
 }
 
 func (m modes) applySpeed(t *unix.Termios, mode sshwire.Mode) {

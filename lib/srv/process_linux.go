@@ -113,13 +113,13 @@ func awaitReadable(fd int) error {
 		return errors.Join(err, unix.Close(fd))
 	}
 	f := os.NewFile(uintptr(fd), "pidfd")
-	defer f.Close() //nolint:errcheck // nothing was written
+	defer f.Close()
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return err
 	}
 	return raw.Read(func(fd uintptr) bool {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0) //nolint:gosec // a file descriptor fits
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
 		return n > 0 && err == nil
 	})
 }

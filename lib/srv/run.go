@@ -106,18 +106,21 @@ func (h *channel) pump(s *session, streams Pipes) <-chan struct{} {
 // copy copies src to dst until src ends and returns an error when dst does not
 // take it. A dst that does not read stops src: there is one buffer between them.
 func (h *channel) copy(s *session, dst io.Writer, src io.Reader, total *atomic.Int64) error {
-	buffer := h.client.m.buffers.Get().(*[]byte) //nolint:forcetypeassert // its New makes nothing else
+	buffer, ok := h.client.m.buffers.Get().(*[bufferSize]byte)
+	if !ok {
+		buffer = new([bufferSize]byte)
+	}
 	defer h.client.m.buffers.Put(buffer)
 	for {
-		n, err := src.Read(*buffer)
+		n, err := src.Read(buffer[:])
 		if n > 0 {
 			s.count(total, n)
-			if _, err := dst.Write((*buffer)[:n]); err != nil {
+			if _, err := dst.Write(buffer[:n]); err != nil {
 				return err
 			}
 		}
 		if err != nil {
-			return nil //nolint:nilerr // EOF, or EIO from a terminal that nobody holds any more
+			return nil // EOF, or EIO from a terminal that nobody holds any more
 		}
 	}
 }
@@ -157,7 +160,7 @@ func (h *channel) report(e Exit) {
 		h.send(sshwire.RequestExitSignal, sshwire.ExitSignal{Name: name, CoreDumped: e.Core}.Marshal())
 		return
 	}
-	h.send(sshwire.RequestExitStatus, sshwire.ExitStatus{Code: uint32(e.Code)}.Marshal()) //nolint:gosec // 0 to 255
+	h.send(sshwire.RequestExitStatus, sshwire.ExitStatus{Code: uint32(e.Code)}.Marshal())
 }
 
 func (h *channel) send(name string, payload []byte) {

@@ -63,13 +63,11 @@ func (c *Client) open(ctx context.Context, r request, cancel context.CancelCause
 		s.action = authz.ActionExec
 	}
 	s.decision = c.decide(s.action)
-	if err := c.record(ctx, c.decisionEvent(s.decision, s.action, "")); err != nil {
-		return nil, c.unrecorded(err)
-	}
+	decided := c.decisionEvent(s.decision, s.action, "")
 	if err := s.admit(ctx); err != nil {
-		return nil, s.reject(ctx, err)
+		return nil, s.reject(ctx, decided, err)
 	}
-	if err := s.begin(ctx); err != nil {
+	if err := s.begin(ctx, decided); err != nil {
 		c.m.remove(s)
 		c.m.running.Done()
 		return nil, c.unrecorded(err)
@@ -104,8 +102,9 @@ func (s *session) admit(ctx context.Context) error {
 	return nil
 }
 
-// reject records that s was refused because of err and returns err.
-func (s *session) reject(ctx context.Context, err error) error {
+// reject records the decision and that s was refused because of err, and returns
+// err.
+func (s *session) reject(ctx context.Context, decided events.Event, err error) error {
 	c := s.client
 	c.m.metrics.rejected.Inc()
 	e := c.rejectionEvent(Refusal{Action: s.action, Kind: string(s.request.kind)}, fault.Public(err))
@@ -119,7 +118,7 @@ func (s *session) reject(ctx context.Context, err error) error {
 	if err := c.refusals.Wait(ctx); err != nil {
 		return errGone
 	}
-	if err := c.record(ctx, e); err != nil {
+	if err := c.record(ctx, decided, e); err != nil {
 		return c.unrecorded(err)
 	}
 	return err
@@ -132,28 +131,30 @@ func (c *Client) unrecorded(err error) error {
 	return errSessions
 }
 
-// begin makes the beginning of s durable.
-func (s *session) begin(ctx context.Context) error {
+// begin makes the decision and the beginning of s durable.
+func (s *session) begin(ctx context.Context, decided events.Event) error {
 	start := s.startEvent()
 	if err := s.client.m.cfg.Ledger.Begin(start); err != nil {
 		return err
 	}
-	list := []events.Event{start}
+	list := []events.Event{decided, start}
 	if s.request.kind == KindExec {
 		list = append(list, s.execEvent())
 	}
 	err := s.client.record(ctx, list...)
 	if err != nil {
-		s.close(ctx, outcome{reason: "the audit log could not be written"})
+		// Nobody knows whether start is durable, so both ends of s are written; a
+		// second start has the uid of the first, and is dropped.
+		s.close(ctx, start, s.endEvent(outcome{reason: "the audit log could not be written"}))
 	}
 	return err
 }
 
 // close makes the end of s durable. When that fails the ledger keeps s for the
 // next start.
-func (s *session) close(ctx context.Context, o outcome) {
+func (s *session) close(ctx context.Context, list ...events.Event) {
 	m := s.client.m
-	err := m.cfg.Events.Emit(context.WithoutCancel(ctx), s.endEvent(o))
+	err := s.client.record(context.WithoutCancel(ctx), list...)
 	if err == nil {
 		err = m.cfg.Ledger.End(s.id)
 	}
@@ -178,7 +179,7 @@ func (s *session) retire() {
 // end makes the end of a retired session durable.
 func (s *session) end(ctx context.Context, o outcome) {
 	defer s.client.m.running.Done()
-	s.close(ctx, o)
+	s.close(ctx, s.endEvent(o))
 }
 
 func (s *session) stopLocked() {

@@ -36,7 +36,7 @@ func localWorld(t *testing.T, settings ...setting) (*world, peer) {
 // sshd starts OpenSSH's server as the yardstick.
 func sshd(t *testing.T) peer {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "sshd") // sshd reads keys as the account, which a test's directory is closed to
+	dir, err := os.MkdirTemp("", "sshd") //nolint:usetesting // sshd reads keys as the account, which a test's directory is closed to
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -107,8 +107,8 @@ func (s *streams) resize(w sshwire.WindowChange) error {
 	}
 	const most = 1<<16 - 1
 	size := unix.Winsize{
-		Row: uint16(min(w.Rows, most)), Col: uint16(min(w.Columns, most)), //nolint:gosec // bounded here
-		Xpixel: uint16(min(w.Width, most)), Ypixel: uint16(min(w.Height, most)), //nolint:gosec // the same
+		Row: uint16(min(w.Rows, most)), Col: uint16(min(w.Columns, most)),
+		Xpixel: uint16(min(w.Width, most)), Ypixel: uint16(min(w.Height, most)),
 	}
 	return control(s.master, func(fd int) error { return unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &size) })
 }
@@ -120,7 +120,7 @@ func control(f *os.File, call func(fd int) error) error {
 		return err
 	}
 	var failed error
-	err = raw.Control(func(fd uintptr) { failed = call(int(fd)) }) //nolint:gosec // a file descriptor fits
+	err = raw.Control(func(fd uintptr) { failed = call(int(fd)) })
 	return errors.Join(err, failed)
 }
 

@@ -303,7 +303,7 @@ func TestAttestedAddress(t *testing.T) {
 			_ = w.server.Serve(t.Context(), attested{there, netip.MustParseAddrPort(remote)})
 		}()
 		conn, channels, requests, err := ssh.NewClientConn(here, "n1", &ssh.ClientConfig{
-			User: me(t), Auth: []ssh.AuthMethod{ssh.PublicKeys(signer)}, HostKeyCallback: ssh.InsecureIgnoreHostKey(), //nolint:gosec // the test's own
+			User: me(t), Auth: []ssh.AuthMethod{ssh.PublicKeys(signer)}, HostKeyCallback: ssh.InsecureIgnoreHostKey(), //nolint:forbidigo // the test's own
 		})
 		if (err == nil) != want {
 			t.Errorf("from %s: %v, want success %v", remote, err, want)
@@ -540,7 +540,7 @@ func TestOfferedIsNotProven(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = ssh.Dial("tcp", w.addr, &ssh.ClientConfig{
-		User: me(t), Auth: []ssh.AuthMethod{ssh.PublicKeys(offer)}, HostKeyCallback: ssh.InsecureIgnoreHostKey(), //nolint:gosec // the test's own
+		User: me(t), Auth: []ssh.AuthMethod{ssh.PublicKeys(offer)}, HostKeyCallback: ssh.InsecureIgnoreHostKey(), //nolint:forbidigo // the test's own
 	})
 	if err == nil {
 		t.Error("a client without the key got in")

@@ -393,7 +393,7 @@ func (w *world) dial(c credential, login string) (*ssh.Client, error) {
 	}
 	var banner string
 	client, err := ssh.Dial("tcp", w.addr, &ssh.ClientConfig{
-		User: login, Auth: []ssh.AuthMethod{ssh.PublicKeys(signer)}, HostKeyCallback: ssh.InsecureIgnoreHostKey(), //nolint:gosec // the test's own
+		User: login, Auth: []ssh.AuthMethod{ssh.PublicKeys(signer)}, HostKeyCallback: ssh.InsecureIgnoreHostKey(), //nolint:forbidigo // the test's own
 		BannerCallback: func(text string) error { banner = text; return nil },
 	})
 	if err != nil && banner != "" {
