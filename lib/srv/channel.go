@@ -231,7 +231,7 @@ func (c *Client) refuseSubsystem(ctx context.Context, name string) string {
 		return reason
 	}
 	e := c.rejectionEvent(Refusal{Kind: string(KindSubsystem), Target: name}, reason)
-	if err := c.record(ctx, e); err != nil {
+	if err := c.m.cfg.Events.Emit(ctx, e); err != nil {
 		return fault.Public(c.unrecorded(err))
 	}
 	return reason

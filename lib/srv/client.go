@@ -11,7 +11,6 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/accessd/accessd/lib/authz"
-	"github.com/accessd/accessd/lib/events"
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/services"
@@ -147,20 +146,10 @@ func (c *Client) Refuse(ctx context.Context, r Refusal) string {
 	if d.Allow {
 		reason = r.What + " is not available on this node yet"
 	}
-	if err := c.record(ctx, c.decisionEvent(d, r.Action, r.Target), c.rejectionEvent(r, reason)); err != nil {
+	if err := c.m.cfg.Events.EmitAll(ctx, c.decisionEvent(d, r.Action, r.Target), c.rejectionEvent(r, reason)); err != nil {
 		c.m.cfg.Log.Error("a refusal is not recorded", zap.Error(err))
 	}
 	return reason
-}
-
-// record makes all of list durable, in its order, or returns an error.
-func (c *Client) record(ctx context.Context, list ...events.Event) error {
-	for _, e := range list {
-		if err := c.m.cfg.Events.Emit(ctx, e); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // limitError says which limit refused a session.

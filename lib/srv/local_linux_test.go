@@ -530,6 +530,34 @@ func cpu(t *testing.T) time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
+// Sessions leave no open file behind, whatever becomes of them.
+func TestNoFileIsLeft(t *testing.T) {
+	local := localOf(t, own("/bin/sh", "/", ""))
+	files := func() int {
+		list, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list)
+	}
+	round := func() {
+		for _, terminal := range []*Terminal{nil, {Term: "dumb"}} {
+			outcomeOf(t, local, Command{Login: "me", Kind: KindExec, Line: "exit 3", Terminal: terminal})
+			if _, err := local.Start(t.Context(), Command{Login: "me", Kind: KindExec, Line: strings.Repeat("x", 200_000), Terminal: terminal}); err == nil {
+				t.Error("a line that is too long was started")
+			}
+		}
+	}
+	round()
+	before := files()
+	for range 20 {
+		round()
+	}
+	if after := files(); after > before {
+		t.Errorf("%d open files after 80 sessions, %d before", after, before)
+	}
+}
+
 // A child of a finished session may live on when it holds none of its streams.
 func TestBackgroundOutlivesItsSession(t *testing.T) {
 	_, ours := localWorld(t)

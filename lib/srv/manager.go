@@ -28,10 +28,11 @@ type decider interface {
 	Decide(r authz.Request) authz.Decision
 }
 
-// recorder writes the audit log; [events.Emitter] is one. When Emit returns nil
-// the event is durable.
+// recorder writes the audit log; [events.Emitter] is one. When EmitAll returns
+// nil the events are durable, in their order.
 type recorder interface {
 	Emit(ctx context.Context, e events.Event) error
+	EmitAll(ctx context.Context, list ...events.Event) error
 }
 
 // ledger knows which sessions have begun and not ended; [events.OpenSessions] is

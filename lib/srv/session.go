@@ -118,7 +118,7 @@ func (s *session) reject(ctx context.Context, decided events.Event, err error) e
 	if err := c.refusals.Wait(ctx); err != nil {
 		return errGone
 	}
-	if err := c.record(ctx, decided, e); err != nil {
+	if err := c.m.cfg.Events.EmitAll(ctx, decided, e); err != nil {
 		return c.unrecorded(err)
 	}
 	return err
@@ -141,7 +141,7 @@ func (s *session) begin(ctx context.Context, decided events.Event) error {
 	if s.request.kind == KindExec {
 		list = append(list, s.execEvent())
 	}
-	err := s.client.record(ctx, list...)
+	err := s.client.m.cfg.Events.EmitAll(ctx, list...)
 	if err != nil {
 		// Nobody knows whether start is durable, so both ends of s are written; a
 		// second start has the uid of the first, and is dropped.
@@ -154,7 +154,7 @@ func (s *session) begin(ctx context.Context, decided events.Event) error {
 // next start.
 func (s *session) close(ctx context.Context, list ...events.Event) {
 	m := s.client.m
-	err := s.client.record(context.WithoutCancel(ctx), list...)
+	err := m.cfg.Events.EmitAll(context.WithoutCancel(ctx), list...)
 	if err == nil {
 		err = m.cfg.Ledger.End(s.id)
 	}

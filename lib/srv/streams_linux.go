@@ -69,10 +69,8 @@ func (l *Local) openTerminal(s *streams, t *Terminal, acct account) error {
 	s.master, s.name, s.open = master, slave.Name(), []*os.File{master}
 	s.child = [3]*os.File{slave, slave, slave}
 	s.ours = Pipes{Stdin: terminalInput{master}, Stdout: master}
-	if l.root {
-		if err := l.giveTo(slave, acct); err != nil {
-			return err
-		}
+	if err := l.giveTo(slave, acct); err != nil && l.root { // others own it already; the group is a nicety
+		return err
 	}
 	if err := s.resize(t.Window); err != nil {
 		return err

@@ -67,6 +67,15 @@ type journal struct {
 
 var errDisk = errors.New("no space left on device")
 
+func (j *journal) EmitAll(ctx context.Context, list ...events.Event) error {
+	for _, e := range list {
+		if err := j.Emit(ctx, e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (j *journal) Emit(_ context.Context, e events.Event) error {
 	if err := events.Check(e); err != nil {
 		j.t.Error(err)
