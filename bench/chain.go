@@ -17,8 +17,13 @@ func measureChain(ctx context.Context, l *lab) ([]figure, error) {
 	}
 	spell := pick(l, 3*time.Second, 700*time.Millisecond)
 	all, err := paired(ctx, pick(l, 5, 3), sides, func(ctx context.Context, s *side) (sample, error) {
+		size, before := s.size(), s.cpu()
 		n, took, err := rate(ctx, workers, spell, func(ctx context.Context) error { return s.exec(ctx, "true") })
-		return sample{"rate": float64(n) / took.Seconds()}, err
+		if err != nil {
+			return nil, err
+		}
+		err = s.idle(ctx, size)
+		return sample{"rate": float64(n) / took.Seconds(), "cpu": 1000 * (s.cpu() - before).Seconds() / float64(n)}, err
 	})
 	if err != nil {
 		return nil, err
@@ -34,6 +39,7 @@ func measureChain(ctx context.Context, l *lab) ([]figure, error) {
 	return []figure{
 		all.compare(0, 1, "rate").named("2", "jump, tunnel, inner handshake, exec: load client", perSecond, ratioAtLeast(10)).
 			remark("%d at once, each over a connection of its own; the command is `true`.", workers),
+		all.compare(0, 1, "cpu").named("2", "CPU of proxy, tunnel and node for it, shell included", millis, goal{}),
 		alone.compare(0, 1, "wall").named("2", "the same with stock `ssh`, one after another", millis, ratioAtMost(0.7)),
 	}, nil
 }

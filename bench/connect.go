@@ -43,7 +43,7 @@ func measureConnect(ctx context.Context, l *lab) ([]figure, error) {
 
 // connectLoad connects for the time spell, then a few times alone.
 func connectLoad(ctx context.Context, s *side, spell time.Duration) (sample, error) {
-	idle := len(tree(s.proxy.pid()))
+	size := s.size()
 	before := treeTime(s.proxy.pid())
 	op := func(ctx context.Context) error {
 		c, err := s.connect(ctx)
@@ -56,8 +56,7 @@ func connectLoad(ctx context.Context, s *side, spell time.Duration) (sample, err
 	if err != nil {
 		return nil, err
 	}
-	// sshd's children take their CPU time along until they were waited for.
-	if err := await(ctx, "the proxy is idle", func() bool { return len(tree(s.proxy.pid())) <= idle }); err != nil {
+	if err := s.idle(ctx, size); err != nil {
 		return nil, err
 	}
 	got := sample{

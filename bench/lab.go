@@ -94,15 +94,34 @@ func (l *lab) folder() (string, error) {
 type side struct {
 	name        string
 	proxy, node *process
-	addr        string // of the proxy
-	user        string // at the proxy
-	login       string // at the node
-	target      string // what a jump asks the proxy for
+	tunnel      *process // where it is a process of its own
+	addr        string   // of the proxy
+	user        string   // at the proxy
+	login       string   // at the node
+	target      string   // what a jump asks the proxy for
 	key         ssh.Signer
 	known       ssh.HostKeyCallback
 	config      string // ssh_config file, stock ciphers
 	gcm         string // the same with AES-GCM on every leg
 }
+
+// cpu returns the CPU time that all of the side's servers have used.
+func (s *side) cpu() time.Duration {
+	sum := treeTime(s.proxy.pid()) + treeTime(s.node.pid())
+	if s.tunnel != nil {
+		sum += treeTime(s.tunnel.pid())
+	}
+	return sum
+}
+
+// idle waits until the side's servers have as many processes as before; what
+// children took counts once they were waited for.
+func (s *side) idle(ctx context.Context, before int) error {
+	return await(ctx, "the servers are idle", func() bool { return s.size() <= before })
+}
+
+// size returns how many processes the side's proxy and node have.
+func (s *side) size() int { return len(tree(s.proxy.pid())) + len(tree(s.node.pid())) }
 
 // openssh and the two below return the sides that scenarios share, started when
 // the first one asks.

@@ -99,6 +99,7 @@ func (y *yardstick) start(ctx context.Context) (*side, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.tunnel = y.lab.processes[len(y.lab.processes)-1]
 	gcmPort, err := y.tunnel(ctx, onlyGCM)
 	if err != nil {
 		return nil, err

@@ -131,14 +131,14 @@ func (l *lab) settled(ctx context.Context, pids ...int) ([]float64, error) {
 
 // openSessions opens and ends n sessions and returns the node's CPU time of each.
 func openSessions(ctx context.Context, s *side, n int) (sample, error) {
-	idle := len(tree(s.node.pid()))
+	size := s.size()
 	before := nodeTime(s)
 	for range n {
 		if err := oneTerminal(ctx, s); err != nil {
 			return nil, err
 		}
 	}
-	if err := await(ctx, "the node is idle", func() bool { return len(tree(s.node.pid())) <= idle }); err != nil {
+	if err := s.idle(ctx, size); err != nil {
 		return nil, err
 	}
 	return sample{"cpu": 1000 * (nodeTime(s) - before).Seconds() / float64(n)}, nil
