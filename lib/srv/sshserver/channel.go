@@ -10,6 +10,8 @@ import (
 	gliderlabs "github.com/gliderlabs/ssh"
 	"go.uber.org/zap"
 	"golang.org/x/crypto/ssh"
+
+	"github.com/accessd/accessd/lib/sshca"
 )
 
 const (
@@ -92,11 +94,20 @@ func (c *Conn) takeSlot(nc ssh.NewChannel, known bool) (ssh.RejectionReason, str
 		return ssh.ConnectionFailed, "malformed channel open"
 	case c.stopping:
 		return ssh.ConnectionFailed, ErrShutdown.Error()
-	case c.inbound >= c.server.cfg.Limits.MaxChannels:
+	case c.inbound >= c.maxChannels():
 		return ssh.ResourceShortage, "too many channels are open"
 	}
 	c.inbound++
 	return 0, ""
+}
+
+// maxChannels bounds the channels of this peer. A proxy carries its nodes' ways
+// to the authority on one connection, a channel each.
+func (c *Conn) maxChannels() int {
+	if c.Identity != nil && c.Identity.Kind == sshca.KindProxy {
+		return c.server.cfg.Limits.MaxProxyChannels
+	}
+	return c.server.cfg.Limits.MaxChannels
 }
 
 func (c *Conn) freeSlot() {

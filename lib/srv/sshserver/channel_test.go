@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"github.com/accessd/accessd/lib/sshca"
 )
 
 // openErr opens a channel and returns the reason of its refusal.
@@ -112,6 +114,22 @@ func TestMaxChannels(t *testing.T) {
 		if reason != ssh.ResourceShortage {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestProxyHasAChannelPerNode: a proxy carries the ways of all its nodes to the
+// authority on one connection; with the bound of a person's connection the 129th
+// node could not join.
+func TestProxyHasAChannelPerNode(t *testing.T) {
+	srv := &Server{cfg: Config{Limits: Limits{}.withDefaults()}}
+	for kind, want := range map[sshca.Kind]int{sshca.KindProxy: 20000, sshca.KindNode: 128, sshca.KindUser: 128} {
+		c := &Conn{server: srv, Identity: &sshca.Identity{Kind: kind}}
+		if got := c.maxChannels(); got != want {
+			t.Errorf("a %s may open %d channels, want %d", kind, got, want)
+		}
+	}
+	if got := (&Conn{server: srv}).maxChannels(); got != 128 {
+		t.Errorf("a joiner may open %d channels, want 128", got)
 	}
 }
 

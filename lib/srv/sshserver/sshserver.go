@@ -106,6 +106,7 @@ type Limits struct {
 	SignInTimeout    time.Duration // the same once [Conn.Park] was called; 0 means defaults.SignInTimeout
 	FailureDelay     time.Duration // the least time a refused attempt takes; 0 means 25 ms
 	MaxChannels      int           // channels a peer has open on a connection; 0 means 128
+	MaxProxyChannels int           // the same for a proxy of the cluster, which has one per node; 0 means 20000
 	MessageRate      int           // channel opens and requests per second and connection; 0 means 2000
 	MaxBuffered      int64         // bytes received and not yet handled, per client; 0 means 16 MiB
 	MaxBufferedTotal int64         // the same in all, past which each client has a sixteenth; 0 means 512 MiB
@@ -118,6 +119,7 @@ func (l Limits) withDefaults() Limits {
 	set(&l.SignInTimeout, defaults.SignInTimeout)
 	set(&l.FailureDelay, 25*time.Millisecond)
 	set(&l.MaxChannels, 128)
+	set(&l.MaxProxyChannels, 20000)
 	set(&l.MessageRate, 2000)
 	set(&l.MaxBuffered, 16<<20) // 54 MiB of memory at the worst, tried
 	set(&l.MaxBufferedTotal, 512<<20)
