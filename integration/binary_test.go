@@ -16,6 +16,7 @@ import (
 // The program is linked with a golang.org/x/crypto that has every fix we rely
 // on, and without cgo as it is released.
 func TestBinaryIsBuiltFromWhatWeRelyOn(t *testing.T) {
+	t.Parallel()
 	info, err := buildinfo.ReadFile(harness.Binary(t))
 	if err != nil {
 		t.Fatal(err)
@@ -34,6 +35,7 @@ func TestBinaryIsBuiltFromWhatWeRelyOn(t *testing.T) {
 
 // The released binary needs nothing of the machine and stays under its budget.
 func TestReleaseBinaryIsStaticAndSmall(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "accessd")
 	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, "../cmd/accessd")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -55,6 +57,7 @@ func TestReleaseBinaryIsStaticAndSmall(t *testing.T) {
 // No secret that the cluster keeps is readable in its files: CA keys, tokens,
 // invites (the keys at rest are sealed, the rest is hashed).
 func TestDataDirectoryHoldsNoReadableSecret(t *testing.T) {
+	t.Parallel()
 	c := harness.New(t, "--config", noPenalties(t))
 	c.Node("n1")
 	token := strings.TrimSpace(c.Admin("tokens", "add", "--quiet", "--ttl", "1h"))

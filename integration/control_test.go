@@ -33,6 +33,7 @@ func live(t *testing.T, c *harness.Cluster, p *harness.Person, node string) (k *
 
 // An administrator ends a session; its person reads who did it and why.
 func TestKillSession(t *testing.T) {
+	t.Parallel()
 	c := harness.New(t)
 	c.Node("n1")
 	k, sid := live(t, c, c.User("alice", "access"), "n1")
@@ -54,6 +55,7 @@ func TestKillSession(t *testing.T) {
 // A change of policy ends what it no longer allows, within about a second, and
 // says so.
 func TestPolicyChangeEndsSessions(t *testing.T) {
+	t.Parallel()
 	c := harness.New(t)
 	c.Node("n1")
 	c.Admin("roles", "apply", "-f", c.File("temp.yaml", "kind: role\nname: temp\nallow:\n  - nodes: {\"*\": \"*\"}\n    logins: [\"{{user.logins}}\"]\n    actions: [shell, exec]\n"))
@@ -71,6 +73,7 @@ func TestPolicyChangeEndsSessions(t *testing.T) {
 
 // Limits of a role: lifetime, idleness and number of sessions.
 func TestRoleLimits(t *testing.T) {
+	t.Parallel()
 	c := harness.New(t)
 	c.Node("n1")
 	role := "kind: role\nname: %s\nallow:\n  - nodes: {\"*\": \"*\"}\n    logins: [\"{{user.logins}}\"]\n    actions: [exec]\noptions: {%s}\n"
@@ -92,6 +95,7 @@ func TestRoleLimits(t *testing.T) {
 
 // The HTTPS side of the listener.
 func TestHealthOverHTTPS(t *testing.T) {
+	t.Parallel()
 	c := harness.New(t)
 	c.Node("n1")
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}, Timeout: harness.Patience}

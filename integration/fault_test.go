@@ -78,6 +78,7 @@ func (s *session) endedOnce(c *harness.Cluster) harness.Event {
 
 // F01: kill -9 of the proxy in the middle of a session.
 func TestKillProxyMidSession(t *testing.T) {
+	t.Parallel()
 	eachPath(t, func(t *testing.T, c *harness.Cluster) {
 		c.Node("n1")
 		alice := c.User("alice", "access")
@@ -101,6 +102,7 @@ func TestKillProxyMidSession(t *testing.T) {
 // F02: kill -9 of the node in the middle of a session; the next start ends it
 // in the log, once.
 func TestKillNodeMidSession(t *testing.T) {
+	t.Parallel()
 	c := harness.New(t)
 	dir := t.TempDir()
 	args := c.NodeArgs("n1", dir)
@@ -126,6 +128,7 @@ func TestKillNodeMidSession(t *testing.T) {
 // F03: the authority away. Running sessions go on, the node decides by the
 // policy it has, and its events arrive later, in order, none missing.
 func TestAuthorityAway(t *testing.T) {
+	t.Parallel()
 	c := newSplit(t)
 	alice := c.User("alice", "access").Configure()
 	s := begin(t, c.Cluster, alice, "n1")
@@ -171,6 +174,7 @@ func newSplit(t *testing.T) *split {
 
 // A proxy of its own joins with a token, as nodes do, and holds no CA key.
 func TestProxyAlone(t *testing.T) {
+	t.Parallel()
 	c := newSplit(t)
 	alice := c.User("alice", "access").Configure()
 	if r := alice.SSH("n1", "echo", "hi"); r.Code != 0 || r.Stdout != "hi\n" {
@@ -192,6 +196,7 @@ func TestProxyAlone(t *testing.T) {
 
 // A second process on the same data directory is refused and disturbs nothing.
 func TestSecondProcessOnOneDirectory(t *testing.T) {
+	t.Parallel()
 	c := harness.New(t)
 	r := harness.Run(t, nil, harness.Binary(t), "start", "--data-dir", c.Dir, "--listen", "127.0.0.1:0")
 	if r.Code != 5 || !strings.Contains(r.Stderr, "in use by another accessd") || !strings.Contains(r.Stderr, c.Dir) {
@@ -202,6 +207,7 @@ func TestSecondProcessOnOneDirectory(t *testing.T) {
 
 // Everything that was there before a stop is there after it.
 func TestRestartKeepsTheCluster(t *testing.T) {
+	t.Parallel()
 	c := harness.New(t)
 	dir := t.TempDir()
 	args := c.NodeArgs("n1", dir)
@@ -228,6 +234,7 @@ func TestRestartKeepsTheCluster(t *testing.T) {
 
 // SIGTERM lets a session finish its work and then ends with 0.
 func TestStopDrains(t *testing.T) {
+	t.Parallel()
 	c := harness.New(t)
 	n := c.Node("n1")
 	alice := c.User("alice", "access").Configure()

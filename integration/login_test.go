@@ -66,6 +66,7 @@ func enrol(t *testing.T, c *harness.Cluster, user, invite, key string, more ...s
 // The first sign-in with an invite, then with password and second factor: the
 // certificate is on stdout, words are on the screen, and it opens the node.
 func TestSignInWithStockSSH(t *testing.T) {
+	t.Parallel()
 	c := harness.New(t)
 	c.Node("n1")
 	invite := strings.TrimSpace(c.Admin("users", "add", "alice", "--roles", "access", "--logins", c.Login))
@@ -123,8 +124,7 @@ func pushIntoAgent(t *testing.T, c *harness.Cluster, a *app) {
 	sock := filepath.Join(c.Home, "agent.sock")
 	harness.Type(t, "ssh-agent", "-D", "-a", sock)
 	harness.Eventually(t, "the agent listens", func() bool { _, err := os.Stat(sock); return err == nil })
-	t.Setenv("SSH_AUTH_SOCK", sock)
-	k := signIn(t, c, "alice", c.Key("fifth"), "-A")
+	k := signIn(t, c, "alice", c.Key("fifth"), "-A", "-o", "IdentityAgent="+sock)
 	k.Expect(`Password or invite: `)
 	k.Send(password)
 	k.Expect(`Code: `)
@@ -132,13 +132,13 @@ func pushIntoAgent(t *testing.T, c *harness.Cluster, a *app) {
 	if r := k.Wait(); r.Code != 0 || r.Stdout != "" {
 		t.Fatalf("login -A = %d, stdout %q\n%s", r.Code, r.Stdout, r.Stderr)
 	}
-	list := harness.Run(t, nil, "ssh-add", "-L")
+	list := harness.Run(t, nil, "env", "SSH_AUTH_SOCK="+sock, "ssh-add", "-L")
 	if !strings.Contains(list.Stdout, "ssh-ed25519-cert-v01@openssh.com") {
 		t.Fatalf("the agent holds %q (%s)", list.Stdout, list.Stderr)
 	}
 	hosts := filepath.Join(c.Home, "login-hosts")
 	_, port, _ := strings.Cut(c.Addr, ":")
-	config := c.File("agent-config", fmt.Sprintf("Host *\n  UserKnownHostsFile %s\n  GlobalKnownHostsFile none\n  BatchMode yes\nHost proxy\n  HostName 127.0.0.1\n  Port %s\n  User alice\n", hosts, port))
+	config := c.File("agent-config", fmt.Sprintf("Host *\n  UserKnownHostsFile %s\n  GlobalKnownHostsFile none\n  BatchMode yes\n  IdentityAgent %s\nHost proxy\n  HostName 127.0.0.1\n  Port %s\n  User alice\n", hosts, sock, port))
 	if r := harness.Run(t, nil, "ssh", "-F", config, "-J", "proxy", c.Login+"@n1", "echo", "agent"); r.Code != 0 || r.Stdout != "agent\n" {
 		t.Errorf("ssh with the agent = %d %q %q", r.Code, r.Stdout, r.Stderr)
 	}
@@ -147,6 +147,7 @@ func pushIntoAgent(t *testing.T, c *harness.Cluster, a *app) {
 // A guesser is made to wait; the person from elsewhere is not locked out; and a
 // stranger's name gets the same questions as a user's.
 func TestGuesserIsLockedOut(t *testing.T) {
+	t.Parallel()
 	c := harness.New(t, "--config", noPenalties(t))
 	invite := strings.TrimSpace(c.Admin("users", "add", "alice", "--roles", "access", "--logins", c.Login))
 	a, r := enrol(t, c, "alice", invite, c.Key("alice-key"))

@@ -28,6 +28,7 @@ func eachPath(t *testing.T, scenario func(t *testing.T, c *harness.Cluster)) {
 	t.Helper()
 	for name, tunnel := range paths {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			var extra []string
 			if tunnel != nil {
 				file := filepath.Join(t.TempDir(), "accessd.yaml")
@@ -58,6 +59,7 @@ func wantEvent(t *testing.T, c *harness.Cluster, fields map[string]string, flags
 // The whole path: a person's stock client, the proxy, the reverse tunnel, a
 // node behind it, and the log that says so.
 func TestStockClientReachesNodeThroughProxy(t *testing.T) {
+	t.Parallel()
 	eachPath(t, func(t *testing.T, c *harness.Cluster) {
 		c.Node("n1", "--labels", "env=dev,team=a")
 		alice := c.User("alice", "access").Configure()
@@ -112,6 +114,7 @@ func TestStockClientReachesNodeThroughProxy(t *testing.T) {
 // A client with one @cert-authority line is never asked about a host key, at
 // the proxy under each of its names and at the node.
 func TestNoHostKeyQuestion(t *testing.T) {
+	t.Parallel()
 	c := harness.New(t)
 	c.Node("n1")
 	alice := c.User("alice", "access")
@@ -130,6 +133,7 @@ func TestNoHostKeyQuestion(t *testing.T) {
 
 // The exact forms that people script.
 func TestScriptedForms(t *testing.T) {
+	t.Parallel()
 	c := harness.New(t)
 	invite := c.Admin("users", "add", "alice", "--roles", "access", "--logins", "root,deploy")
 	if len(strings.Fields(invite)) != 1 {
@@ -175,6 +179,7 @@ func TestScriptedForms(t *testing.T) {
 
 // Half-close: the node's end of input is seen while its output still flows.
 func TestHalfClose(t *testing.T) {
+	t.Parallel()
 	eachPath(t, func(t *testing.T, c *harness.Cluster) {
 		c.Node("n1")
 		alice := c.User("alice", "access")

@@ -13,6 +13,7 @@ import (
 
 // The first thing a newcomer types.
 func TestQuickstart(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "quick")
 	p := harness.Start(t, "quickstart", "--data-dir", dir, "--listen", "127.0.0.1:0")
 	config := filepath.Join(dir, "client", "ssh_config")
@@ -41,6 +42,7 @@ func TestQuickstart(t *testing.T) {
 // One command through the whole path, with its output, its events and its exit
 // status.
 func TestQuickstartCommand(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "quick")
 	r := harness.Run(t, strings.NewReader("from stdin\n"), harness.Binary(t), "quickstart", "--data-dir", dir, "--listen", "127.0.0.1:0", "--", "cat; echo bye; exit 9")
 	if r.Code != 9 {
@@ -55,6 +57,7 @@ func TestQuickstartCommand(t *testing.T) {
 
 // The example that embeds a cluster runs as it is printed.
 func TestEmbedExample(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	binary := filepath.Join(dir, "embed")
 	if out, err := exec.Command("go", "build", "-o", binary, "../examples/embed").CombinedOutput(); err != nil {

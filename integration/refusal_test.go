@@ -31,6 +31,7 @@ func refused(t *testing.T, r harness.Result, words ...string) {
 // A valid certificate whose roles do not reach: each refusal says why as far as
 // the person may know, and is an event.
 func TestRefusalsByRole(t *testing.T) {
+	t.Parallel()
 	eachPath(t, func(t *testing.T, c *harness.Cluster) {
 		c.Node("n1", "--labels", "env=dev")
 		c.Node("n2", "--labels", "env=prod")
@@ -127,6 +128,7 @@ func direct(t *testing.T, c *harness.Cluster, user, key string) harness.Result {
 
 // F25 at the proxy: certificates that are not ours, not now, or not for this.
 func TestCertificateMisuseIsRefused(t *testing.T) {
+	t.Parallel()
 	c := harness.New(t, "--config", noPenalties(t))
 	alice := c.User("alice", "access")
 	_, stranger := sshca.Generate()
@@ -186,6 +188,7 @@ func TestCertificateMisuseIsRefused(t *testing.T) {
 
 // The proxy is no pivot: only registered nodes are destinations.
 func TestProxyReachesNothingButNodes(t *testing.T) {
+	t.Parallel()
 	c := harness.New(t)
 	alice := c.User("alice", "access").Configure()
 	_, port, _ := strings.Cut(c.Addr, ":")

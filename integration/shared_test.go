@@ -14,6 +14,7 @@ import (
 // one is told the other knows, a node is reached through both, and one goes on
 // when the other is gone.
 func TestTwoAuthoritiesOnOneEtcd(t *testing.T) {
+	t.Parallel()
 	etcd := backendtest.StartCluster(t)
 	seal := filepath.Join(t.TempDir(), "seal.key")
 	config := filepath.Join(t.TempDir(), "accessd.yaml")
