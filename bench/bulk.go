@@ -45,7 +45,7 @@ func measureBulk(ctx context.Context, l *lab) ([]figure, error) {
 	if err != nil {
 		return nil, err
 	}
-	size := pick(l, 192, 32)
+	size := pick(l, 128, 32)
 	all, err := paired(ctx, pick(l, 5, 1), append(sides, plain), func(ctx context.Context, s *side) (sample, error) {
 		return bulk(ctx, s, size)
 	})

@@ -56,6 +56,7 @@ func scenarios() []scenario {
 		{"link", "7", measureLink},
 		{"session", "8, 9", measureSessions},
 		{"tunnel", "8", measureTunnels},
+		{"reattach", "10", measureReattach},
 		{"decide", "13", measureDecisions},
 		{"events", "14", measureEvents},
 		{"certs", "15", measureCertificates},

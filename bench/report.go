@@ -194,7 +194,8 @@ func (r *report) writeNotes(w io.Writer) {
 	if len(notes) > 0 {
 		fmt.Fprintf(w, "\n## How\n%s\n", strings.Join(notes, "\n"))
 	}
-	if len(r.missing) > 0 {
-		fmt.Fprintf(w, "\n## Not measured\n- %s\n", strings.Join(r.missing, "\n- "))
-	}
+	missing := append(slices.Clip(r.missing),
+		"goal 11 (dead nodes, changed networks, leaks) and goal 12 (hostile clients): tests hold them, not this program",
+		"goal 16 (recording): sessions are not recorded yet")
+	fmt.Fprintf(w, "\n## Not measured\n- %s\n", strings.Join(missing, "\n- "))
 }

@@ -31,13 +31,14 @@ func measureSessions(ctx context.Context, l *lab) ([]figure, error) {
 			return nil, err
 		}
 		var held [2]footprints
+		many, few := pick(l, 100, 12), pick(l, 20, 5) // an sshd is no small thing
 		for i, s := range []*side{a, b} {
-			if held[i], err = l.holdSessions(ctx, s, pick(l, 100, 12)); err != nil {
+			if held[i], err = l.holdSessions(ctx, s, []int{many, few}[i]); err != nil {
 				return nil, fmt.Errorf("%s: %w", s.name, err)
 			}
 		}
 		cpu, err := paired(ctx, pick(l, 3, 1), []*side{a, b}, func(ctx context.Context, s *side) (sample, error) {
-			return openSessions(ctx, s, pick(l, 40, 10))
+			return openSessions(ctx, s, pick(l, 20, 10))
 		})
 		if err != nil {
 			return nil, err
@@ -45,7 +46,7 @@ func measureSessions(ctx context.Context, l *lab) ([]figure, error) {
 		proxy, node := pair(held[0].proxy/1000, held[1].proxy/1000), pair(held[0].node/(1<<20), held[1].node/(1<<20))
 		return []figure{
 			proxy.named("8", "memory per open session at the proxy", kb, atMost(80)).
-				remark("growth of the proxy's proportional set size over %d sessions, each over a connection of its own; accessd's processes run with GOGC=10, so that what they hold is measured and not what is yet to be collected.", pick(l, 100, 12)),
+				remark("growth of the proxy's proportional set size over %d sessions (OpenSSH: %d), each over a connection of its own; accessd's processes run with GOGC=10, so that what they hold is measured and not what is yet to be collected.", many, few),
 			node.named("8", "memory per open session at the node", mib, atMost(3)).
 				remark("without its shell, with a terminal; sessions are not recorded yet."),
 			cpu.compare(0, 1, "cpu").named("9", "node CPU to open a session with a terminal", millis, atMost(20)).
