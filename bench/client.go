@@ -104,6 +104,7 @@ func (s *side) exec(ctx context.Context, command string) error {
 		return err
 	}
 	defer c.close()
+	defer time.AfterFunc(patience, c.close).Stop()
 	session, err := c.inner.NewSession()
 	if err != nil {
 		return fmt.Errorf("open session: %w", err)

@@ -179,9 +179,9 @@ type place struct {
 func (p place) beside(args ...string) []string { return slices.Concat(p.atNode, args) }
 
 // here is the place of most measurements: loopback. Where root may arrange it, the
-// node's machine has an /etc/passwd of its own, in which the login's shell is
-// /bin/sh and its home is empty: what somebody's own start-up files do is not part
-// of either side.
+// node's machine has an /etc of its own, in which the login's shell is /bin/sh and
+// its home is empty: what somebody's own start-up files do is not part of either
+// side. (A mount over /etc/passwd alone would go when the machine's is replaced.)
 func (l *lab) here() (place, error) {
 	p := place{host: "127.0.0.1"}
 	if os.Geteuid() != 0 {
@@ -189,6 +189,10 @@ func (l *lab) here() (place, error) {
 	}
 	home, err := l.folder()
 	if err != nil {
+		return p, err
+	}
+	etc := filepath.Join(home, "etc")
+	if _, err := call(context.Background(), "cp", "-a", "/etc", etc); err != nil {
 		return p, err
 	}
 	text, err := os.ReadFile("/etc/passwd")
@@ -202,11 +206,10 @@ func (l *lab) here() (place, error) {
 			lines[i] = strings.Join(f, ":")
 		}
 	}
-	file := filepath.Join(home, "passwd")
-	if err := os.WriteFile(file, []byte(strings.Join(lines, "\n")), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(etc, "passwd"), []byte(strings.Join(lines, "\n")), 0o644); err != nil {
 		return p, err
 	}
-	p.atNode = []string{"unshare", "--mount", "sh", "-c", `mount --bind "$0" /etc/passwd && exec "$@"`, file}
+	p.atNode = []string{"unshare", "--mount", "sh", "-c", `mount --bind "$0" /etc && exec "$@"`, etc}
 	return p, nil
 }
 

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -23,7 +24,11 @@ func measureLink(ctx context.Context, l *lab) ([]figure, error) {
 	}
 	defer w.close()
 	return l.own(func() ([]figure, error) {
-		p := place{host: wireProxy, atNode: w.atNode()}
+		p, err := l.here()
+		if err != nil {
+			return nil, err
+		}
+		p = place{host: wireProxy, atNode: append(w.atNode(), p.atNode...)}
 		a, err := l.startAccessd(ctx, p, cluster{})
 		if err != nil {
 			return nil, err
@@ -84,8 +89,8 @@ func strokesOnFullLink(ctx context.Context, s *side, spell time.Duration) (idle,
 	if err != nil {
 		return 0, 0, err
 	}
-	reader := stock(ctx, s.config, "n1", "exec cat /dev/zero")
-	if err := reader.Start(); err != nil {
+	reader, err := readForEver(ctx, s.config)
+	if err != nil {
 		return 0, 0, err
 	}
 	defer endClient(reader)
@@ -99,6 +104,24 @@ func strokesOnFullLink(ctx context.Context, s *side, spell time.Duration) (idle,
 		busy = append(busy, one...)
 	}
 	return median(quiet), quantile(busy, 0.99), nil
+}
+
+// readForEver starts a client that reads zeros from the node; they flow when it
+// returns.
+func readForEver(ctx context.Context, config string) (*exec.Cmd, error) {
+	cmd := stock(ctx, config, "n1", "echo go >&2; exec cat /dev/zero")
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	if line, err := bufio.NewReader(stderr).ReadString('\n'); err != nil {
+		endClient(cmd)
+		return nil, fmt.Errorf("start a reader: %w: %s", err, line)
+	}
+	return cmd, nil
 }
 
 func endClient(cmd *exec.Cmd) {

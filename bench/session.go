@@ -151,6 +151,7 @@ func oneTerminal(ctx context.Context, s *side) error {
 		return err
 	}
 	defer c.close()
+	defer time.AfterFunc(patience, c.close).Stop()
 	session, err := c.terminal()
 	if err != nil {
 		return err
