@@ -5,7 +5,6 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -19,7 +18,7 @@ func live(t *testing.T, c *harness.Cluster, p *harness.Person, node string) (k *
 	if p.Config == "" {
 		p.Configure()
 	}
-	mark := filepath.Join(t.TempDir(), "mark")
+	mark := harness.Mark(t)
 	k = harness.Type(t, "ssh", "-F", p.Config, "-o", "BatchMode=yes", node, "touch "+mark+"; sleep 300")
 	harness.Eventually(t, "the command runs", func() bool { _, err := os.Stat(mark); return err == nil })
 	harness.Eventually(t, "the session is listed", func() bool {

@@ -28,7 +28,7 @@ func begin(t *testing.T, c *harness.Cluster, p *harness.Person, node string) *se
 		p.Configure()
 	}
 	before := len(c.Events("--event", "session.start"))
-	mark := filepath.Join(t.TempDir(), "mark")
+	mark := harness.Mark(t)
 	s := &session{t: t, end: make(chan int, 1)}
 	s.cmd = exec.Command("ssh", "-F", p.Config, "-o", "BatchMode=yes", node, "touch "+mark+"; cat; touch "+mark+".after")
 	in, err := s.cmd.StdinPipe()
@@ -239,7 +239,7 @@ func TestStopDrains(t *testing.T) {
 	n := c.Node("n1")
 	alice := c.User("alice", "access").Configure()
 	done := make(chan harness.Result, 1)
-	mark := filepath.Join(t.TempDir(), "mark")
+	mark := harness.Mark(t)
 	go func() { done <- alice.SSH("n1", "touch "+mark+"; sleep 2; echo finished") }()
 	harness.Eventually(t, "the command runs", func() bool { _, err := os.Stat(mark); return err == nil })
 	if code := n.Stop(); code != 0 {

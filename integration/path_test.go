@@ -135,7 +135,7 @@ func TestNoHostKeyQuestion(t *testing.T) {
 func TestScriptedForms(t *testing.T) {
 	t.Parallel()
 	c := harness.New(t)
-	invite := c.Admin("users", "add", "alice", "--roles", "access", "--logins", "root,deploy")
+	invite := c.Admin("users", "add", "alice", "--roles", "access", "--logins", "root,deploy,"+c.Login)
 	if len(strings.Fields(invite)) != 1 {
 		t.Errorf("users add printed %q, want the invite alone on stdout", invite)
 	}
@@ -161,13 +161,11 @@ func TestScriptedForms(t *testing.T) {
 		t.Errorf("nodes ls = %+v", nodes)
 	}
 	config := c.File("ssh_config", c.Admin("ssh-config", "--identity", key, "--login", c.Login))
-	if c.Login == "root" {
-		if r := harness.Run(t, nil, "ssh", "-F", config, "n1", "true"); r.Code != 0 {
-			t.Errorf("ssh -F ssh_config n1 = %d %s", r.Code, r.Stderr)
-		}
-		if events := c.Events("--user", "alice", "--event", "session.start"); len(events) != 1 {
-			t.Errorf("audit ls = %d session.start events of alice, want 1", len(events))
-		}
+	if r := harness.Run(t, nil, "ssh", "-F", config, "n1", "true"); r.Code != 0 {
+		t.Errorf("ssh -F ssh_config n1 = %d %s", r.Code, r.Stderr)
+	}
+	if events := c.Events("--user", "alice", "--event", "session.start"); len(events) != 1 {
+		t.Errorf("audit ls = %d session.start events of alice, want 1", len(events))
 	}
 	if out := c.Admin("audit", "verify"); !strings.HasPrefix(out, "verified ") {
 		t.Errorf("audit verify printed %q", out)

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -30,13 +31,49 @@ type Cluster struct {
 // arguments to "accessd start".
 func New(t testing.TB, extra ...string) *Cluster {
 	t.Helper()
+	c := &Cluster{T: t, Dir: t.TempDir(), Home: t.TempDir(), Addr: "127.0.0.1:0", Login: account(t), Nodes: map[string]*Process{}, extra: extra}
+	c.StartMain()
+	return c
+}
+
+// testAccount is the account of sessions where the tests run as root: one of its
+// own, since start-up files of a person's may do anything, and be killed at it.
+const testAccount = "accessd-it"
+
+var makeAccount sync.Mutex
+
+// account returns an account that sessions can run as.
+func account(t testing.TB) string {
+	t.Helper()
 	me, err := user.Current()
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &Cluster{T: t, Dir: t.TempDir(), Home: t.TempDir(), Addr: "127.0.0.1:0", Login: me.Username, Nodes: map[string]*Process{}, extra: extra}
-	c.StartMain()
-	return c
+	if me.Uid != "0" {
+		return me.Username
+	}
+	makeAccount.Lock()
+	defer makeAccount.Unlock()
+	if _, err := user.Lookup(testAccount); err != nil {
+		if r := Run(t, nil, "useradd", "--create-home", "--shell", "/bin/sh", testAccount); r.Code != 0 {
+			t.Fatalf("useradd: %s", r.Stderr)
+		}
+	}
+	return testAccount
+}
+
+// Mark returns a path at which a session's command can make a file.
+func Mark(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "accessd-mark-") //nolint:usetesting // a test's directory is closed to other accounts
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(dir, "mark")
 }
 
 // StartMain starts auth and proxy, again on the same address after the first
