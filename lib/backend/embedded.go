@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"go.etcd.io/bbolt"
 	"go.etcd.io/etcd/client/pkg/v3/fileutil"
@@ -168,11 +169,17 @@ func (c quietCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Che
 func (c quietCore) With(f []zapcore.Field) zapcore.Core { return quietCore{c.Core.With(f)} }
 
 func isNoise(message string) bool {
+	// A member that is alone asks again a moment later.
+	if strings.Contains(message, "cannot campaign at term") {
+		return true
+	}
 	return slices.Contains([]string{
 		// There is no port at all.
 		"Running http and grpc server on single port. This is not recommended for production.",
 		// A new store has no version until its first snapshot.
 		"Failed to detect schema version",
 		"failed to update storage version",
+		// Closing soon after a first start cancels it; the next start does it.
+		"failed to update cluster version",
 	}, message)
 }
