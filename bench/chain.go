@@ -16,7 +16,7 @@ func measureChain(ctx context.Context, l *lab) ([]figure, error) {
 		return nil, err
 	}
 	spell := pick(l, 3*time.Second, 700*time.Millisecond)
-	all, err := paired(ctx, pick(l, 5, 3), sides, func(ctx context.Context, s *side) (sample, error) {
+	all, err := paired(ctx, pick(l, 5, 2), sides, func(ctx context.Context, s *side) (sample, error) {
 		size, before := s.size(), s.cpu()
 		n, took, err := rate(ctx, workers, spell, func(ctx context.Context) error { return s.exec(ctx, "true") })
 		if err != nil {
@@ -28,7 +28,7 @@ func measureChain(ctx context.Context, l *lab) ([]figure, error) {
 	if err != nil {
 		return nil, err
 	}
-	alone, err := paired(ctx, pick(l, 20, 4), sides, func(ctx context.Context, s *side) (sample, error) {
+	alone, err := paired(ctx, pick(l, 20, 3), sides, func(ctx context.Context, s *side) (sample, error) {
 		start := time.Now()
 		err := runStock(ctx, s.config, "true")
 		return sample{"wall": time.Since(start).Seconds() * 1000}, err

@@ -20,7 +20,7 @@ func measureConnect(ctx context.Context, l *lab) ([]figure, error) {
 		return nil, err
 	}
 	spell := pick(l, 3*time.Second, 500*time.Millisecond)
-	all, err := paired(ctx, pick(l, 5, 3), sides, func(ctx context.Context, s *side) (sample, error) {
+	all, err := paired(ctx, pick(l, 5, 2), sides, func(ctx context.Context, s *side) (sample, error) {
 		return connectLoad(ctx, s, spell)
 	})
 	if err != nil {

@@ -112,7 +112,7 @@ func (m *members) measure(ctx context.Context, l *lab) ([]figure, error) {
 		through = append(through, 1000*time.Since(start).Seconds())
 	}
 	var spooled, logged, cpu []float64
-	for range pick(l, 5, 2) {
+	for range pick(l, 5, 1) {
 		b, err := m.burst(ctx, pick(l, 2*time.Second, time.Second))
 		if err != nil {
 			return nil, err

@@ -48,7 +48,7 @@ func fullLink(ctx context.Context, l *lab, sides []*side) ([]figure, error) {
 	}
 	var idle, full [2]float64
 	for i, s := range sides {
-		if idle[i], full[i], err = strokesOnFullLink(ctx, s, pick(l, 12*time.Second, 2*time.Second)); err != nil {
+		if idle[i], full[i], err = strokesOnFullLink(ctx, s, pick(l, 3*time.Second, time.Second), pick(l, 12*time.Second, 2*time.Second)); err != nil {
 			return nil, fmt.Errorf("%s: %w", s.name, err)
 		}
 	}
@@ -79,7 +79,7 @@ func roundTrip(ctx context.Context) (float64, error) {
 
 // strokesOnFullLink returns the median echo with the link idle, and the 99th
 // percentile with it full, in milliseconds.
-func strokesOnFullLink(ctx context.Context, s *side, spell time.Duration) (idle, full float64, err error) {
+func strokesOnFullLink(ctx context.Context, s *side, fill, spell time.Duration) (idle, full float64, err error) {
 	k, err := openKeyboard(ctx, s.config)
 	if err != nil {
 		return 0, 0, err
@@ -94,7 +94,7 @@ func strokesOnFullLink(ctx context.Context, s *side, spell time.Duration) (idle,
 		return 0, 0, err
 	}
 	defer endClient(reader)
-	pause(ctx, 3*time.Second) // until the queues on the way are as full as they get
+	pause(ctx, fill) // until the queues on the way are as full as they get
 	var busy []float64
 	for start := time.Now(); time.Since(start) < spell; {
 		one, err := k.press(1)

@@ -165,8 +165,9 @@ func (r *report) write(w io.Writer) {
 	r.machine.write(w)
 	fmt.Fprintf(w, "- other work on the machine during the run: %.0f %% of its cores\n\n", 100*r.load.foreign())
 	fmt.Fprint(w, `The yardstick is stock OpenSSH in the same run: an sshd as proxy, "ssh -N -R" as tunnel, a second sshd as
-node. Both sides are measured in turn, all parts on this machine. Values are medians; the ratio is the median of
-each round's own ratio, with the range of the rounds. Ratios and CPU seconds travel to other machines; absolute
+node, without PAM and reverse look-ups; on both nodes the login's shell is /bin/sh and its home is empty where root
+runs this. Both sides are measured in turn, all parts on this machine. Values are medians; the ratio is the median
+of each round's own ratio, with the range of the rounds. Ratios and CPU seconds travel to other machines; absolute
 rates do not.
 
 `)

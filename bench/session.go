@@ -31,14 +31,14 @@ func measureSessions(ctx context.Context, l *lab) ([]figure, error) {
 			return nil, err
 		}
 		var held [2]footprints
-		many, few := pick(l, 100, 12), pick(l, 20, 5) // an sshd is no small thing
+		many, few := pick(l, 100, 10), pick(l, 20, 3) // an sshd is no small thing
 		for i, s := range []*side{a, b} {
 			if held[i], err = l.holdSessions(ctx, s, []int{many, few}[i]); err != nil {
 				return nil, fmt.Errorf("%s: %w", s.name, err)
 			}
 		}
 		cpu, err := paired(ctx, pick(l, 3, 1), []*side{a, b}, func(ctx context.Context, s *side) (sample, error) {
-			return openSessions(ctx, s, pick(l, 20, 10))
+			return openSessions(ctx, s, pick(l, 20, 6))
 		})
 		if err != nil {
 			return nil, err
@@ -115,7 +115,7 @@ func (c chain) terminal() (*ssh.Session, error) {
 // what they do not need: the least of several seconds, in bytes.
 func (l *lab) settled(ctx context.Context, pids ...int) ([]float64, error) {
 	least := make([]float64, len(pids))
-	for round := range pick(l, 12, 3) {
+	for round := range pick(l, 12, 2) {
 		pause(ctx, 500*time.Millisecond)
 		for i, pid := range pids {
 			n, err := treePSS(pid)

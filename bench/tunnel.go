@@ -20,7 +20,7 @@ import (
 // measureTunnels measures what an idle node's tunnel holds of the proxy's memory.
 func measureTunnels(ctx context.Context, l *lab) ([]figure, error) {
 	return l.own(func() ([]figure, error) {
-		nodes, tunnels := pick(l, 100, 24), pick(l, 20, 5)
+		nodes, tunnels := pick(l, 100, 16), pick(l, 20, 3)
 		var held [2]float64
 		for i, apart := range []bool{true, false} {
 			var err error
