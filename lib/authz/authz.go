@@ -33,6 +33,7 @@ package authz
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -73,12 +74,21 @@ func (n NodeView) equal(o NodeView) bool {
 	return n.ID == o.ID && n.Name == o.Name && maps.Equal(n.Labels, o.Labels)
 }
 
+// Target is where a forward leads, for [ActionForwardLocal].
+type Target struct {
+	Host string     // as the client wrote it
+	Port uint16     // of a host
+	Addr netip.Addr // what Host stands for where it is dialled; zero when that is not known
+	Path string     // of a Unix socket; the others mean nothing then
+}
+
 // Request asks whether somebody may do something on a node.
 type Request struct {
 	Identity *sshca.Identity
 	Node     NodeView
 	Login    names.Login
 	Action   Action
+	Target   Target // the zero value asks whether there is any that is allowed
 }
 
 // Decision is the answer. The zero value is a refusal.
@@ -87,6 +97,7 @@ type Decision struct {
 	Role   names.RoleName // whose rule decided; "" when no rule did
 	Rule   string         // that rule, such as "developer.allow[0]"
 	Reason string         // one sentence for the person and for the log
+	Listed bool           // the rule that allows names the target, rather than any
 
 	// Options are the strictest among the roles that grant; the zero value when
 	// nothing is granted.

@@ -73,6 +73,17 @@ type RoleOptions struct {
 	IdleTimeout time.Duration `json:"idle_timeout,omitempty"`
 	MaxSessions int           `json:"max_sessions,omitempty"`
 	PinSource   bool          `json:"pin_source,omitempty"`
+	PlainKeys   bool          `json:"plain_keys,omitempty"` // enrolled public keys will do; see [User.Keys]
+
+	CreateAccount *CreateAccount `json:"create_account,omitempty"` // nil: accounts are there or not
+}
+
+// CreateAccount says how a node makes the account of a login that it lacks.
+type CreateAccount struct {
+	Groups  []string `json:"groups,omitempty"`  // of the node, that it is put into
+	Sudoers []string `json:"sudoers,omitempty"` // lines of sudoers(5) without the user
+	Shell   string   `json:"shell,omitempty"`   // "" means the system's default
+	Keep    bool     `json:"keep,omitempty"`    // else it is removed after its last session
 }
 
 // Strictest returns the options that keep every limit of o and of p.

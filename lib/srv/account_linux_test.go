@@ -198,7 +198,7 @@ func TestF37AccountsThatCannotBeUsed(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			l := localOf(t, test.files)
-			err := l.Check(t.Context(), test.login)
+			err := l.Check(t.Context(), Account{Login: test.login})
 			if test.want == "" {
 				if err != nil {
 					t.Errorf("Check = %v", err)
@@ -208,7 +208,7 @@ func TestF37AccountsThatCannotBeUsed(t *testing.T) {
 			if got := fault.Public(err); got != test.want || !fault.Is(err, fault.Denied) {
 				t.Errorf("Check = %v, want %q", err, test.want)
 			}
-			if _, err := l.Start(t.Context(), Command{Login: test.login, Kind: KindExec, Line: "true"}); fault.Public(err) != test.want {
+			if _, err := l.Start(t.Context(), Command{Account: Account{Login: test.login}, Kind: KindExec, Line: "true"}); fault.Public(err) != test.want {
 				t.Errorf("Start = %v, want %q", err, test.want)
 			}
 		})
@@ -220,17 +220,17 @@ func TestNologin(t *testing.T) {
 	files["etc/nologin"] = "Down for maintenance until noon.\n"
 	l := localOf(t, files)
 	l.root = true // whether it may become somebody else is not asked before that
-	if got := fault.Public(l.Check(t.Context(), "stranger")); got != "Down for maintenance until noon." {
+	if got := fault.Public(l.Check(t.Context(), Account{Login: "stranger"})); got != "Down for maintenance until noon." {
 		t.Errorf("Check = %q, want the text of the file", got)
 	}
 	files["etc/nologin"] = ""
 	l.accounts = etc(t, files)
-	if err := l.Check(t.Context(), "stranger"); !fault.Is(err, fault.Unavailable) {
+	if err := l.Check(t.Context(), Account{Login: "stranger"}); !fault.Is(err, fault.Unavailable) {
 		t.Errorf("Check with an empty file = %v, want unavailable", err)
 	}
 	files["etc/passwd"] = "root:x:0:0::/:/bin/sh\n"
 	l.accounts = etc(t, files)
-	if err := l.Check(t.Context(), "root"); err != nil {
+	if err := l.Check(t.Context(), Account{Login: "root"}); err != nil {
 		t.Errorf("Check of root = %v, want nil", err)
 	}
 }
@@ -240,10 +240,10 @@ func TestOnlyOwnAccountWithoutRoot(t *testing.T) {
 	l := localOf(t, own("/bin/sh", "/", ""))
 	l.root = false
 	want := `this node does not run as root and serves no account but its own, not "stranger"`
-	if got := fault.Public(l.Check(t.Context(), "stranger")); got != want {
+	if got := fault.Public(l.Check(t.Context(), Account{Login: "stranger"})); got != want {
 		t.Errorf("Check = %q, want %q", got, want)
 	}
-	if err := l.Check(t.Context(), "me"); err != nil {
+	if err := l.Check(t.Context(), Account{Login: "me"}); err != nil {
 		t.Errorf("Check of the own account = %v", err)
 	}
 }

@@ -213,7 +213,7 @@ func (h *channel) begin(kind Kind, line string) (ok bool, then func()) {
 func (h *channel) start() (Process, error) {
 	c := h.client
 	return c.m.cfg.Executor.Start(h.ctx, Command{
-		Login: c.cfg.Login, Kind: h.request.kind, Line: h.request.line, Env: h.request.env,
+		Account: Account{Login: c.cfg.Login}, Kind: h.request.kind, Line: h.request.line, Env: h.request.env,
 		Terminal: h.request.terminal, Remote: c.cfg.Remote, Local: c.cfg.Local,
 	})
 }

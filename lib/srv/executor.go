@@ -3,9 +3,13 @@ package srv
 import (
 	"context"
 	"io"
+	"net"
 	"net/netip"
 
+	"golang.org/x/crypto/ssh"
+
 	"github.com/accessd/accessd/lib/names"
+	"github.com/accessd/accessd/lib/services"
 	"github.com/accessd/accessd/lib/sshwire"
 )
 
@@ -26,28 +30,68 @@ type Terminal struct {
 	Modes  []sshwire.Mode
 }
 
+// Account is the account of the operating system that something is done as.
+type Account struct {
+	Login  names.Login
+	Create *services.CreateAccount // how it is made when there is none; nil: not at all
+}
+
+// SubsystemSFTP is the one subsystem there is (draft-ietf-secsh-filexfer-02).
+const SubsystemSFTP = "sftp"
+
 // Command is what an [Executor] starts.
 type Command struct {
-	Login    names.Login
+	Account
+
+	Session  names.SessionID
 	Kind     Kind
-	Line     string        // what the login's shell runs, for KindExec
+	Line     string        // what the login's shell runs, for KindExec; the name, for KindSubsystem
+	Argv     []string      // runs without a shell instead of Line, when not empty
 	Env      []sshwire.Env // from the client; accepted already
 	Terminal *Terminal     // nil means pipes
+
+	// Open opens a channel to the client, for its agent and its display. What it
+	// returns is bounded in number and closed with the session.
+	Open  Opener
+	Agent bool                // the process gets the client's agent
+	X11   *sshwire.X11Request // it gets the client's display; nil: none
 
 	// Remote and Local are the ends of the connection, for SSH_CONNECTION; the
 	// zero AddrPort means unknown.
 	Remote, Local netip.AddrPort
 }
 
-// Executor starts what sessions run. Its methods may be called at the same
-// time; the end of ctx stops a look-up, not a process.
+// Opener opens a channel to a client (RFC 4254, section 5.1). The requests on it
+// are refused by who made the Opener.
+type Opener func(kind string, payload []byte) (ssh.Channel, error)
+
+// Endpoint is where a forward leads, or listens: a host and a port, or the path
+// of a Unix socket.
+type Endpoint struct {
+	Host string // as the client wrote it; for a listener "" means every address
+	Port uint16 // for a listener 0 means any
+	Path string // of a Unix socket; Host and Port mean nothing then
+}
+
+// Admit is asked about every address that a destination stands for, just before
+// it is dialled; the zero Addr stands for one that is not known here. An error
+// forbids it.
+type Admit func(addr netip.Addr) error
+
+// Executor starts what sessions run, and connects as they would. Its methods may
+// be called at the same time; the end of ctx stops a look-up or a dial, not a
+// process. The public text of an error tells the person why.
 type Executor interface {
-	// Check reports whether login can be used here and now. The public text of
-	// the error tells the person why not.
-	Check(ctx context.Context, login names.Login) error
-	// Start starts c. On an error nothing runs; its public text is for the
-	// person.
+	// Check reports whether a can be used here and now, or be made.
+	Check(ctx context.Context, a Account) error
+	// Start starts c. On an error nothing runs.
 	Start(ctx context.Context, c Command) (Process, error)
+	// Dial connects to e as a process of a would, to the first address that admit
+	// does not forbid. The connection may have a CloseWrite.
+	Dial(ctx context.Context, a Account, e Endpoint, admit Admit) (net.Conn, error)
+	// Listen listens on e as a process of a would. Connections have the address
+	// they come from as their RemoteAddr, and the listener its own as its Addr.
+	Listen(ctx context.Context, a Account, e Endpoint) (net.Listener, error)
 }
 
 // Pipes are the standard streams of a [Process].

@@ -2,11 +2,12 @@ package srv
 
 import (
 	"context"
+	"errors"
 	"io"
+	"net"
 	"sync"
 	"testing"
 
-	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/sshwire"
 )
 
@@ -20,7 +21,15 @@ type executor struct {
 
 func newExecutor() *executor { return &executor{started: make(chan *fakeProcess, 1000)} }
 
-func (x *executor) Check(context.Context, names.Login) error { return x.checked }
+func (x *executor) Check(context.Context, Account) error { return x.checked }
+
+func (x *executor) Dial(context.Context, Account, Endpoint, Admit) (net.Conn, error) {
+	return nil, errors.ErrUnsupported
+}
+
+func (x *executor) Listen(context.Context, Account, Endpoint) (net.Listener, error) {
+	return nil, errors.ErrUnsupported
+}
 
 func (x *executor) Start(_ context.Context, c Command) (Process, error) {
 	if x.failed != nil {

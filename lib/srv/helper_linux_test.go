@@ -40,7 +40,7 @@ func runHelper() bool {
 	if err != nil {
 		panic(err)
 	}
-	p, err := local.Start(context.TODO(), Command{Login: names.Login(login), Kind: KindExec, Line: "echo $$; exec sleep 1000"})
+	p, err := local.Start(context.TODO(), Command{Account: Account{Login: names.Login(login)}, Kind: KindExec, Line: "echo $$; exec sleep 1000"})
 	if err != nil {
 		panic(err)
 	}

@@ -68,8 +68,8 @@ func keepInherited() error {
 }
 
 // Check implements [Executor].
-func (l *Local) Check(ctx context.Context, login names.Login) error {
-	_, err := l.account(ctx, login)
+func (l *Local) Check(ctx context.Context, a Account) error {
+	_, err := l.account(ctx, a.Login)
 	return err
 }
 

@@ -54,14 +54,14 @@ func outcomeOf(t *testing.T, l *Local, c Command) (stdout, stderr string, e Exit
 // says the same words.
 func TestF37HomeMissing(t *testing.T) {
 	l := localOf(t, own("/bin/sh", "/no/such/home", ""))
-	stdout, stderr, e := outcomeOf(t, l, Command{Login: "me", Kind: KindExec, Line: "pwd; echo $HOME"})
+	stdout, stderr, e := outcomeOf(t, l, Command{Account: Account{Login: "me"}, Kind: KindExec, Line: "pwd; echo $HOME"})
 	if stdout != "/\n/no/such/home\n" || e != (Exit{}) {
 		t.Errorf("stdout %q, exit %+v", stdout, e)
 	}
 	if want := "Could not chdir to home directory /no/such/home: No such file or directory\n"; stderr != want {
 		t.Errorf("stderr %q, want %q", stderr, want)
 	}
-	stdout, _, _ = outcomeOf(t, l, Command{Login: "me", Kind: KindExec, Line: "pwd", Terminal: &Terminal{Term: "dumb"}})
+	stdout, _, _ = outcomeOf(t, l, Command{Account: Account{Login: "me"}, Kind: KindExec, Line: "pwd", Terminal: &Terminal{Term: "dumb"}})
 	if want := "Could not chdir to home directory /no/such/home: No such file or directory\r\n/\r\n"; stdout != want {
 		t.Errorf("on a terminal: %q, want %q", stdout, want)
 	}
@@ -91,7 +91,7 @@ func TestF36Shells(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			l := localOf(t, own(test.shell, "/", ""))
-			stdout, _, e := outcomeOf(t, l, Command{Login: "me", Kind: KindExec, Line: test.line})
+			stdout, _, e := outcomeOf(t, l, Command{Account: Account{Login: "me"}, Kind: KindExec, Line: test.line})
 			e.Core = false // the machine's choice
 			if stdout != test.stdout || e != test.exit {
 				t.Errorf("stdout %q, exit %+v, want %q, %+v", stdout, e, test.stdout, test.exit)
@@ -99,14 +99,14 @@ func TestF36Shells(t *testing.T) {
 		})
 	}
 	l := localOf(t, own(script("broken", "#!/no/such/interpreter\n"), "/", ""))
-	if _, err := l.Start(t.Context(), Command{Login: "me", Kind: KindShell}); err == nil || !strings.Contains(err.Error(), "No such file or directory") {
+	if _, err := l.Start(t.Context(), Command{Account: Account{Login: "me"}, Kind: KindShell}); err == nil || !strings.Contains(err.Error(), "No such file or directory") {
 		t.Errorf("Start of a broken shell = %v, want that a file is missing", err)
 	}
 }
 
 // The dash tells the shell that it is a login shell.
 func TestLoginShellByName(t *testing.T) {
-	p, err := localOf(t, own("/bin/sh", "/", "")).Start(t.Context(), Command{Login: "me", Kind: KindShell})
+	p, err := localOf(t, own("/bin/sh", "/", "")).Start(t.Context(), Command{Account: Account{Login: "me"}, Kind: KindShell})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,7 +137,7 @@ func TestChildHasOnlyItsLoginsRights(t *testing.T) {
 	}
 	for _, terminal := range []*Terminal{nil, {Term: "dumb"}} {
 		stdout, _, _ := outcomeOf(t, local, Command{
-			Login: names.Login(login), Kind: KindExec, Terminal: terminal,
+			Account: Account{Login: names.Login(login)}, Kind: KindExec, Terminal: terminal,
 			Line: "cat /proc/self/status; echo Files: $(ls /proc/self/fd); echo Home: $(pwd); echo Id: $(id -un); echo Session: $(ps -o sid= -p $$) $$",
 		})
 		status := map[string]string{}
@@ -195,7 +195,7 @@ func TestF37GroupsAreReadAfresh(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := Command{Login: names.Login(login), Kind: KindExec, Line: "id -Gn"}
+	c := Command{Account: Account{Login: names.Login(login)}, Kind: KindExec, Line: "id -Gn"}
 	before, _, _ := outcomeOf(t, local, c)
 	run(t, "gpasswd", "-d", login, "games")
 	after, _, _ := outcomeOf(t, local, c)

@@ -86,7 +86,7 @@ func (s *session) admit(ctx context.Context) error {
 	if c.expired() {
 		return errExpired
 	}
-	if err := c.m.cfg.Executor.Check(ctx, c.cfg.Login); err != nil {
+	if err := c.m.cfg.Executor.Check(ctx, Account{Login: c.cfg.Login, Create: s.decision.Options.CreateAccount}); err != nil {
 		return err
 	}
 	if err := c.m.add(s, s.decision.Options.MaxSessions); err != nil {

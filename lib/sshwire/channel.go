@@ -85,6 +85,81 @@ func (x ForwardedTCPIP) check() error {
 	return cmp.Or(bindable(x.Addr, x.Port), bindable(x.OriginAddr, x.OriginPort))
 }
 
+// DirectStreamlocal opens a direct-streamlocal@openssh.com channel (OpenSSH
+// PROTOCOL, section 2.4).
+type DirectStreamlocal struct {
+	Path     string
+	Reserved string
+	Unused   uint32
+}
+
+// ParseDirectStreamlocal reads the extra data of a direct-streamlocal@openssh.com
+// channel open.
+func ParseDirectStreamlocal(payload []byte) (DirectStreamlocal, error) {
+	return parse[DirectStreamlocal](ChannelDirectStreamlocal, payload)
+}
+
+// Marshal returns x as the extra data of a channel open.
+func (x DirectStreamlocal) Marshal() []byte { return ssh.Marshal(x) }
+
+func (x DirectStreamlocal) check() error { return socketPath(x.Path) }
+
+// StreamlocalForward is the payload of streamlocal-forward@openssh.com and of
+// cancel-streamlocal-forward@openssh.com (OpenSSH PROTOCOL, section 2.4).
+type StreamlocalForward struct{ Path string }
+
+// ParseStreamlocalForward reads the payload of a
+// streamlocal-forward@openssh.com or a cancel-streamlocal-forward@openssh.com
+// request.
+func ParseStreamlocalForward(payload []byte) (StreamlocalForward, error) {
+	return parse[StreamlocalForward](RequestStreamlocalForward, payload)
+}
+
+// Marshal returns x as a request payload.
+func (x StreamlocalForward) Marshal() []byte { return ssh.Marshal(x) }
+
+func (x StreamlocalForward) check() error { return socketPath(x.Path) }
+
+// ForwardedStreamlocal opens a forwarded-streamlocal@openssh.com channel
+// (OpenSSH PROTOCOL, section 2.4). Path repeats the request it belongs to.
+type ForwardedStreamlocal struct {
+	Path     string
+	Reserved string
+}
+
+// ParseForwardedStreamlocal reads the extra data of a
+// forwarded-streamlocal@openssh.com channel open.
+func ParseForwardedStreamlocal(payload []byte) (ForwardedStreamlocal, error) {
+	return parse[ForwardedStreamlocal](ChannelForwardedStreamlocal, payload)
+}
+
+// Marshal returns x as the extra data of a channel open.
+func (x ForwardedStreamlocal) Marshal() []byte { return ssh.Marshal(x) }
+
+func (x ForwardedStreamlocal) check() error { return socketPath(x.Path) }
+
+// socketPath refuses what cannot be the path of a Unix socket (unix(7)).
+func socketPath(path string) error {
+	if path == "" {
+		return errors.New("no path")
+	}
+	return bounded("path", path, maxSocketPath)
+}
+
+// X11Open opens an x11 channel (RFC 4254, section 6.3.2).
+type X11Open struct {
+	OriginAddr string
+	OriginPort uint32
+}
+
+// ParseX11Open reads the extra data of an x11 channel open.
+func ParseX11Open(payload []byte) (X11Open, error) { return parse[X11Open](ChannelX11, payload) }
+
+// Marshal returns x as the extra data of a channel open.
+func (x X11Open) Marshal() []byte { return ssh.Marshal(x) }
+
+func (x X11Open) check() error { return bindable(x.OriginAddr, x.OriginPort) }
+
 // AuthorityOpen opens an accessd-authority channel. The origin is the address
 // of the peer whose SSH handshake with the authority follows on the channel.
 type AuthorityOpen struct {

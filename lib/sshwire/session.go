@@ -2,6 +2,7 @@ package sshwire
 
 import (
 	"cmp"
+	"encoding/hex"
 	"errors"
 	"strings"
 
@@ -30,6 +31,43 @@ func (x PtyRequest) check() error {
 		return errors.New("too many terminal modes")
 	}
 	return bounded("terminal type", x.Term, maxTerm)
+}
+
+// X11Request asks for the client's display (RFC 4254, section 6.3.1).
+type X11Request struct {
+	SingleConnection bool
+	Protocol         string // of the cookie, such as MIT-MAGIC-COOKIE-1
+	Cookie           string // in hexadecimal; a client invents it for this session
+	Screen           uint32
+}
+
+// ParseX11Request reads the payload of an x11-req request. Protocol and cookie
+// become words of a command, so nothing but their own grammar is taken.
+func ParseX11Request(payload []byte) (X11Request, error) {
+	return parse[X11Request](RequestX11, payload)
+}
+
+// Marshal returns x as a request payload.
+func (x X11Request) Marshal() []byte { return ssh.Marshal(x) }
+
+func (x X11Request) check() error {
+	plain := func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-'
+	}
+	switch {
+	case x.Protocol == "" || strings.IndexFunc(x.Protocol, plain) >= 0 || x.Protocol[0] == '-':
+		return errors.New("the protocol is no word")
+	case len(x.Cookie)%2 != 0 || !isHex(x.Cookie):
+		return errors.New("the cookie is not hexadecimal")
+	case x.Screen > maxScreen:
+		return errors.New("there is no such screen")
+	}
+	return cmp.Or(bounded("protocol", x.Protocol, maxX11), bounded("cookie", x.Cookie, maxX11))
+}
+
+func isHex(s string) bool {
+	_, err := hex.DecodeString(s)
+	return err == nil && s != ""
 }
 
 // WindowChange tells the terminal's new size (RFC 4254, section 6.7).

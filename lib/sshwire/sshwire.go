@@ -23,20 +23,26 @@ import (
 
 // Channel types.
 const (
-	ChannelSession        = "session"           // RFC 4254, section 6.1
-	ChannelDirectTCPIP    = "direct-tcpip"      // RFC 4254, section 7.2
-	ChannelForwardedTCPIP = "forwarded-tcpip"   // RFC 4254, section 7.2
-	ChannelAPI            = "accessd-api"       // HTTP/2 cleartext to the services of a member
-	ChannelAuthority      = "accessd-authority" // raw stream to the authority's SSH server
+	ChannelSession              = "session"                           // RFC 4254, section 6.1
+	ChannelDirectTCPIP          = "direct-tcpip"                      // RFC 4254, section 7.2
+	ChannelForwardedTCPIP       = "forwarded-tcpip"                   // RFC 4254, section 7.2
+	ChannelX11                  = "x11"                               // RFC 4254, section 6.3.2
+	ChannelAgent                = "auth-agent@openssh.com"            // OpenSSH's agent forwarding
+	ChannelDirectStreamlocal    = "direct-streamlocal@openssh.com"    // OpenSSH PROTOCOL, section 2.4
+	ChannelForwardedStreamlocal = "forwarded-streamlocal@openssh.com" // the same
+	ChannelAPI                  = "accessd-api"                       // HTTP/2 cleartext to the services of a member
+	ChannelAuthority            = "accessd-authority"                 // raw stream to the authority's SSH server
 )
 
 // Global requests.
 const (
-	RequestTCPIPForward       = "tcpip-forward"                // RFC 4254, section 7.1
-	RequestCancelTCPIPForward = "cancel-tcpip-forward"         // RFC 4254, section 7.1
-	RequestKeepalive          = "keepalive@openssh.com"        // OpenSSH PROTOCOL, section 2.8; also on channels
-	RequestNoMoreSessions     = "no-more-sessions@openssh.com" // OpenSSH PROTOCOL, section 2.2
-	RequestHostKeys           = "hostkeys-00@openssh.com"      // OpenSSH PROTOCOL, section 2.5
+	RequestTCPIPForward             = "tcpip-forward"                          // RFC 4254, section 7.1
+	RequestCancelTCPIPForward       = "cancel-tcpip-forward"                   // RFC 4254, section 7.1
+	RequestStreamlocalForward       = "streamlocal-forward@openssh.com"        // OpenSSH PROTOCOL, section 2.4
+	RequestCancelStreamlocalForward = "cancel-streamlocal-forward@openssh.com" // the same
+	RequestKeepalive                = "keepalive@openssh.com"                  // OpenSSH PROTOCOL, section 2.8; also on channels
+	RequestNoMoreSessions           = "no-more-sessions@openssh.com"           // OpenSSH PROTOCOL, section 2.2
+	RequestHostKeys                 = "hostkeys-00@openssh.com"                // OpenSSH PROTOCOL, section 2.5
 )
 
 // Channel requests.
@@ -58,16 +64,19 @@ const (
 
 // Bounds on what a peer may say, in bytes.
 const (
-	maxAddress   = 255       // the longest host name in text form (RFC 1035, section 2.3.4)
-	maxTerm      = 128       // terminfo's longest name is about 40
-	maxModes     = 2048      // 256 opcodes of 5 bytes and room
-	maxEnvName   = 256       // the longest locale variable is 17
-	maxEnvValue  = 32 << 10  // what fits beside others in one exec
-	maxCommand   = 256 << 10 // x/crypto's largest packet; the kernel's own limit is 128 KiB
-	maxSubsystem = 256       // "sftp", or a path in some clients
-	maxSignal    = 64        // the RFC's names have 4 at most; room for "name@domain"
-	maxMessage   = 4096      // one error message of an exit-signal
-	maxLanguage  = 64        // RFC 3066 tags
+	maxAddress    = 255       // the longest host name in text form (RFC 1035, section 2.3.4)
+	maxTerm       = 128       // terminfo's longest name is about 40
+	maxModes      = 2048      // 256 opcodes of 5 bytes and room
+	maxEnvName    = 256       // the longest locale variable is 17
+	maxEnvValue   = 32 << 10  // what fits beside others in one exec
+	maxCommand    = 256 << 10 // x/crypto's largest packet; the kernel's own limit is 128 KiB
+	maxSubsystem  = 256       // "sftp", or a path in some clients
+	maxSignal     = 64        // the RFC's names have 4 at most; room for "name@domain"
+	maxMessage    = 4096      // one error message of an exit-signal
+	maxLanguage   = 64        // RFC 3066 tags
+	maxX11        = 512       // a cookie has 32 hexadecimal digits
+	maxScreen     = 1 << 10   // displays have a few
+	maxSocketPath = 107       // sun_path without its NUL (unix(7))
 )
 
 // maxPort is the largest TCP port; the wire has room for 32 bits.

@@ -11,6 +11,7 @@ import (
 	"github.com/accessd/accessd/lib/events"
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
+	"github.com/accessd/accessd/lib/srv"
 	"github.com/accessd/accessd/lib/srv/sshserver"
 	"github.com/accessd/accessd/lib/sshca"
 )
@@ -96,7 +97,7 @@ func (l *login) admit(m ssh.ConnMetadata, id *sshca.Identity) error {
 	if d := l.s.sessions.Admit(id, account); !d.Allow {
 		return l.refuse(ctx, l.s.decisionEvent(l.conn, m, id, d), fault.New(fault.Denied, "%s", d.Reason))
 	}
-	if err := l.s.cfg.Executor.Check(ctx, account); err != nil {
+	if err := l.s.cfg.Executor.Check(ctx, srv.Account{Login: account}); err != nil {
 		return l.refuse(ctx, l.s.rejectionEvent(l.conn, m, id, fault.Public(err)), err)
 	}
 	return l.record(ctx, l.s.loginEvent(l.conn, m, id))
