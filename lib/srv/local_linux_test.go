@@ -322,7 +322,7 @@ func TestKillAfter(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p, err := local.Start(t.Context(), Command{Login: names.Login(me(t)), Kind: KindExec, Line: "trap '' HUP; echo $$; while :; do sleep 0.01; done"})
+		p, err := local.Start(t.Context(), Command{Account: Account{Login: names.Login(me(t))}, Kind: KindExec, Line: "trap '' HUP; echo $$; while :; do sleep 0.01; done"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -542,8 +542,8 @@ func TestNoFileIsLeft(t *testing.T) {
 	}
 	round := func() {
 		for _, terminal := range []*Terminal{nil, {Term: "dumb"}} {
-			outcomeOf(t, local, Command{Login: "me", Kind: KindExec, Line: "exit 3", Terminal: terminal})
-			if _, err := local.Start(t.Context(), Command{Login: "me", Kind: KindExec, Line: strings.Repeat("x", 200_000), Terminal: terminal}); err == nil {
+			outcomeOf(t, local, Command{Account: Account{Login: "me"}, Kind: KindExec, Line: "exit 3", Terminal: terminal})
+			if _, err := local.Start(t.Context(), Command{Account: Account{Login: "me"}, Kind: KindExec, Line: strings.Repeat("x", 200_000), Terminal: terminal}); err == nil {
 				t.Error("a line that is too long was started")
 			}
 		}
