@@ -21,6 +21,8 @@ type Node struct {
 	Kind        string         `json:"kind"`                 // [NodeAccessd] or [NodeSSHD]
 	MemberKey   string         `json:"member_key,omitempty"` // its own public key, authorized_keys format
 	HostKey     string         `json:"host_key,omitempty"`   // the key it answers with, same format
+	Address     string         `json:"address,omitempty"`    // host:port of a plain sshd; "" when it dials home
+	HostKeys    []string       `json:"host_keys,omitempty"`  // that a plain sshd is expected to show beside a host certificate
 	Labels      names.Labels   `json:"labels,omitempty"`
 	TokenLabels names.Labels   `json:"token_labels,omitempty"` // what its token demanded; Labels keep these
 	GatewayPort int            `json:"gateway_port,omitempty"` // 0: none is free

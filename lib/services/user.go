@@ -23,9 +23,19 @@ type User struct {
 	Roles   []names.RoleName    `json:"roles,omitempty"`
 	Logins  []names.Login       `json:"logins,omitempty"`
 	Traits  map[string][]string `json:"traits,omitempty"` // keys and values in the grammar of labels
+	Keys    []UserKey           `json:"keys,omitempty"`   // enrolled, for clients that know no certificates
 	Created time.Time           `json:"created"`
 
 	Revision int64 `json:"-"`
+}
+
+// UserKey is a public key enrolled for a user. Where a role allows it, to hold
+// it is as good as a sign-in.
+type UserKey struct {
+	Fingerprint string    `json:"fingerprint"` // "SHA256:…", unique in the cluster
+	Public      string    `json:"public"`      // authorized_keys format without a comment
+	Comment     string    `json:"comment,omitempty"`
+	Added       time.Time `json:"added"`
 }
 
 // Check returns a [fault.BadInput] error unless every part of u keeps its

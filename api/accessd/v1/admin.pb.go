@@ -705,6 +705,358 @@ func (x *SignUserResponse) GetExpires() *timestamppb.Timestamp {
 	return nil
 }
 
+// UserKey is a public key enrolled for a person.
+type UserKey struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	User        string                 `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
+	Fingerprint string                 `protobuf:"bytes,2,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	// authorized_keys format.
+	PublicKey     string                 `protobuf:"bytes,3,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
+	Comment       string                 `protobuf:"bytes,4,opt,name=comment,proto3" json:"comment,omitempty"`
+	Added         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=added,proto3" json:"added,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UserKey) Reset() {
+	*x = UserKey{}
+	mi := &file_accessd_v1_admin_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UserKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UserKey) ProtoMessage() {}
+
+func (x *UserKey) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_admin_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UserKey.ProtoReflect.Descriptor instead.
+func (*UserKey) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *UserKey) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *UserKey) GetFingerprint() string {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return ""
+}
+
+func (x *UserKey) GetPublicKey() string {
+	if x != nil {
+		return x.PublicKey
+	}
+	return ""
+}
+
+func (x *UserKey) GetComment() string {
+	if x != nil {
+		return x.Comment
+	}
+	return ""
+}
+
+func (x *UserKey) GetAdded() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Added
+	}
+	return nil
+}
+
+type AddUserKeyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	User  string                 `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
+	// One line in authorized_keys format; its comment is kept.
+	PublicKey     string `protobuf:"bytes,2,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddUserKeyRequest) Reset() {
+	*x = AddUserKeyRequest{}
+	mi := &file_accessd_v1_admin_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddUserKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddUserKeyRequest) ProtoMessage() {}
+
+func (x *AddUserKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_admin_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddUserKeyRequest.ProtoReflect.Descriptor instead.
+func (*AddUserKeyRequest) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *AddUserKeyRequest) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *AddUserKeyRequest) GetPublicKey() string {
+	if x != nil {
+		return x.PublicKey
+	}
+	return ""
+}
+
+type AddUserKeyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           *UserKey               `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddUserKeyResponse) Reset() {
+	*x = AddUserKeyResponse{}
+	mi := &file_accessd_v1_admin_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddUserKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddUserKeyResponse) ProtoMessage() {}
+
+func (x *AddUserKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_admin_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddUserKeyResponse.ProtoReflect.Descriptor instead.
+func (*AddUserKeyResponse) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *AddUserKeyResponse) GetKey() *UserKey {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+type ListUserKeysRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty means everybody's.
+	User          string `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListUserKeysRequest) Reset() {
+	*x = ListUserKeysRequest{}
+	mi := &file_accessd_v1_admin_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListUserKeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListUserKeysRequest) ProtoMessage() {}
+
+func (x *ListUserKeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_admin_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListUserKeysRequest.ProtoReflect.Descriptor instead.
+func (*ListUserKeysRequest) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ListUserKeysRequest) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+type ListUserKeysResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Keys          []*UserKey             `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListUserKeysResponse) Reset() {
+	*x = ListUserKeysResponse{}
+	mi := &file_accessd_v1_admin_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListUserKeysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListUserKeysResponse) ProtoMessage() {}
+
+func (x *ListUserKeysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_admin_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListUserKeysResponse.ProtoReflect.Descriptor instead.
+func (*ListUserKeysResponse) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ListUserKeysResponse) GetKeys() []*UserKey {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+type RemoveUserKeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	User          string                 `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
+	Fingerprint   string                 `protobuf:"bytes,2,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveUserKeyRequest) Reset() {
+	*x = RemoveUserKeyRequest{}
+	mi := &file_accessd_v1_admin_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveUserKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveUserKeyRequest) ProtoMessage() {}
+
+func (x *RemoveUserKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_admin_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveUserKeyRequest.ProtoReflect.Descriptor instead.
+func (*RemoveUserKeyRequest) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *RemoveUserKeyRequest) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *RemoveUserKeyRequest) GetFingerprint() string {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return ""
+}
+
+type RemoveUserKeyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveUserKeyResponse) Reset() {
+	*x = RemoveUserKeyResponse{}
+	mi := &file_accessd_v1_admin_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveUserKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveUserKeyResponse) ProtoMessage() {}
+
+func (x *RemoveUserKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_admin_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveUserKeyResponse.ProtoReflect.Descriptor instead.
+func (*RemoveUserKeyResponse) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{18}
+}
+
 type Role struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -717,7 +1069,7 @@ type Role struct {
 
 func (x *Role) Reset() {
 	*x = Role{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[12]
+	mi := &file_accessd_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -729,7 +1081,7 @@ func (x *Role) String() string {
 func (*Role) ProtoMessage() {}
 
 func (x *Role) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[12]
+	mi := &file_accessd_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -742,7 +1094,7 @@ func (x *Role) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Role.ProtoReflect.Descriptor instead.
 func (*Role) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{12}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Role) GetName() string {
@@ -784,7 +1136,7 @@ type ApplyRolesRequest struct {
 
 func (x *ApplyRolesRequest) Reset() {
 	*x = ApplyRolesRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[13]
+	mi := &file_accessd_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -796,7 +1148,7 @@ func (x *ApplyRolesRequest) String() string {
 func (*ApplyRolesRequest) ProtoMessage() {}
 
 func (x *ApplyRolesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[13]
+	mi := &file_accessd_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -809,7 +1161,7 @@ func (x *ApplyRolesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRolesRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRolesRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{13}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ApplyRolesRequest) GetYaml() []byte {
@@ -836,7 +1188,7 @@ type ApplyRolesResponse struct {
 
 func (x *ApplyRolesResponse) Reset() {
 	*x = ApplyRolesResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[14]
+	mi := &file_accessd_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -848,7 +1200,7 @@ func (x *ApplyRolesResponse) String() string {
 func (*ApplyRolesResponse) ProtoMessage() {}
 
 func (x *ApplyRolesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[14]
+	mi := &file_accessd_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -861,7 +1213,7 @@ func (x *ApplyRolesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRolesResponse.ProtoReflect.Descriptor instead.
 func (*ApplyRolesResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ApplyRolesResponse) GetCreated() []string {
@@ -886,7 +1238,7 @@ type ListRolesRequest struct {
 
 func (x *ListRolesRequest) Reset() {
 	*x = ListRolesRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[15]
+	mi := &file_accessd_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -898,7 +1250,7 @@ func (x *ListRolesRequest) String() string {
 func (*ListRolesRequest) ProtoMessage() {}
 
 func (x *ListRolesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[15]
+	mi := &file_accessd_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -911,7 +1263,7 @@ func (x *ListRolesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRolesRequest.ProtoReflect.Descriptor instead.
 func (*ListRolesRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 type ListRolesResponse struct {
@@ -923,7 +1275,7 @@ type ListRolesResponse struct {
 
 func (x *ListRolesResponse) Reset() {
 	*x = ListRolesResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[16]
+	mi := &file_accessd_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -935,7 +1287,7 @@ func (x *ListRolesResponse) String() string {
 func (*ListRolesResponse) ProtoMessage() {}
 
 func (x *ListRolesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[16]
+	mi := &file_accessd_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -948,7 +1300,7 @@ func (x *ListRolesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRolesResponse.ProtoReflect.Descriptor instead.
 func (*ListRolesResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListRolesResponse) GetRoles() []*Role {
@@ -967,7 +1319,7 @@ type GetRoleRequest struct {
 
 func (x *GetRoleRequest) Reset() {
 	*x = GetRoleRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[17]
+	mi := &file_accessd_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -979,7 +1331,7 @@ func (x *GetRoleRequest) String() string {
 func (*GetRoleRequest) ProtoMessage() {}
 
 func (x *GetRoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[17]
+	mi := &file_accessd_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -992,7 +1344,7 @@ func (x *GetRoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRoleRequest.ProtoReflect.Descriptor instead.
 func (*GetRoleRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *GetRoleRequest) GetName() string {
@@ -1011,7 +1363,7 @@ type GetRoleResponse struct {
 
 func (x *GetRoleResponse) Reset() {
 	*x = GetRoleResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[18]
+	mi := &file_accessd_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1023,7 +1375,7 @@ func (x *GetRoleResponse) String() string {
 func (*GetRoleResponse) ProtoMessage() {}
 
 func (x *GetRoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[18]
+	mi := &file_accessd_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1036,7 +1388,7 @@ func (x *GetRoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRoleResponse.ProtoReflect.Descriptor instead.
 func (*GetRoleResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *GetRoleResponse) GetRole() *Role {
@@ -1055,7 +1407,7 @@ type RemoveRoleRequest struct {
 
 func (x *RemoveRoleRequest) Reset() {
 	*x = RemoveRoleRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[19]
+	mi := &file_accessd_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1067,7 +1419,7 @@ func (x *RemoveRoleRequest) String() string {
 func (*RemoveRoleRequest) ProtoMessage() {}
 
 func (x *RemoveRoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[19]
+	mi := &file_accessd_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1080,7 +1432,7 @@ func (x *RemoveRoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRoleRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRoleRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RemoveRoleRequest) GetName() string {
@@ -1098,7 +1450,7 @@ type RemoveRoleResponse struct {
 
 func (x *RemoveRoleResponse) Reset() {
 	*x = RemoveRoleResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[20]
+	mi := &file_accessd_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1110,7 +1462,7 @@ func (x *RemoveRoleResponse) String() string {
 func (*RemoveRoleResponse) ProtoMessage() {}
 
 func (x *RemoveRoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[20]
+	mi := &file_accessd_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1123,7 +1475,7 @@ func (x *RemoveRoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRoleResponse.ProtoReflect.Descriptor instead.
 func (*RemoveRoleResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 // Token is a join token without its secret.
@@ -1145,7 +1497,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[21]
+	mi := &file_accessd_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1157,7 +1509,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[21]
+	mi := &file_accessd_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1170,7 +1522,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Token) GetId() string {
@@ -1229,7 +1581,7 @@ type AddTokenRequest struct {
 
 func (x *AddTokenRequest) Reset() {
 	*x = AddTokenRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[22]
+	mi := &file_accessd_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1241,7 +1593,7 @@ func (x *AddTokenRequest) String() string {
 func (*AddTokenRequest) ProtoMessage() {}
 
 func (x *AddTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[22]
+	mi := &file_accessd_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1254,7 +1606,7 @@ func (x *AddTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddTokenRequest.ProtoReflect.Descriptor instead.
 func (*AddTokenRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *AddTokenRequest) GetRole() string {
@@ -1303,7 +1655,7 @@ type AddTokenResponse struct {
 
 func (x *AddTokenResponse) Reset() {
 	*x = AddTokenResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[23]
+	mi := &file_accessd_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1315,7 +1667,7 @@ func (x *AddTokenResponse) String() string {
 func (*AddTokenResponse) ProtoMessage() {}
 
 func (x *AddTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[23]
+	mi := &file_accessd_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1328,7 +1680,7 @@ func (x *AddTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddTokenResponse.ProtoReflect.Descriptor instead.
 func (*AddTokenResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *AddTokenResponse) GetToken() *Token {
@@ -1353,7 +1705,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[24]
+	mi := &file_accessd_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1365,7 +1717,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[24]
+	mi := &file_accessd_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1378,7 +1730,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 type ListTokensResponse struct {
@@ -1390,7 +1742,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[25]
+	mi := &file_accessd_v1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1402,7 +1754,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[25]
+	mi := &file_accessd_v1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1415,7 +1767,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListTokensResponse) GetTokens() []*Token {
@@ -1434,7 +1786,7 @@ type RemoveTokenRequest struct {
 
 func (x *RemoveTokenRequest) Reset() {
 	*x = RemoveTokenRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[26]
+	mi := &file_accessd_v1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1446,7 +1798,7 @@ func (x *RemoveTokenRequest) String() string {
 func (*RemoveTokenRequest) ProtoMessage() {}
 
 func (x *RemoveTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[26]
+	mi := &file_accessd_v1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1459,7 +1811,7 @@ func (x *RemoveTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveTokenRequest.ProtoReflect.Descriptor instead.
 func (*RemoveTokenRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RemoveTokenRequest) GetId() string {
@@ -1477,7 +1829,7 @@ type RemoveTokenResponse struct {
 
 func (x *RemoveTokenResponse) Reset() {
 	*x = RemoveTokenResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[27]
+	mi := &file_accessd_v1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1489,7 +1841,7 @@ func (x *RemoveTokenResponse) String() string {
 func (*RemoveTokenResponse) ProtoMessage() {}
 
 func (x *RemoveTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[27]
+	mi := &file_accessd_v1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1502,7 +1854,7 @@ func (x *RemoveTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveTokenResponse.ProtoReflect.Descriptor instead.
 func (*RemoveTokenResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 type Node struct {
@@ -1515,17 +1867,21 @@ type Node struct {
 	GatewayPort int32             `protobuf:"varint,5,opt,name=gateway_port,json=gatewayPort,proto3" json:"gateway_port,omitempty"`
 	Online      bool              `protobuf:"varint,6,opt,name=online,proto3" json:"online,omitempty"`
 	// Ids of the proxies that hold a tunnel to it.
-	Proxies       []string               `protobuf:"bytes,7,rep,name=proxies,proto3" json:"proxies,omitempty"`
-	Joined        *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=joined,proto3" json:"joined,omitempty"`
-	LastSeen      *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=last_seen,json=lastSeen,proto3" json:"last_seen,omitempty"`
-	Version       string                 `protobuf:"bytes,10,opt,name=version,proto3" json:"version,omitempty"`
+	Proxies  []string               `protobuf:"bytes,7,rep,name=proxies,proto3" json:"proxies,omitempty"`
+	Joined   *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=joined,proto3" json:"joined,omitempty"`
+	LastSeen *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=last_seen,json=lastSeen,proto3" json:"last_seen,omitempty"`
+	Version  string                 `protobuf:"bytes,10,opt,name=version,proto3" json:"version,omitempty"`
+	// Of a plain sshd node that is reached at an address.
+	Address string `protobuf:"bytes,11,opt,name=address,proto3" json:"address,omitempty"`
+	// Fingerprints of pinned host keys.
+	HostKeys      []string `protobuf:"bytes,12,rep,name=host_keys,json=hostKeys,proto3" json:"host_keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[28]
+	mi := &file_accessd_v1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1537,7 +1893,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[28]
+	mi := &file_accessd_v1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1550,7 +1906,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{28}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Node) GetId() string {
@@ -1623,6 +1979,249 @@ func (x *Node) GetVersion() string {
 	return ""
 }
 
+func (x *Node) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Node) GetHostKeys() []string {
+	if x != nil {
+		return x.HostKeys
+	}
+	return nil
+}
+
+type AddNodeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// "host:port"; empty: the node dials home by "ssh -R".
+	Address string            `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	Labels  map[string]string `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Host keys to expect, authorized_keys format; empty means whatever the address
+	// shows now.
+	HostKeys      []string `protobuf:"bytes,4,rep,name=host_keys,json=hostKeys,proto3" json:"host_keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddNodeRequest) Reset() {
+	*x = AddNodeRequest{}
+	mi := &file_accessd_v1_admin_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddNodeRequest) ProtoMessage() {}
+
+func (x *AddNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_admin_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddNodeRequest.ProtoReflect.Descriptor instead.
+func (*AddNodeRequest) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *AddNodeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AddNodeRequest) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *AddNodeRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *AddNodeRequest) GetHostKeys() []string {
+	if x != nil {
+		return x.HostKeys
+	}
+	return nil
+}
+
+type AddNodeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// Fingerprints of the host keys that are expected from now on.
+	Fingerprints  []string `protobuf:"bytes,2,rep,name=fingerprints,proto3" json:"fingerprints,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddNodeResponse) Reset() {
+	*x = AddNodeResponse{}
+	mi := &file_accessd_v1_admin_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddNodeResponse) ProtoMessage() {}
+
+func (x *AddNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_admin_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddNodeResponse.ProtoReflect.Descriptor instead.
+func (*AddNodeResponse) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *AddNodeResponse) GetNode() *Node {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *AddNodeResponse) GetFingerprints() []string {
+	if x != nil {
+		return x.Fingerprints
+	}
+	return nil
+}
+
+type SignHostKeyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name or id.
+	Node          string `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	PublicKey     string `protobuf:"bytes,2,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignHostKeyRequest) Reset() {
+	*x = SignHostKeyRequest{}
+	mi := &file_accessd_v1_admin_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignHostKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignHostKeyRequest) ProtoMessage() {}
+
+func (x *SignHostKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_admin_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignHostKeyRequest.ProtoReflect.Descriptor instead.
+func (*SignHostKeyRequest) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *SignHostKeyRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *SignHostKeyRequest) GetPublicKey() string {
+	if x != nil {
+		return x.PublicKey
+	}
+	return ""
+}
+
+type SignHostKeyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Certificate   string                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	Expires       *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expires,proto3" json:"expires,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignHostKeyResponse) Reset() {
+	*x = SignHostKeyResponse{}
+	mi := &file_accessd_v1_admin_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignHostKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignHostKeyResponse) ProtoMessage() {}
+
+func (x *SignHostKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_admin_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignHostKeyResponse.ProtoReflect.Descriptor instead.
+func (*SignHostKeyResponse) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *SignHostKeyResponse) GetCertificate() string {
+	if x != nil {
+		return x.Certificate
+	}
+	return ""
+}
+
+func (x *SignHostKeyResponse) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
 type ListNodesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1631,7 +2230,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[29]
+	mi := &file_accessd_v1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1643,7 +2242,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[29]
+	mi := &file_accessd_v1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1656,7 +2255,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{29}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 type ListNodesResponse struct {
@@ -1668,7 +2267,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[30]
+	mi := &file_accessd_v1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1680,7 +2279,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[30]
+	mi := &file_accessd_v1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1693,7 +2292,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{30}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -1713,7 +2312,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[31]
+	mi := &file_accessd_v1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1725,7 +2324,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[31]
+	mi := &file_accessd_v1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1738,7 +2337,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{31}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *RemoveNodeRequest) GetNode() string {
@@ -1756,7 +2355,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[32]
+	mi := &file_accessd_v1_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1768,7 +2367,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[32]
+	mi := &file_accessd_v1_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1781,7 +2380,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{32}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{43}
 }
 
 type Session struct {
@@ -1801,7 +2400,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[33]
+	mi := &file_accessd_v1_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1813,7 +2412,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[33]
+	mi := &file_accessd_v1_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1826,7 +2425,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{33}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Session) GetId() string {
@@ -1893,7 +2492,7 @@ type ListSessionsRequest struct {
 
 func (x *ListSessionsRequest) Reset() {
 	*x = ListSessionsRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[34]
+	mi := &file_accessd_v1_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1905,7 +2504,7 @@ func (x *ListSessionsRequest) String() string {
 func (*ListSessionsRequest) ProtoMessage() {}
 
 func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[34]
+	mi := &file_accessd_v1_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1918,7 +2517,7 @@ func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{34}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{45}
 }
 
 type ListSessionsResponse struct {
@@ -1930,7 +2529,7 @@ type ListSessionsResponse struct {
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[35]
+	mi := &file_accessd_v1_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1942,7 +2541,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[35]
+	mi := &file_accessd_v1_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1955,7 +2554,7 @@ func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{35}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ListSessionsResponse) GetSessions() []*Session {
@@ -1976,7 +2575,7 @@ type KillSessionRequest struct {
 
 func (x *KillSessionRequest) Reset() {
 	*x = KillSessionRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[36]
+	mi := &file_accessd_v1_admin_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1988,7 +2587,7 @@ func (x *KillSessionRequest) String() string {
 func (*KillSessionRequest) ProtoMessage() {}
 
 func (x *KillSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[36]
+	mi := &file_accessd_v1_admin_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2001,7 +2600,7 @@ func (x *KillSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillSessionRequest.ProtoReflect.Descriptor instead.
 func (*KillSessionRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{36}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *KillSessionRequest) GetId() string {
@@ -2026,7 +2625,7 @@ type KillSessionResponse struct {
 
 func (x *KillSessionResponse) Reset() {
 	*x = KillSessionResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[37]
+	mi := &file_accessd_v1_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2038,7 +2637,7 @@ func (x *KillSessionResponse) String() string {
 func (*KillSessionResponse) ProtoMessage() {}
 
 func (x *KillSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[37]
+	mi := &file_accessd_v1_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2051,7 +2650,7 @@ func (x *KillSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillSessionResponse.ProtoReflect.Descriptor instead.
 func (*KillSessionResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{37}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{48}
 }
 
 // EventFilter selects events; every set field must match.
@@ -2071,7 +2670,7 @@ type EventFilter struct {
 
 func (x *EventFilter) Reset() {
 	*x = EventFilter{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[38]
+	mi := &file_accessd_v1_admin_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2083,7 +2682,7 @@ func (x *EventFilter) String() string {
 func (*EventFilter) ProtoMessage() {}
 
 func (x *EventFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[38]
+	mi := &file_accessd_v1_admin_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2096,7 +2695,7 @@ func (x *EventFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventFilter.ProtoReflect.Descriptor instead.
 func (*EventFilter) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{38}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *EventFilter) GetSince() *timestamppb.Timestamp {
@@ -2154,7 +2753,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[39]
+	mi := &file_accessd_v1_admin_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2166,7 +2765,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[39]
+	mi := &file_accessd_v1_admin_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2179,7 +2778,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{39}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ListEventsRequest) GetFilter() *EventFilter {
@@ -2215,7 +2814,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[40]
+	mi := &file_accessd_v1_admin_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2227,7 +2826,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[40]
+	mi := &file_accessd_v1_admin_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2240,7 +2839,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{40}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListEventsResponse) GetEvents() [][]byte {
@@ -2268,7 +2867,7 @@ type TailEventsRequest struct {
 
 func (x *TailEventsRequest) Reset() {
 	*x = TailEventsRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[41]
+	mi := &file_accessd_v1_admin_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2280,7 +2879,7 @@ func (x *TailEventsRequest) String() string {
 func (*TailEventsRequest) ProtoMessage() {}
 
 func (x *TailEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[41]
+	mi := &file_accessd_v1_admin_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2293,7 +2892,7 @@ func (x *TailEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailEventsRequest.ProtoReflect.Descriptor instead.
 func (*TailEventsRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{41}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *TailEventsRequest) GetFilter() *EventFilter {
@@ -2319,7 +2918,7 @@ type TailEventsResponse struct {
 
 func (x *TailEventsResponse) Reset() {
 	*x = TailEventsResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[42]
+	mi := &file_accessd_v1_admin_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2331,7 +2930,7 @@ func (x *TailEventsResponse) String() string {
 func (*TailEventsResponse) ProtoMessage() {}
 
 func (x *TailEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[42]
+	mi := &file_accessd_v1_admin_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2344,7 +2943,7 @@ func (x *TailEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailEventsResponse.ProtoReflect.Descriptor instead.
 func (*TailEventsResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{42}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *TailEventsResponse) GetEvents() [][]byte {
@@ -2362,7 +2961,7 @@ type VerifyLogRequest struct {
 
 func (x *VerifyLogRequest) Reset() {
 	*x = VerifyLogRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[43]
+	mi := &file_accessd_v1_admin_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2374,7 +2973,7 @@ func (x *VerifyLogRequest) String() string {
 func (*VerifyLogRequest) ProtoMessage() {}
 
 func (x *VerifyLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[43]
+	mi := &file_accessd_v1_admin_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2387,7 +2986,7 @@ func (x *VerifyLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyLogRequest.ProtoReflect.Descriptor instead.
 func (*VerifyLogRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{43}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{54}
 }
 
 type VerifyLogResponse struct {
@@ -2405,7 +3004,7 @@ type VerifyLogResponse struct {
 
 func (x *VerifyLogResponse) Reset() {
 	*x = VerifyLogResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[44]
+	mi := &file_accessd_v1_admin_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2417,7 +3016,7 @@ func (x *VerifyLogResponse) String() string {
 func (*VerifyLogResponse) ProtoMessage() {}
 
 func (x *VerifyLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[44]
+	mi := &file_accessd_v1_admin_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2430,7 +3029,7 @@ func (x *VerifyLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyLogResponse.ProtoReflect.Descriptor instead.
 func (*VerifyLogResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{44}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *VerifyLogResponse) GetSize() uint64 {
@@ -2478,7 +3077,7 @@ type ExportCARequest struct {
 
 func (x *ExportCARequest) Reset() {
 	*x = ExportCARequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[45]
+	mi := &file_accessd_v1_admin_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2490,7 +3089,7 @@ func (x *ExportCARequest) String() string {
 func (*ExportCARequest) ProtoMessage() {}
 
 func (x *ExportCARequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[45]
+	mi := &file_accessd_v1_admin_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2503,7 +3102,7 @@ func (x *ExportCARequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportCARequest.ProtoReflect.Descriptor instead.
 func (*ExportCARequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{45}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ExportCARequest) GetType() string {
@@ -2528,7 +3127,7 @@ type ExportCAResponse struct {
 
 func (x *ExportCAResponse) Reset() {
 	*x = ExportCAResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[46]
+	mi := &file_accessd_v1_admin_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2540,7 +3139,7 @@ func (x *ExportCAResponse) String() string {
 func (*ExportCAResponse) ProtoMessage() {}
 
 func (x *ExportCAResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[46]
+	mi := &file_accessd_v1_admin_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2553,7 +3152,7 @@ func (x *ExportCAResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportCAResponse.ProtoReflect.Descriptor instead.
 func (*ExportCAResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{46}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ExportCAResponse) GetPublicKeys() []string {
@@ -2640,7 +3239,28 @@ const file_accessd_v1_admin_proto_rawDesc = "" +
 	"\x10SignUserResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\tR\vcertificate\x12\x16\n" +
 	"\x06serial\x18\x02 \x01(\x04R\x06serial\x124\n" +
-	"\aexpires\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"d\n" +
+	"\aexpires\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"\xaa\x01\n" +
+	"\aUserKey\x12\x12\n" +
+	"\x04user\x18\x01 \x01(\tR\x04user\x12 \n" +
+	"\vfingerprint\x18\x02 \x01(\tR\vfingerprint\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\x03 \x01(\tR\tpublicKey\x12\x18\n" +
+	"\acomment\x18\x04 \x01(\tR\acomment\x120\n" +
+	"\x05added\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05added\"F\n" +
+	"\x11AddUserKeyRequest\x12\x12\n" +
+	"\x04user\x18\x01 \x01(\tR\x04user\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\x02 \x01(\tR\tpublicKey\";\n" +
+	"\x12AddUserKeyResponse\x12%\n" +
+	"\x03key\x18\x01 \x01(\v2\x13.accessd.v1.UserKeyR\x03key\")\n" +
+	"\x13ListUserKeysRequest\x12\x12\n" +
+	"\x04user\x18\x01 \x01(\tR\x04user\"?\n" +
+	"\x14ListUserKeysResponse\x12'\n" +
+	"\x04keys\x18\x01 \x03(\v2\x13.accessd.v1.UserKeyR\x04keys\"L\n" +
+	"\x14RemoveUserKeyRequest\x12\x12\n" +
+	"\x04user\x18\x01 \x01(\tR\x04user\x12 \n" +
+	"\vfingerprint\x18\x02 \x01(\tR\vfingerprint\"\x17\n" +
+	"\x15RemoveUserKeyResponse\"d\n" +
 	"\x04Role\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04yaml\x18\x02 \x01(\tR\x04yaml\x12\x18\n" +
@@ -2689,7 +3309,7 @@ const file_accessd_v1_admin_proto_rawDesc = "" +
 	"\x06tokens\x18\x01 \x03(\v2\x11.accessd.v1.TokenR\x06tokens\"$\n" +
 	"\x12RemoveTokenRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x15\n" +
-	"\x13RemoveTokenResponse\"\x8b\x03\n" +
+	"\x13RemoveTokenResponse\"\xc2\x03\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -2701,10 +3321,30 @@ const file_accessd_v1_admin_proto_rawDesc = "" +
 	"\x06joined\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x06joined\x127\n" +
 	"\tlast_seen\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\blastSeen\x12\x18\n" +
 	"\aversion\x18\n" +
-	" \x01(\tR\aversion\x1a9\n" +
+	" \x01(\tR\aversion\x12\x18\n" +
+	"\aaddress\x18\v \x01(\tR\aaddress\x12\x1b\n" +
+	"\thost_keys\x18\f \x03(\tR\bhostKeys\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x12\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd6\x01\n" +
+	"\x0eAddNodeRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12>\n" +
+	"\x06labels\x18\x03 \x03(\v2&.accessd.v1.AddNodeRequest.LabelsEntryR\x06labels\x12\x1b\n" +
+	"\thost_keys\x18\x04 \x03(\tR\bhostKeys\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"[\n" +
+	"\x0fAddNodeResponse\x12$\n" +
+	"\x04node\x18\x01 \x01(\v2\x10.accessd.v1.NodeR\x04node\x12\"\n" +
+	"\ffingerprints\x18\x02 \x03(\tR\ffingerprints\"G\n" +
+	"\x12SignHostKeyRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\x02 \x01(\tR\tpublicKey\"m\n" +
+	"\x13SignHostKeyResponse\x12 \n" +
+	"\vcertificate\x18\x01 \x01(\tR\vcertificate\x124\n" +
+	"\aexpires\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"\x12\n" +
 	"\x10ListNodesRequest\";\n" +
 	"\x11ListNodesResponse\x12&\n" +
 	"\x05nodes\x18\x01 \x03(\v2\x10.accessd.v1.NodeR\x05nodes\"'\n" +
@@ -2761,14 +3401,18 @@ const file_accessd_v1_admin_proto_rawDesc = "" +
 	"publicKeys\x12!\n" +
 	"\fcluster_name\x18\x02 \x01(\tR\vclusterName\x12\x12\n" +
 	"\x04pins\x18\x03 \x03(\tR\x04pins\x12'\n" +
-	"\x0fproxy_addresses\x18\x04 \x03(\tR\x0eproxyAddresses2\xf9\x02\n" +
+	"\x0fproxy_addresses\x18\x04 \x03(\tR\x0eproxyAddresses2\xef\x04\n" +
 	"\vUserService\x12B\n" +
 	"\aAddUser\x12\x1a.accessd.v1.AddUserRequest\x1a\x1b.accessd.v1.AddUserResponse\x12H\n" +
 	"\tListUsers\x12\x1c.accessd.v1.ListUsersRequest\x1a\x1d.accessd.v1.ListUsersResponse\x12K\n" +
 	"\n" +
 	"RemoveUser\x12\x1d.accessd.v1.RemoveUserRequest\x1a\x1e.accessd.v1.RemoveUserResponse\x12H\n" +
 	"\tResetUser\x12\x1c.accessd.v1.ResetUserRequest\x1a\x1d.accessd.v1.ResetUserResponse\x12E\n" +
-	"\bSignUser\x12\x1b.accessd.v1.SignUserRequest\x1a\x1c.accessd.v1.SignUserResponse2\xb5\x02\n" +
+	"\bSignUser\x12\x1b.accessd.v1.SignUserRequest\x1a\x1c.accessd.v1.SignUserResponse\x12K\n" +
+	"\n" +
+	"AddUserKey\x12\x1d.accessd.v1.AddUserKeyRequest\x1a\x1e.accessd.v1.AddUserKeyResponse\x12Q\n" +
+	"\fListUserKeys\x12\x1f.accessd.v1.ListUserKeysRequest\x1a .accessd.v1.ListUserKeysResponse\x12T\n" +
+	"\rRemoveUserKey\x12 .accessd.v1.RemoveUserKeyRequest\x1a!.accessd.v1.RemoveUserKeyResponse2\xb5\x02\n" +
 	"\vRoleService\x12K\n" +
 	"\n" +
 	"ApplyRoles\x12\x1d.accessd.v1.ApplyRolesRequest\x1a\x1e.accessd.v1.ApplyRolesResponse\x12H\n" +
@@ -2780,9 +3424,11 @@ const file_accessd_v1_admin_proto_rawDesc = "" +
 	"\bAddToken\x12\x1b.accessd.v1.AddTokenRequest\x1a\x1c.accessd.v1.AddTokenResponse\x12K\n" +
 	"\n" +
 	"ListTokens\x12\x1d.accessd.v1.ListTokensRequest\x1a\x1e.accessd.v1.ListTokensResponse\x12N\n" +
-	"\vRemoveToken\x12\x1e.accessd.v1.RemoveTokenRequest\x1a\x1f.accessd.v1.RemoveTokenResponse2\xa4\x01\n" +
+	"\vRemoveToken\x12\x1e.accessd.v1.RemoveTokenRequest\x1a\x1f.accessd.v1.RemoveTokenResponse2\xb8\x02\n" +
 	"\vNodeService\x12H\n" +
-	"\tListNodes\x12\x1c.accessd.v1.ListNodesRequest\x1a\x1d.accessd.v1.ListNodesResponse\x12K\n" +
+	"\tListNodes\x12\x1c.accessd.v1.ListNodesRequest\x1a\x1d.accessd.v1.ListNodesResponse\x12B\n" +
+	"\aAddNode\x12\x1a.accessd.v1.AddNodeRequest\x1a\x1b.accessd.v1.AddNodeResponse\x12N\n" +
+	"\vSignHostKey\x12\x1e.accessd.v1.SignHostKeyRequest\x1a\x1f.accessd.v1.SignHostKeyResponse\x12K\n" +
 	"\n" +
 	"RemoveNode\x12\x1d.accessd.v1.RemoveNodeRequest\x1a\x1e.accessd.v1.RemoveNodeResponse2\xb3\x01\n" +
 	"\x0eSessionService\x12Q\n" +
@@ -2809,7 +3455,7 @@ func file_accessd_v1_admin_proto_rawDescGZIP() []byte {
 	return file_accessd_v1_admin_proto_rawDescData
 }
 
-var file_accessd_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
+var file_accessd_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 64)
 var file_accessd_v1_admin_proto_goTypes = []any{
 	(*Values)(nil),                // 0: accessd.v1.Values
 	(*User)(nil),                  // 1: accessd.v1.User
@@ -2823,127 +3469,155 @@ var file_accessd_v1_admin_proto_goTypes = []any{
 	(*ResetUserResponse)(nil),     // 9: accessd.v1.ResetUserResponse
 	(*SignUserRequest)(nil),       // 10: accessd.v1.SignUserRequest
 	(*SignUserResponse)(nil),      // 11: accessd.v1.SignUserResponse
-	(*Role)(nil),                  // 12: accessd.v1.Role
-	(*ApplyRolesRequest)(nil),     // 13: accessd.v1.ApplyRolesRequest
-	(*ApplyRolesResponse)(nil),    // 14: accessd.v1.ApplyRolesResponse
-	(*ListRolesRequest)(nil),      // 15: accessd.v1.ListRolesRequest
-	(*ListRolesResponse)(nil),     // 16: accessd.v1.ListRolesResponse
-	(*GetRoleRequest)(nil),        // 17: accessd.v1.GetRoleRequest
-	(*GetRoleResponse)(nil),       // 18: accessd.v1.GetRoleResponse
-	(*RemoveRoleRequest)(nil),     // 19: accessd.v1.RemoveRoleRequest
-	(*RemoveRoleResponse)(nil),    // 20: accessd.v1.RemoveRoleResponse
-	(*Token)(nil),                 // 21: accessd.v1.Token
-	(*AddTokenRequest)(nil),       // 22: accessd.v1.AddTokenRequest
-	(*AddTokenResponse)(nil),      // 23: accessd.v1.AddTokenResponse
-	(*ListTokensRequest)(nil),     // 24: accessd.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),    // 25: accessd.v1.ListTokensResponse
-	(*RemoveTokenRequest)(nil),    // 26: accessd.v1.RemoveTokenRequest
-	(*RemoveTokenResponse)(nil),   // 27: accessd.v1.RemoveTokenResponse
-	(*Node)(nil),                  // 28: accessd.v1.Node
-	(*ListNodesRequest)(nil),      // 29: accessd.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),     // 30: accessd.v1.ListNodesResponse
-	(*RemoveNodeRequest)(nil),     // 31: accessd.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),    // 32: accessd.v1.RemoveNodeResponse
-	(*Session)(nil),               // 33: accessd.v1.Session
-	(*ListSessionsRequest)(nil),   // 34: accessd.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),  // 35: accessd.v1.ListSessionsResponse
-	(*KillSessionRequest)(nil),    // 36: accessd.v1.KillSessionRequest
-	(*KillSessionResponse)(nil),   // 37: accessd.v1.KillSessionResponse
-	(*EventFilter)(nil),           // 38: accessd.v1.EventFilter
-	(*ListEventsRequest)(nil),     // 39: accessd.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),    // 40: accessd.v1.ListEventsResponse
-	(*TailEventsRequest)(nil),     // 41: accessd.v1.TailEventsRequest
-	(*TailEventsResponse)(nil),    // 42: accessd.v1.TailEventsResponse
-	(*VerifyLogRequest)(nil),      // 43: accessd.v1.VerifyLogRequest
-	(*VerifyLogResponse)(nil),     // 44: accessd.v1.VerifyLogResponse
-	(*ExportCARequest)(nil),       // 45: accessd.v1.ExportCARequest
-	(*ExportCAResponse)(nil),      // 46: accessd.v1.ExportCAResponse
-	nil,                           // 47: accessd.v1.User.TraitsEntry
-	nil,                           // 48: accessd.v1.AddUserRequest.TraitsEntry
-	nil,                           // 49: accessd.v1.Token.LabelsEntry
-	nil,                           // 50: accessd.v1.AddTokenRequest.LabelsEntry
-	nil,                           // 51: accessd.v1.Node.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 52: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 53: google.protobuf.Duration
+	(*UserKey)(nil),               // 12: accessd.v1.UserKey
+	(*AddUserKeyRequest)(nil),     // 13: accessd.v1.AddUserKeyRequest
+	(*AddUserKeyResponse)(nil),    // 14: accessd.v1.AddUserKeyResponse
+	(*ListUserKeysRequest)(nil),   // 15: accessd.v1.ListUserKeysRequest
+	(*ListUserKeysResponse)(nil),  // 16: accessd.v1.ListUserKeysResponse
+	(*RemoveUserKeyRequest)(nil),  // 17: accessd.v1.RemoveUserKeyRequest
+	(*RemoveUserKeyResponse)(nil), // 18: accessd.v1.RemoveUserKeyResponse
+	(*Role)(nil),                  // 19: accessd.v1.Role
+	(*ApplyRolesRequest)(nil),     // 20: accessd.v1.ApplyRolesRequest
+	(*ApplyRolesResponse)(nil),    // 21: accessd.v1.ApplyRolesResponse
+	(*ListRolesRequest)(nil),      // 22: accessd.v1.ListRolesRequest
+	(*ListRolesResponse)(nil),     // 23: accessd.v1.ListRolesResponse
+	(*GetRoleRequest)(nil),        // 24: accessd.v1.GetRoleRequest
+	(*GetRoleResponse)(nil),       // 25: accessd.v1.GetRoleResponse
+	(*RemoveRoleRequest)(nil),     // 26: accessd.v1.RemoveRoleRequest
+	(*RemoveRoleResponse)(nil),    // 27: accessd.v1.RemoveRoleResponse
+	(*Token)(nil),                 // 28: accessd.v1.Token
+	(*AddTokenRequest)(nil),       // 29: accessd.v1.AddTokenRequest
+	(*AddTokenResponse)(nil),      // 30: accessd.v1.AddTokenResponse
+	(*ListTokensRequest)(nil),     // 31: accessd.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),    // 32: accessd.v1.ListTokensResponse
+	(*RemoveTokenRequest)(nil),    // 33: accessd.v1.RemoveTokenRequest
+	(*RemoveTokenResponse)(nil),   // 34: accessd.v1.RemoveTokenResponse
+	(*Node)(nil),                  // 35: accessd.v1.Node
+	(*AddNodeRequest)(nil),        // 36: accessd.v1.AddNodeRequest
+	(*AddNodeResponse)(nil),       // 37: accessd.v1.AddNodeResponse
+	(*SignHostKeyRequest)(nil),    // 38: accessd.v1.SignHostKeyRequest
+	(*SignHostKeyResponse)(nil),   // 39: accessd.v1.SignHostKeyResponse
+	(*ListNodesRequest)(nil),      // 40: accessd.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),     // 41: accessd.v1.ListNodesResponse
+	(*RemoveNodeRequest)(nil),     // 42: accessd.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),    // 43: accessd.v1.RemoveNodeResponse
+	(*Session)(nil),               // 44: accessd.v1.Session
+	(*ListSessionsRequest)(nil),   // 45: accessd.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),  // 46: accessd.v1.ListSessionsResponse
+	(*KillSessionRequest)(nil),    // 47: accessd.v1.KillSessionRequest
+	(*KillSessionResponse)(nil),   // 48: accessd.v1.KillSessionResponse
+	(*EventFilter)(nil),           // 49: accessd.v1.EventFilter
+	(*ListEventsRequest)(nil),     // 50: accessd.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),    // 51: accessd.v1.ListEventsResponse
+	(*TailEventsRequest)(nil),     // 52: accessd.v1.TailEventsRequest
+	(*TailEventsResponse)(nil),    // 53: accessd.v1.TailEventsResponse
+	(*VerifyLogRequest)(nil),      // 54: accessd.v1.VerifyLogRequest
+	(*VerifyLogResponse)(nil),     // 55: accessd.v1.VerifyLogResponse
+	(*ExportCARequest)(nil),       // 56: accessd.v1.ExportCARequest
+	(*ExportCAResponse)(nil),      // 57: accessd.v1.ExportCAResponse
+	nil,                           // 58: accessd.v1.User.TraitsEntry
+	nil,                           // 59: accessd.v1.AddUserRequest.TraitsEntry
+	nil,                           // 60: accessd.v1.Token.LabelsEntry
+	nil,                           // 61: accessd.v1.AddTokenRequest.LabelsEntry
+	nil,                           // 62: accessd.v1.Node.LabelsEntry
+	nil,                           // 63: accessd.v1.AddNodeRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 64: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 65: google.protobuf.Duration
 }
 var file_accessd_v1_admin_proto_depIdxs = []int32{
-	47, // 0: accessd.v1.User.traits:type_name -> accessd.v1.User.TraitsEntry
-	52, // 1: accessd.v1.User.created:type_name -> google.protobuf.Timestamp
-	52, // 2: accessd.v1.User.invite_expires:type_name -> google.protobuf.Timestamp
-	48, // 3: accessd.v1.AddUserRequest.traits:type_name -> accessd.v1.AddUserRequest.TraitsEntry
-	53, // 4: accessd.v1.AddUserRequest.invite_ttl:type_name -> google.protobuf.Duration
+	58, // 0: accessd.v1.User.traits:type_name -> accessd.v1.User.TraitsEntry
+	64, // 1: accessd.v1.User.created:type_name -> google.protobuf.Timestamp
+	64, // 2: accessd.v1.User.invite_expires:type_name -> google.protobuf.Timestamp
+	59, // 3: accessd.v1.AddUserRequest.traits:type_name -> accessd.v1.AddUserRequest.TraitsEntry
+	65, // 4: accessd.v1.AddUserRequest.invite_ttl:type_name -> google.protobuf.Duration
 	1,  // 5: accessd.v1.AddUserResponse.user:type_name -> accessd.v1.User
-	52, // 6: accessd.v1.AddUserResponse.invite_expires:type_name -> google.protobuf.Timestamp
+	64, // 6: accessd.v1.AddUserResponse.invite_expires:type_name -> google.protobuf.Timestamp
 	1,  // 7: accessd.v1.ListUsersResponse.users:type_name -> accessd.v1.User
-	53, // 8: accessd.v1.ResetUserRequest.invite_ttl:type_name -> google.protobuf.Duration
-	52, // 9: accessd.v1.ResetUserResponse.invite_expires:type_name -> google.protobuf.Timestamp
-	53, // 10: accessd.v1.SignUserRequest.ttl:type_name -> google.protobuf.Duration
-	52, // 11: accessd.v1.SignUserResponse.expires:type_name -> google.protobuf.Timestamp
-	12, // 12: accessd.v1.ListRolesResponse.roles:type_name -> accessd.v1.Role
-	12, // 13: accessd.v1.GetRoleResponse.role:type_name -> accessd.v1.Role
-	52, // 14: accessd.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	49, // 15: accessd.v1.Token.labels:type_name -> accessd.v1.Token.LabelsEntry
-	53, // 16: accessd.v1.AddTokenRequest.ttl:type_name -> google.protobuf.Duration
-	50, // 17: accessd.v1.AddTokenRequest.labels:type_name -> accessd.v1.AddTokenRequest.LabelsEntry
-	21, // 18: accessd.v1.AddTokenResponse.token:type_name -> accessd.v1.Token
-	21, // 19: accessd.v1.ListTokensResponse.tokens:type_name -> accessd.v1.Token
-	51, // 20: accessd.v1.Node.labels:type_name -> accessd.v1.Node.LabelsEntry
-	52, // 21: accessd.v1.Node.joined:type_name -> google.protobuf.Timestamp
-	52, // 22: accessd.v1.Node.last_seen:type_name -> google.protobuf.Timestamp
-	28, // 23: accessd.v1.ListNodesResponse.nodes:type_name -> accessd.v1.Node
-	52, // 24: accessd.v1.Session.started:type_name -> google.protobuf.Timestamp
-	33, // 25: accessd.v1.ListSessionsResponse.sessions:type_name -> accessd.v1.Session
-	52, // 26: accessd.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
-	52, // 27: accessd.v1.EventFilter.until:type_name -> google.protobuf.Timestamp
-	38, // 28: accessd.v1.ListEventsRequest.filter:type_name -> accessd.v1.EventFilter
-	38, // 29: accessd.v1.TailEventsRequest.filter:type_name -> accessd.v1.EventFilter
-	0,  // 30: accessd.v1.User.TraitsEntry.value:type_name -> accessd.v1.Values
-	0,  // 31: accessd.v1.AddUserRequest.TraitsEntry.value:type_name -> accessd.v1.Values
-	2,  // 32: accessd.v1.UserService.AddUser:input_type -> accessd.v1.AddUserRequest
-	4,  // 33: accessd.v1.UserService.ListUsers:input_type -> accessd.v1.ListUsersRequest
-	6,  // 34: accessd.v1.UserService.RemoveUser:input_type -> accessd.v1.RemoveUserRequest
-	8,  // 35: accessd.v1.UserService.ResetUser:input_type -> accessd.v1.ResetUserRequest
-	10, // 36: accessd.v1.UserService.SignUser:input_type -> accessd.v1.SignUserRequest
-	13, // 37: accessd.v1.RoleService.ApplyRoles:input_type -> accessd.v1.ApplyRolesRequest
-	15, // 38: accessd.v1.RoleService.ListRoles:input_type -> accessd.v1.ListRolesRequest
-	17, // 39: accessd.v1.RoleService.GetRole:input_type -> accessd.v1.GetRoleRequest
-	19, // 40: accessd.v1.RoleService.RemoveRole:input_type -> accessd.v1.RemoveRoleRequest
-	22, // 41: accessd.v1.TokenService.AddToken:input_type -> accessd.v1.AddTokenRequest
-	24, // 42: accessd.v1.TokenService.ListTokens:input_type -> accessd.v1.ListTokensRequest
-	26, // 43: accessd.v1.TokenService.RemoveToken:input_type -> accessd.v1.RemoveTokenRequest
-	29, // 44: accessd.v1.NodeService.ListNodes:input_type -> accessd.v1.ListNodesRequest
-	31, // 45: accessd.v1.NodeService.RemoveNode:input_type -> accessd.v1.RemoveNodeRequest
-	34, // 46: accessd.v1.SessionService.ListSessions:input_type -> accessd.v1.ListSessionsRequest
-	36, // 47: accessd.v1.SessionService.KillSession:input_type -> accessd.v1.KillSessionRequest
-	39, // 48: accessd.v1.AuditService.ListEvents:input_type -> accessd.v1.ListEventsRequest
-	41, // 49: accessd.v1.AuditService.TailEvents:input_type -> accessd.v1.TailEventsRequest
-	43, // 50: accessd.v1.AuditService.VerifyLog:input_type -> accessd.v1.VerifyLogRequest
-	45, // 51: accessd.v1.CAService.ExportCA:input_type -> accessd.v1.ExportCARequest
-	3,  // 52: accessd.v1.UserService.AddUser:output_type -> accessd.v1.AddUserResponse
-	5,  // 53: accessd.v1.UserService.ListUsers:output_type -> accessd.v1.ListUsersResponse
-	7,  // 54: accessd.v1.UserService.RemoveUser:output_type -> accessd.v1.RemoveUserResponse
-	9,  // 55: accessd.v1.UserService.ResetUser:output_type -> accessd.v1.ResetUserResponse
-	11, // 56: accessd.v1.UserService.SignUser:output_type -> accessd.v1.SignUserResponse
-	14, // 57: accessd.v1.RoleService.ApplyRoles:output_type -> accessd.v1.ApplyRolesResponse
-	16, // 58: accessd.v1.RoleService.ListRoles:output_type -> accessd.v1.ListRolesResponse
-	18, // 59: accessd.v1.RoleService.GetRole:output_type -> accessd.v1.GetRoleResponse
-	20, // 60: accessd.v1.RoleService.RemoveRole:output_type -> accessd.v1.RemoveRoleResponse
-	23, // 61: accessd.v1.TokenService.AddToken:output_type -> accessd.v1.AddTokenResponse
-	25, // 62: accessd.v1.TokenService.ListTokens:output_type -> accessd.v1.ListTokensResponse
-	27, // 63: accessd.v1.TokenService.RemoveToken:output_type -> accessd.v1.RemoveTokenResponse
-	30, // 64: accessd.v1.NodeService.ListNodes:output_type -> accessd.v1.ListNodesResponse
-	32, // 65: accessd.v1.NodeService.RemoveNode:output_type -> accessd.v1.RemoveNodeResponse
-	35, // 66: accessd.v1.SessionService.ListSessions:output_type -> accessd.v1.ListSessionsResponse
-	37, // 67: accessd.v1.SessionService.KillSession:output_type -> accessd.v1.KillSessionResponse
-	40, // 68: accessd.v1.AuditService.ListEvents:output_type -> accessd.v1.ListEventsResponse
-	42, // 69: accessd.v1.AuditService.TailEvents:output_type -> accessd.v1.TailEventsResponse
-	44, // 70: accessd.v1.AuditService.VerifyLog:output_type -> accessd.v1.VerifyLogResponse
-	46, // 71: accessd.v1.CAService.ExportCA:output_type -> accessd.v1.ExportCAResponse
-	52, // [52:72] is the sub-list for method output_type
-	32, // [32:52] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	65, // 8: accessd.v1.ResetUserRequest.invite_ttl:type_name -> google.protobuf.Duration
+	64, // 9: accessd.v1.ResetUserResponse.invite_expires:type_name -> google.protobuf.Timestamp
+	65, // 10: accessd.v1.SignUserRequest.ttl:type_name -> google.protobuf.Duration
+	64, // 11: accessd.v1.SignUserResponse.expires:type_name -> google.protobuf.Timestamp
+	64, // 12: accessd.v1.UserKey.added:type_name -> google.protobuf.Timestamp
+	12, // 13: accessd.v1.AddUserKeyResponse.key:type_name -> accessd.v1.UserKey
+	12, // 14: accessd.v1.ListUserKeysResponse.keys:type_name -> accessd.v1.UserKey
+	19, // 15: accessd.v1.ListRolesResponse.roles:type_name -> accessd.v1.Role
+	19, // 16: accessd.v1.GetRoleResponse.role:type_name -> accessd.v1.Role
+	64, // 17: accessd.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	60, // 18: accessd.v1.Token.labels:type_name -> accessd.v1.Token.LabelsEntry
+	65, // 19: accessd.v1.AddTokenRequest.ttl:type_name -> google.protobuf.Duration
+	61, // 20: accessd.v1.AddTokenRequest.labels:type_name -> accessd.v1.AddTokenRequest.LabelsEntry
+	28, // 21: accessd.v1.AddTokenResponse.token:type_name -> accessd.v1.Token
+	28, // 22: accessd.v1.ListTokensResponse.tokens:type_name -> accessd.v1.Token
+	62, // 23: accessd.v1.Node.labels:type_name -> accessd.v1.Node.LabelsEntry
+	64, // 24: accessd.v1.Node.joined:type_name -> google.protobuf.Timestamp
+	64, // 25: accessd.v1.Node.last_seen:type_name -> google.protobuf.Timestamp
+	63, // 26: accessd.v1.AddNodeRequest.labels:type_name -> accessd.v1.AddNodeRequest.LabelsEntry
+	35, // 27: accessd.v1.AddNodeResponse.node:type_name -> accessd.v1.Node
+	64, // 28: accessd.v1.SignHostKeyResponse.expires:type_name -> google.protobuf.Timestamp
+	35, // 29: accessd.v1.ListNodesResponse.nodes:type_name -> accessd.v1.Node
+	64, // 30: accessd.v1.Session.started:type_name -> google.protobuf.Timestamp
+	44, // 31: accessd.v1.ListSessionsResponse.sessions:type_name -> accessd.v1.Session
+	64, // 32: accessd.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
+	64, // 33: accessd.v1.EventFilter.until:type_name -> google.protobuf.Timestamp
+	49, // 34: accessd.v1.ListEventsRequest.filter:type_name -> accessd.v1.EventFilter
+	49, // 35: accessd.v1.TailEventsRequest.filter:type_name -> accessd.v1.EventFilter
+	0,  // 36: accessd.v1.User.TraitsEntry.value:type_name -> accessd.v1.Values
+	0,  // 37: accessd.v1.AddUserRequest.TraitsEntry.value:type_name -> accessd.v1.Values
+	2,  // 38: accessd.v1.UserService.AddUser:input_type -> accessd.v1.AddUserRequest
+	4,  // 39: accessd.v1.UserService.ListUsers:input_type -> accessd.v1.ListUsersRequest
+	6,  // 40: accessd.v1.UserService.RemoveUser:input_type -> accessd.v1.RemoveUserRequest
+	8,  // 41: accessd.v1.UserService.ResetUser:input_type -> accessd.v1.ResetUserRequest
+	10, // 42: accessd.v1.UserService.SignUser:input_type -> accessd.v1.SignUserRequest
+	13, // 43: accessd.v1.UserService.AddUserKey:input_type -> accessd.v1.AddUserKeyRequest
+	15, // 44: accessd.v1.UserService.ListUserKeys:input_type -> accessd.v1.ListUserKeysRequest
+	17, // 45: accessd.v1.UserService.RemoveUserKey:input_type -> accessd.v1.RemoveUserKeyRequest
+	20, // 46: accessd.v1.RoleService.ApplyRoles:input_type -> accessd.v1.ApplyRolesRequest
+	22, // 47: accessd.v1.RoleService.ListRoles:input_type -> accessd.v1.ListRolesRequest
+	24, // 48: accessd.v1.RoleService.GetRole:input_type -> accessd.v1.GetRoleRequest
+	26, // 49: accessd.v1.RoleService.RemoveRole:input_type -> accessd.v1.RemoveRoleRequest
+	29, // 50: accessd.v1.TokenService.AddToken:input_type -> accessd.v1.AddTokenRequest
+	31, // 51: accessd.v1.TokenService.ListTokens:input_type -> accessd.v1.ListTokensRequest
+	33, // 52: accessd.v1.TokenService.RemoveToken:input_type -> accessd.v1.RemoveTokenRequest
+	40, // 53: accessd.v1.NodeService.ListNodes:input_type -> accessd.v1.ListNodesRequest
+	36, // 54: accessd.v1.NodeService.AddNode:input_type -> accessd.v1.AddNodeRequest
+	38, // 55: accessd.v1.NodeService.SignHostKey:input_type -> accessd.v1.SignHostKeyRequest
+	42, // 56: accessd.v1.NodeService.RemoveNode:input_type -> accessd.v1.RemoveNodeRequest
+	45, // 57: accessd.v1.SessionService.ListSessions:input_type -> accessd.v1.ListSessionsRequest
+	47, // 58: accessd.v1.SessionService.KillSession:input_type -> accessd.v1.KillSessionRequest
+	50, // 59: accessd.v1.AuditService.ListEvents:input_type -> accessd.v1.ListEventsRequest
+	52, // 60: accessd.v1.AuditService.TailEvents:input_type -> accessd.v1.TailEventsRequest
+	54, // 61: accessd.v1.AuditService.VerifyLog:input_type -> accessd.v1.VerifyLogRequest
+	56, // 62: accessd.v1.CAService.ExportCA:input_type -> accessd.v1.ExportCARequest
+	3,  // 63: accessd.v1.UserService.AddUser:output_type -> accessd.v1.AddUserResponse
+	5,  // 64: accessd.v1.UserService.ListUsers:output_type -> accessd.v1.ListUsersResponse
+	7,  // 65: accessd.v1.UserService.RemoveUser:output_type -> accessd.v1.RemoveUserResponse
+	9,  // 66: accessd.v1.UserService.ResetUser:output_type -> accessd.v1.ResetUserResponse
+	11, // 67: accessd.v1.UserService.SignUser:output_type -> accessd.v1.SignUserResponse
+	14, // 68: accessd.v1.UserService.AddUserKey:output_type -> accessd.v1.AddUserKeyResponse
+	16, // 69: accessd.v1.UserService.ListUserKeys:output_type -> accessd.v1.ListUserKeysResponse
+	18, // 70: accessd.v1.UserService.RemoveUserKey:output_type -> accessd.v1.RemoveUserKeyResponse
+	21, // 71: accessd.v1.RoleService.ApplyRoles:output_type -> accessd.v1.ApplyRolesResponse
+	23, // 72: accessd.v1.RoleService.ListRoles:output_type -> accessd.v1.ListRolesResponse
+	25, // 73: accessd.v1.RoleService.GetRole:output_type -> accessd.v1.GetRoleResponse
+	27, // 74: accessd.v1.RoleService.RemoveRole:output_type -> accessd.v1.RemoveRoleResponse
+	30, // 75: accessd.v1.TokenService.AddToken:output_type -> accessd.v1.AddTokenResponse
+	32, // 76: accessd.v1.TokenService.ListTokens:output_type -> accessd.v1.ListTokensResponse
+	34, // 77: accessd.v1.TokenService.RemoveToken:output_type -> accessd.v1.RemoveTokenResponse
+	41, // 78: accessd.v1.NodeService.ListNodes:output_type -> accessd.v1.ListNodesResponse
+	37, // 79: accessd.v1.NodeService.AddNode:output_type -> accessd.v1.AddNodeResponse
+	39, // 80: accessd.v1.NodeService.SignHostKey:output_type -> accessd.v1.SignHostKeyResponse
+	43, // 81: accessd.v1.NodeService.RemoveNode:output_type -> accessd.v1.RemoveNodeResponse
+	46, // 82: accessd.v1.SessionService.ListSessions:output_type -> accessd.v1.ListSessionsResponse
+	48, // 83: accessd.v1.SessionService.KillSession:output_type -> accessd.v1.KillSessionResponse
+	51, // 84: accessd.v1.AuditService.ListEvents:output_type -> accessd.v1.ListEventsResponse
+	53, // 85: accessd.v1.AuditService.TailEvents:output_type -> accessd.v1.TailEventsResponse
+	55, // 86: accessd.v1.AuditService.VerifyLog:output_type -> accessd.v1.VerifyLogResponse
+	57, // 87: accessd.v1.CAService.ExportCA:output_type -> accessd.v1.ExportCAResponse
+	63, // [63:88] is the sub-list for method output_type
+	38, // [38:63] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_accessd_v1_admin_proto_init() }
@@ -2957,7 +3631,7 @@ func file_accessd_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_accessd_v1_admin_proto_rawDesc), len(file_accessd_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   52,
+			NumMessages:   64,
 			NumExtensions: 0,
 			NumServices:   7,
 		},

@@ -1116,13 +1116,15 @@ func (x *ReportSessionsRequest) GetSessions() []*LiveSession {
 }
 
 type LiveSession struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	User          string                 `protobuf:"bytes,2,opt,name=user,proto3" json:"user,omitempty"`
-	Login         string                 `protobuf:"bytes,3,opt,name=login,proto3" json:"login,omitempty"`
-	Client        string                 `protobuf:"bytes,4,opt,name=client,proto3" json:"client,omitempty"`
-	Kind          string                 `protobuf:"bytes,5,opt,name=kind,proto3" json:"kind,omitempty"`
-	Started       *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=started,proto3" json:"started,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Id      string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	User    string                 `protobuf:"bytes,2,opt,name=user,proto3" json:"user,omitempty"`
+	Login   string                 `protobuf:"bytes,3,opt,name=login,proto3" json:"login,omitempty"`
+	Client  string                 `protobuf:"bytes,4,opt,name=client,proto3" json:"client,omitempty"`
+	Kind    string                 `protobuf:"bytes,5,opt,name=kind,proto3" json:"kind,omitempty"`
+	Started *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=started,proto3" json:"started,omitempty"`
+	// The node it runs on, when that is not the member that reports.
+	Node          string `protobuf:"bytes,7,opt,name=node,proto3" json:"node,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1197,6 +1199,13 @@ func (x *LiveSession) GetStarted() *timestamppb.Timestamp {
 		return x.Started
 	}
 	return nil
+}
+
+func (x *LiveSession) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
 }
 
 type ReportSessionsResponse struct {
@@ -1429,6 +1438,510 @@ func (*CancelResponse) Descriptor() ([]byte, []int) {
 	return file_accessd_v1_member_proto_rawDescGZIP(), []int{24}
 }
 
+type DelegateRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Credential:
+	//
+	//	*DelegateRequest_Certificate
+	//	*DelegateRequest_EnrolledKey
+	Credential isDelegateRequest_Credential `protobuf_oneof:"credential"`
+	// The proxy's own key, authorized_keys format.
+	PublicKey string `protobuf:"bytes,3,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
+	// Where the person connects from, "ip:port".
+	Client string `protobuf:"bytes,4,opt,name=client,proto3" json:"client,omitempty"`
+	// The one login the certificate shall have; empty means all the credential has.
+	Login         string `protobuf:"bytes,5,opt,name=login,proto3" json:"login,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DelegateRequest) Reset() {
+	*x = DelegateRequest{}
+	mi := &file_accessd_v1_member_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DelegateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DelegateRequest) ProtoMessage() {}
+
+func (x *DelegateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_member_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DelegateRequest.ProtoReflect.Descriptor instead.
+func (*DelegateRequest) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *DelegateRequest) GetCredential() isDelegateRequest_Credential {
+	if x != nil {
+		return x.Credential
+	}
+	return nil
+}
+
+func (x *DelegateRequest) GetCertificate() string {
+	if x != nil {
+		if x, ok := x.Credential.(*DelegateRequest_Certificate); ok {
+			return x.Certificate
+		}
+	}
+	return ""
+}
+
+func (x *DelegateRequest) GetEnrolledKey() string {
+	if x != nil {
+		if x, ok := x.Credential.(*DelegateRequest_EnrolledKey); ok {
+			return x.EnrolledKey
+		}
+	}
+	return ""
+}
+
+func (x *DelegateRequest) GetPublicKey() string {
+	if x != nil {
+		return x.PublicKey
+	}
+	return ""
+}
+
+func (x *DelegateRequest) GetClient() string {
+	if x != nil {
+		return x.Client
+	}
+	return ""
+}
+
+func (x *DelegateRequest) GetLogin() string {
+	if x != nil {
+		return x.Login
+	}
+	return ""
+}
+
+type isDelegateRequest_Credential interface {
+	isDelegateRequest_Credential()
+}
+
+type DelegateRequest_Certificate struct {
+	// The person's certificate, authorized_keys format; its key was proven.
+	Certificate string `protobuf:"bytes,1,opt,name=certificate,proto3,oneof"`
+}
+
+type DelegateRequest_EnrolledKey struct {
+	// A public key enrolled for somebody; it was proven.
+	EnrolledKey string `protobuf:"bytes,2,opt,name=enrolled_key,json=enrolledKey,proto3,oneof"`
+}
+
+func (*DelegateRequest_Certificate) isDelegateRequest_Credential() {}
+
+func (*DelegateRequest_EnrolledKey) isDelegateRequest_Credential() {}
+
+type DelegateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Certificate   string                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	Expires       *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expires,proto3" json:"expires,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DelegateResponse) Reset() {
+	*x = DelegateResponse{}
+	mi := &file_accessd_v1_member_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DelegateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DelegateResponse) ProtoMessage() {}
+
+func (x *DelegateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_member_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DelegateResponse.ProtoReflect.Descriptor instead.
+func (*DelegateResponse) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *DelegateResponse) GetCertificate() string {
+	if x != nil {
+		return x.Certificate
+	}
+	return ""
+}
+
+func (x *DelegateResponse) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+type SignSessionRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The certificate the person, or the proxy as the person, has proven.
+	Certificate string `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	PublicKey   string `protobuf:"bytes,2,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
+	Client      string `protobuf:"bytes,3,opt,name=client,proto3" json:"client,omitempty"`
+	// Id of the node.
+	Node  string `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`
+	Login string `protobuf:"bytes,5,opt,name=login,proto3" json:"login,omitempty"`
+	// Id of the session, or of the connection for what belongs to no session.
+	Session string `protobuf:"bytes,6,opt,name=session,proto3" json:"session,omitempty"`
+	// The role that grants it, for the key id.
+	Role          string `protobuf:"bytes,7,opt,name=role,proto3" json:"role,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignSessionRequest) Reset() {
+	*x = SignSessionRequest{}
+	mi := &file_accessd_v1_member_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignSessionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignSessionRequest) ProtoMessage() {}
+
+func (x *SignSessionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_member_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignSessionRequest.ProtoReflect.Descriptor instead.
+func (*SignSessionRequest) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *SignSessionRequest) GetCertificate() string {
+	if x != nil {
+		return x.Certificate
+	}
+	return ""
+}
+
+func (x *SignSessionRequest) GetPublicKey() string {
+	if x != nil {
+		return x.PublicKey
+	}
+	return ""
+}
+
+func (x *SignSessionRequest) GetClient() string {
+	if x != nil {
+		return x.Client
+	}
+	return ""
+}
+
+func (x *SignSessionRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *SignSessionRequest) GetLogin() string {
+	if x != nil {
+		return x.Login
+	}
+	return ""
+}
+
+func (x *SignSessionRequest) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *SignSessionRequest) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+type SignSessionResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Certificate   string                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	Expires       *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expires,proto3" json:"expires,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignSessionResponse) Reset() {
+	*x = SignSessionResponse{}
+	mi := &file_accessd_v1_member_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignSessionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignSessionResponse) ProtoMessage() {}
+
+func (x *SignSessionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_member_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignSessionResponse.ProtoReflect.Descriptor instead.
+func (*SignSessionResponse) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *SignSessionResponse) GetCertificate() string {
+	if x != nil {
+		return x.Certificate
+	}
+	return ""
+}
+
+func (x *SignSessionResponse) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+type SignNodeHostRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	PublicKey     string                 `protobuf:"bytes,2,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignNodeHostRequest) Reset() {
+	*x = SignNodeHostRequest{}
+	mi := &file_accessd_v1_member_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignNodeHostRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignNodeHostRequest) ProtoMessage() {}
+
+func (x *SignNodeHostRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_member_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignNodeHostRequest.ProtoReflect.Descriptor instead.
+func (*SignNodeHostRequest) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *SignNodeHostRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *SignNodeHostRequest) GetPublicKey() string {
+	if x != nil {
+		return x.PublicKey
+	}
+	return ""
+}
+
+type SignNodeHostResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Certificate   string                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	Expires       *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expires,proto3" json:"expires,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignNodeHostResponse) Reset() {
+	*x = SignNodeHostResponse{}
+	mi := &file_accessd_v1_member_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignNodeHostResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignNodeHostResponse) ProtoMessage() {}
+
+func (x *SignNodeHostResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_member_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignNodeHostResponse.ProtoReflect.Descriptor instead.
+func (*SignNodeHostResponse) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *SignNodeHostResponse) GetCertificate() string {
+	if x != nil {
+		return x.Certificate
+	}
+	return ""
+}
+
+func (x *SignNodeHostResponse) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+type PinHostKeyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// authorized_keys format, as the node has shown it.
+	HostKey       string `protobuf:"bytes,2,opt,name=host_key,json=hostKey,proto3" json:"host_key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PinHostKeyRequest) Reset() {
+	*x = PinHostKeyRequest{}
+	mi := &file_accessd_v1_member_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PinHostKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PinHostKeyRequest) ProtoMessage() {}
+
+func (x *PinHostKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_member_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PinHostKeyRequest.ProtoReflect.Descriptor instead.
+func (*PinHostKeyRequest) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *PinHostKeyRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *PinHostKeyRequest) GetHostKey() string {
+	if x != nil {
+		return x.HostKey
+	}
+	return ""
+}
+
+type PinHostKeyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PinHostKeyResponse) Reset() {
+	*x = PinHostKeyResponse{}
+	mi := &file_accessd_v1_member_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PinHostKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PinHostKeyResponse) ProtoMessage() {}
+
+func (x *PinHostKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_member_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PinHostKeyResponse.ProtoReflect.Descriptor instead.
+func (*PinHostKeyResponse) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{32}
+}
+
 // LoginStep is one round of a keyboard-interactive sign-in (RFC 4256), or its end.
 type LoginStep struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1451,7 +1964,7 @@ type LoginStep struct {
 
 func (x *LoginStep) Reset() {
 	*x = LoginStep{}
-	mi := &file_accessd_v1_member_proto_msgTypes[25]
+	mi := &file_accessd_v1_member_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1463,7 +1976,7 @@ func (x *LoginStep) String() string {
 func (*LoginStep) ProtoMessage() {}
 
 func (x *LoginStep) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[25]
+	mi := &file_accessd_v1_member_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1476,7 +1989,7 @@ func (x *LoginStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoginStep.ProtoReflect.Descriptor instead.
 func (*LoginStep) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{25}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *LoginStep) GetId() string {
@@ -1538,7 +2051,7 @@ type Prompt struct {
 
 func (x *Prompt) Reset() {
 	*x = Prompt{}
-	mi := &file_accessd_v1_member_proto_msgTypes[26]
+	mi := &file_accessd_v1_member_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1550,7 +2063,7 @@ func (x *Prompt) String() string {
 func (*Prompt) ProtoMessage() {}
 
 func (x *Prompt) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[26]
+	mi := &file_accessd_v1_member_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1563,7 +2076,7 @@ func (x *Prompt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Prompt.ProtoReflect.Descriptor instead.
 func (*Prompt) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{26}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Prompt) GetText() string {
@@ -1590,7 +2103,7 @@ type RedeemRequest struct {
 
 func (x *RedeemRequest) Reset() {
 	*x = RedeemRequest{}
-	mi := &file_accessd_v1_member_proto_msgTypes[27]
+	mi := &file_accessd_v1_member_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1602,7 +2115,7 @@ func (x *RedeemRequest) String() string {
 func (*RedeemRequest) ProtoMessage() {}
 
 func (x *RedeemRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[27]
+	mi := &file_accessd_v1_member_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1615,7 +2128,7 @@ func (x *RedeemRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RedeemRequest.ProtoReflect.Descriptor instead.
 func (*RedeemRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{27}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RedeemRequest) GetGrant() string {
@@ -1642,7 +2155,7 @@ type RedeemResponse struct {
 
 func (x *RedeemResponse) Reset() {
 	*x = RedeemResponse{}
-	mi := &file_accessd_v1_member_proto_msgTypes[28]
+	mi := &file_accessd_v1_member_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1654,7 +2167,7 @@ func (x *RedeemResponse) String() string {
 func (*RedeemResponse) ProtoMessage() {}
 
 func (x *RedeemResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[28]
+	mi := &file_accessd_v1_member_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1667,7 +2180,7 @@ func (x *RedeemResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RedeemResponse.ProtoReflect.Descriptor instead.
 func (*RedeemResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{28}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RedeemResponse) GetCertificate() string {
@@ -1761,14 +2274,15 @@ const file_accessd_v1_member_proto_rawDesc = "" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x0e\n" +
 	"\x02by\x18\x03 \x01(\tR\x02by\"L\n" +
 	"\x15ReportSessionsRequest\x123\n" +
-	"\bsessions\x18\x01 \x03(\v2\x17.accessd.v1.LiveSessionR\bsessions\"\xa9\x01\n" +
+	"\bsessions\x18\x01 \x03(\v2\x17.accessd.v1.LiveSessionR\bsessions\"\xbd\x01\n" +
 	"\vLiveSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04user\x18\x02 \x01(\tR\x04user\x12\x14\n" +
 	"\x05login\x18\x03 \x01(\tR\x05login\x12\x16\n" +
 	"\x06client\x18\x04 \x01(\tR\x06client\x12\x12\n" +
 	"\x04kind\x18\x05 \x01(\tR\x04kind\x124\n" +
-	"\astarted\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\"\x18\n" +
+	"\astarted\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x12\x12\n" +
+	"\x04node\x18\a \x01(\tR\x04node\"\x18\n" +
 	"\x16ReportSessionsResponse\"Y\n" +
 	"\fBeginRequest\x12\x12\n" +
 	"\x04user\x18\x01 \x01(\tR\x04user\x12\x1d\n" +
@@ -1780,7 +2294,42 @@ const file_accessd_v1_member_proto_rawDesc = "" +
 	"\aanswers\x18\x02 \x03(\tR\aanswers\"\x1f\n" +
 	"\rCancelRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x10\n" +
-	"\x0eCancelResponse\"\xed\x01\n" +
+	"\x0eCancelResponse\"\xb5\x01\n" +
+	"\x0fDelegateRequest\x12\"\n" +
+	"\vcertificate\x18\x01 \x01(\tH\x00R\vcertificate\x12#\n" +
+	"\fenrolled_key\x18\x02 \x01(\tH\x00R\venrolledKey\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\x03 \x01(\tR\tpublicKey\x12\x16\n" +
+	"\x06client\x18\x04 \x01(\tR\x06client\x12\x14\n" +
+	"\x05login\x18\x05 \x01(\tR\x05loginB\f\n" +
+	"\n" +
+	"credential\"j\n" +
+	"\x10DelegateResponse\x12 \n" +
+	"\vcertificate\x18\x01 \x01(\tR\vcertificate\x124\n" +
+	"\aexpires\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"\xc5\x01\n" +
+	"\x12SignSessionRequest\x12 \n" +
+	"\vcertificate\x18\x01 \x01(\tR\vcertificate\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\x02 \x01(\tR\tpublicKey\x12\x16\n" +
+	"\x06client\x18\x03 \x01(\tR\x06client\x12\x12\n" +
+	"\x04node\x18\x04 \x01(\tR\x04node\x12\x14\n" +
+	"\x05login\x18\x05 \x01(\tR\x05login\x12\x18\n" +
+	"\asession\x18\x06 \x01(\tR\asession\x12\x12\n" +
+	"\x04role\x18\a \x01(\tR\x04role\"m\n" +
+	"\x13SignSessionResponse\x12 \n" +
+	"\vcertificate\x18\x01 \x01(\tR\vcertificate\x124\n" +
+	"\aexpires\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"H\n" +
+	"\x13SignNodeHostRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\x02 \x01(\tR\tpublicKey\"n\n" +
+	"\x14SignNodeHostResponse\x12 \n" +
+	"\vcertificate\x18\x01 \x01(\tR\vcertificate\x124\n" +
+	"\aexpires\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"B\n" +
+	"\x11PinHostKeyRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x19\n" +
+	"\bhost_key\x18\x02 \x01(\tR\ahostKey\"\x14\n" +
+	"\x12PinHostKeyResponse\"\xed\x01\n" +
 	"\tLoginStep\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12 \n" +
 	"\vinstruction\x18\x02 \x01(\tR\vinstruction\x12,\n" +
@@ -1812,7 +2361,13 @@ const file_accessd_v1_member_proto_rawDesc = "" +
 	"\fLoginService\x128\n" +
 	"\x05Begin\x12\x18.accessd.v1.BeginRequest\x1a\x15.accessd.v1.LoginStep\x12>\n" +
 	"\bContinue\x12\x1b.accessd.v1.ContinueRequest\x1a\x15.accessd.v1.LoginStep\x12?\n" +
-	"\x06Cancel\x12\x19.accessd.v1.CancelRequest\x1a\x1a.accessd.v1.CancelResponse2O\n" +
+	"\x06Cancel\x12\x19.accessd.v1.CancelRequest\x1a\x1a.accessd.v1.CancelResponse2\xca\x02\n" +
+	"\x11DelegationService\x12E\n" +
+	"\bDelegate\x12\x1b.accessd.v1.DelegateRequest\x1a\x1c.accessd.v1.DelegateResponse\x12N\n" +
+	"\vSignSession\x12\x1e.accessd.v1.SignSessionRequest\x1a\x1f.accessd.v1.SignSessionResponse\x12Q\n" +
+	"\fSignNodeHost\x12\x1f.accessd.v1.SignNodeHostRequest\x1a .accessd.v1.SignNodeHostResponse\x12K\n" +
+	"\n" +
+	"PinHostKey\x12\x1d.accessd.v1.PinHostKeyRequest\x1a\x1e.accessd.v1.PinHostKeyResponse2O\n" +
 	"\fGrantService\x12?\n" +
 	"\x06Redeem\x12\x19.accessd.v1.RedeemRequest\x1a\x1a.accessd.v1.RedeemResponseB5Z3github.com/accessd/accessd/api/accessd/v1;accessdv1b\x06proto3"
 
@@ -1828,7 +2383,7 @@ func file_accessd_v1_member_proto_rawDescGZIP() []byte {
 	return file_accessd_v1_member_proto_rawDescData
 }
 
-var file_accessd_v1_member_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_accessd_v1_member_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_accessd_v1_member_proto_goTypes = []any{
 	(*JoinRequest)(nil),            // 0: accessd.v1.JoinRequest
 	(*JoinResponse)(nil),           // 1: accessd.v1.JoinResponse
@@ -1855,62 +2410,81 @@ var file_accessd_v1_member_proto_goTypes = []any{
 	(*ContinueRequest)(nil),        // 22: accessd.v1.ContinueRequest
 	(*CancelRequest)(nil),          // 23: accessd.v1.CancelRequest
 	(*CancelResponse)(nil),         // 24: accessd.v1.CancelResponse
-	(*LoginStep)(nil),              // 25: accessd.v1.LoginStep
-	(*Prompt)(nil),                 // 26: accessd.v1.Prompt
-	(*RedeemRequest)(nil),          // 27: accessd.v1.RedeemRequest
-	(*RedeemResponse)(nil),         // 28: accessd.v1.RedeemResponse
-	nil,                            // 29: accessd.v1.JoinRequest.LabelsEntry
-	nil,                            // 30: accessd.v1.DescribeRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil),  // 31: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 32: google.protobuf.Duration
+	(*DelegateRequest)(nil),        // 25: accessd.v1.DelegateRequest
+	(*DelegateResponse)(nil),       // 26: accessd.v1.DelegateResponse
+	(*SignSessionRequest)(nil),     // 27: accessd.v1.SignSessionRequest
+	(*SignSessionResponse)(nil),    // 28: accessd.v1.SignSessionResponse
+	(*SignNodeHostRequest)(nil),    // 29: accessd.v1.SignNodeHostRequest
+	(*SignNodeHostResponse)(nil),   // 30: accessd.v1.SignNodeHostResponse
+	(*PinHostKeyRequest)(nil),      // 31: accessd.v1.PinHostKeyRequest
+	(*PinHostKeyResponse)(nil),     // 32: accessd.v1.PinHostKeyResponse
+	(*LoginStep)(nil),              // 33: accessd.v1.LoginStep
+	(*Prompt)(nil),                 // 34: accessd.v1.Prompt
+	(*RedeemRequest)(nil),          // 35: accessd.v1.RedeemRequest
+	(*RedeemResponse)(nil),         // 36: accessd.v1.RedeemResponse
+	nil,                            // 37: accessd.v1.JoinRequest.LabelsEntry
+	nil,                            // 38: accessd.v1.DescribeRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil),  // 39: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 40: google.protobuf.Duration
 }
 var file_accessd_v1_member_proto_depIdxs = []int32{
-	29, // 0: accessd.v1.JoinRequest.labels:type_name -> accessd.v1.JoinRequest.LabelsEntry
+	37, // 0: accessd.v1.JoinRequest.labels:type_name -> accessd.v1.JoinRequest.LabelsEntry
 	2,  // 1: accessd.v1.JoinResponse.certificates:type_name -> accessd.v1.MemberCertificates
 	6,  // 2: accessd.v1.JoinResponse.trust:type_name -> accessd.v1.Resource
-	31, // 3: accessd.v1.MemberCertificates.expires:type_name -> google.protobuf.Timestamp
-	31, // 4: accessd.v1.MemberCertificates.renew:type_name -> google.protobuf.Timestamp
+	39, // 3: accessd.v1.MemberCertificates.expires:type_name -> google.protobuf.Timestamp
+	39, // 4: accessd.v1.MemberCertificates.renew:type_name -> google.protobuf.Timestamp
 	6,  // 5: accessd.v1.PolicyUpdate.put:type_name -> accessd.v1.Resource
 	5,  // 6: accessd.v1.PolicyUpdate.remove:type_name -> accessd.v1.ResourceKey
 	5,  // 7: accessd.v1.Resource.key:type_name -> accessd.v1.ResourceKey
 	2,  // 8: accessd.v1.RenewResponse.certificates:type_name -> accessd.v1.MemberCertificates
-	30, // 9: accessd.v1.DescribeRequest.labels:type_name -> accessd.v1.DescribeRequest.LabelsEntry
-	32, // 10: accessd.v1.AnnounceResponse.ttl:type_name -> google.protobuf.Duration
+	38, // 9: accessd.v1.DescribeRequest.labels:type_name -> accessd.v1.DescribeRequest.LabelsEntry
+	40, // 10: accessd.v1.AnnounceResponse.ttl:type_name -> google.protobuf.Duration
 	17, // 11: accessd.v1.Instruction.kill_session:type_name -> accessd.v1.KillSession
 	19, // 12: accessd.v1.ReportSessionsRequest.sessions:type_name -> accessd.v1.LiveSession
-	31, // 13: accessd.v1.LiveSession.started:type_name -> google.protobuf.Timestamp
-	26, // 14: accessd.v1.LoginStep.prompts:type_name -> accessd.v1.Prompt
-	31, // 15: accessd.v1.LoginStep.expires:type_name -> google.protobuf.Timestamp
-	31, // 16: accessd.v1.RedeemResponse.expires:type_name -> google.protobuf.Timestamp
-	0,  // 17: accessd.v1.JoinService.Join:input_type -> accessd.v1.JoinRequest
-	3,  // 18: accessd.v1.MemberService.WatchPolicy:input_type -> accessd.v1.WatchPolicyRequest
-	7,  // 19: accessd.v1.MemberService.AppendEvents:input_type -> accessd.v1.AppendEventsRequest
-	9,  // 20: accessd.v1.MemberService.Renew:input_type -> accessd.v1.RenewRequest
-	11, // 21: accessd.v1.MemberService.Describe:input_type -> accessd.v1.DescribeRequest
-	13, // 22: accessd.v1.MemberService.Announce:input_type -> accessd.v1.AnnounceRequest
-	15, // 23: accessd.v1.MemberService.Instructions:input_type -> accessd.v1.InstructionsRequest
-	18, // 24: accessd.v1.MemberService.ReportSessions:input_type -> accessd.v1.ReportSessionsRequest
-	21, // 25: accessd.v1.LoginService.Begin:input_type -> accessd.v1.BeginRequest
-	22, // 26: accessd.v1.LoginService.Continue:input_type -> accessd.v1.ContinueRequest
-	23, // 27: accessd.v1.LoginService.Cancel:input_type -> accessd.v1.CancelRequest
-	27, // 28: accessd.v1.GrantService.Redeem:input_type -> accessd.v1.RedeemRequest
-	1,  // 29: accessd.v1.JoinService.Join:output_type -> accessd.v1.JoinResponse
-	4,  // 30: accessd.v1.MemberService.WatchPolicy:output_type -> accessd.v1.PolicyUpdate
-	8,  // 31: accessd.v1.MemberService.AppendEvents:output_type -> accessd.v1.AppendEventsResponse
-	10, // 32: accessd.v1.MemberService.Renew:output_type -> accessd.v1.RenewResponse
-	12, // 33: accessd.v1.MemberService.Describe:output_type -> accessd.v1.DescribeResponse
-	14, // 34: accessd.v1.MemberService.Announce:output_type -> accessd.v1.AnnounceResponse
-	16, // 35: accessd.v1.MemberService.Instructions:output_type -> accessd.v1.Instruction
-	20, // 36: accessd.v1.MemberService.ReportSessions:output_type -> accessd.v1.ReportSessionsResponse
-	25, // 37: accessd.v1.LoginService.Begin:output_type -> accessd.v1.LoginStep
-	25, // 38: accessd.v1.LoginService.Continue:output_type -> accessd.v1.LoginStep
-	24, // 39: accessd.v1.LoginService.Cancel:output_type -> accessd.v1.CancelResponse
-	28, // 40: accessd.v1.GrantService.Redeem:output_type -> accessd.v1.RedeemResponse
-	29, // [29:41] is the sub-list for method output_type
-	17, // [17:29] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	39, // 13: accessd.v1.LiveSession.started:type_name -> google.protobuf.Timestamp
+	39, // 14: accessd.v1.DelegateResponse.expires:type_name -> google.protobuf.Timestamp
+	39, // 15: accessd.v1.SignSessionResponse.expires:type_name -> google.protobuf.Timestamp
+	39, // 16: accessd.v1.SignNodeHostResponse.expires:type_name -> google.protobuf.Timestamp
+	34, // 17: accessd.v1.LoginStep.prompts:type_name -> accessd.v1.Prompt
+	39, // 18: accessd.v1.LoginStep.expires:type_name -> google.protobuf.Timestamp
+	39, // 19: accessd.v1.RedeemResponse.expires:type_name -> google.protobuf.Timestamp
+	0,  // 20: accessd.v1.JoinService.Join:input_type -> accessd.v1.JoinRequest
+	3,  // 21: accessd.v1.MemberService.WatchPolicy:input_type -> accessd.v1.WatchPolicyRequest
+	7,  // 22: accessd.v1.MemberService.AppendEvents:input_type -> accessd.v1.AppendEventsRequest
+	9,  // 23: accessd.v1.MemberService.Renew:input_type -> accessd.v1.RenewRequest
+	11, // 24: accessd.v1.MemberService.Describe:input_type -> accessd.v1.DescribeRequest
+	13, // 25: accessd.v1.MemberService.Announce:input_type -> accessd.v1.AnnounceRequest
+	15, // 26: accessd.v1.MemberService.Instructions:input_type -> accessd.v1.InstructionsRequest
+	18, // 27: accessd.v1.MemberService.ReportSessions:input_type -> accessd.v1.ReportSessionsRequest
+	21, // 28: accessd.v1.LoginService.Begin:input_type -> accessd.v1.BeginRequest
+	22, // 29: accessd.v1.LoginService.Continue:input_type -> accessd.v1.ContinueRequest
+	23, // 30: accessd.v1.LoginService.Cancel:input_type -> accessd.v1.CancelRequest
+	25, // 31: accessd.v1.DelegationService.Delegate:input_type -> accessd.v1.DelegateRequest
+	27, // 32: accessd.v1.DelegationService.SignSession:input_type -> accessd.v1.SignSessionRequest
+	29, // 33: accessd.v1.DelegationService.SignNodeHost:input_type -> accessd.v1.SignNodeHostRequest
+	31, // 34: accessd.v1.DelegationService.PinHostKey:input_type -> accessd.v1.PinHostKeyRequest
+	35, // 35: accessd.v1.GrantService.Redeem:input_type -> accessd.v1.RedeemRequest
+	1,  // 36: accessd.v1.JoinService.Join:output_type -> accessd.v1.JoinResponse
+	4,  // 37: accessd.v1.MemberService.WatchPolicy:output_type -> accessd.v1.PolicyUpdate
+	8,  // 38: accessd.v1.MemberService.AppendEvents:output_type -> accessd.v1.AppendEventsResponse
+	10, // 39: accessd.v1.MemberService.Renew:output_type -> accessd.v1.RenewResponse
+	12, // 40: accessd.v1.MemberService.Describe:output_type -> accessd.v1.DescribeResponse
+	14, // 41: accessd.v1.MemberService.Announce:output_type -> accessd.v1.AnnounceResponse
+	16, // 42: accessd.v1.MemberService.Instructions:output_type -> accessd.v1.Instruction
+	20, // 43: accessd.v1.MemberService.ReportSessions:output_type -> accessd.v1.ReportSessionsResponse
+	33, // 44: accessd.v1.LoginService.Begin:output_type -> accessd.v1.LoginStep
+	33, // 45: accessd.v1.LoginService.Continue:output_type -> accessd.v1.LoginStep
+	24, // 46: accessd.v1.LoginService.Cancel:output_type -> accessd.v1.CancelResponse
+	26, // 47: accessd.v1.DelegationService.Delegate:output_type -> accessd.v1.DelegateResponse
+	28, // 48: accessd.v1.DelegationService.SignSession:output_type -> accessd.v1.SignSessionResponse
+	30, // 49: accessd.v1.DelegationService.SignNodeHost:output_type -> accessd.v1.SignNodeHostResponse
+	32, // 50: accessd.v1.DelegationService.PinHostKey:output_type -> accessd.v1.PinHostKeyResponse
+	36, // 51: accessd.v1.GrantService.Redeem:output_type -> accessd.v1.RedeemResponse
+	36, // [36:52] is the sub-list for method output_type
+	20, // [20:36] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_accessd_v1_member_proto_init() }
@@ -1921,15 +2495,19 @@ func file_accessd_v1_member_proto_init() {
 	file_accessd_v1_member_proto_msgTypes[16].OneofWrappers = []any{
 		(*Instruction_KillSession)(nil),
 	}
+	file_accessd_v1_member_proto_msgTypes[25].OneofWrappers = []any{
+		(*DelegateRequest_Certificate)(nil),
+		(*DelegateRequest_EnrolledKey)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_accessd_v1_member_proto_rawDesc), len(file_accessd_v1_member_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   31,
+			NumMessages:   39,
 			NumExtensions: 0,
-			NumServices:   4,
+			NumServices:   5,
 		},
 		GoTypes:           file_accessd_v1_member_proto_goTypes,
 		DependencyIndexes: file_accessd_v1_member_proto_depIdxs,

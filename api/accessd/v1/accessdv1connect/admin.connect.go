@@ -56,6 +56,14 @@ const (
 	UserServiceResetUserProcedure = "/accessd.v1.UserService/ResetUser"
 	// UserServiceSignUserProcedure is the fully-qualified name of the UserService's SignUser RPC.
 	UserServiceSignUserProcedure = "/accessd.v1.UserService/SignUser"
+	// UserServiceAddUserKeyProcedure is the fully-qualified name of the UserService's AddUserKey RPC.
+	UserServiceAddUserKeyProcedure = "/accessd.v1.UserService/AddUserKey"
+	// UserServiceListUserKeysProcedure is the fully-qualified name of the UserService's ListUserKeys
+	// RPC.
+	UserServiceListUserKeysProcedure = "/accessd.v1.UserService/ListUserKeys"
+	// UserServiceRemoveUserKeyProcedure is the fully-qualified name of the UserService's RemoveUserKey
+	// RPC.
+	UserServiceRemoveUserKeyProcedure = "/accessd.v1.UserService/RemoveUserKey"
 	// RoleServiceApplyRolesProcedure is the fully-qualified name of the RoleService's ApplyRoles RPC.
 	RoleServiceApplyRolesProcedure = "/accessd.v1.RoleService/ApplyRoles"
 	// RoleServiceListRolesProcedure is the fully-qualified name of the RoleService's ListRoles RPC.
@@ -73,6 +81,10 @@ const (
 	TokenServiceRemoveTokenProcedure = "/accessd.v1.TokenService/RemoveToken"
 	// NodeServiceListNodesProcedure is the fully-qualified name of the NodeService's ListNodes RPC.
 	NodeServiceListNodesProcedure = "/accessd.v1.NodeService/ListNodes"
+	// NodeServiceAddNodeProcedure is the fully-qualified name of the NodeService's AddNode RPC.
+	NodeServiceAddNodeProcedure = "/accessd.v1.NodeService/AddNode"
+	// NodeServiceSignHostKeyProcedure is the fully-qualified name of the NodeService's SignHostKey RPC.
+	NodeServiceSignHostKeyProcedure = "/accessd.v1.NodeService/SignHostKey"
 	// NodeServiceRemoveNodeProcedure is the fully-qualified name of the NodeService's RemoveNode RPC.
 	NodeServiceRemoveNodeProcedure = "/accessd.v1.NodeService/RemoveNode"
 	// SessionServiceListSessionsProcedure is the fully-qualified name of the SessionService's
@@ -101,6 +113,10 @@ type UserServiceClient interface {
 	ResetUser(context.Context, *connect.Request[v1.ResetUserRequest]) (*connect.Response[v1.ResetUserResponse], error)
 	// SignUser issues a user certificate for a given public key.
 	SignUser(context.Context, *connect.Request[v1.SignUserRequest]) (*connect.Response[v1.SignUserResponse], error)
+	// AddUserKey enrols a public key, for clients that know no certificates.
+	AddUserKey(context.Context, *connect.Request[v1.AddUserKeyRequest]) (*connect.Response[v1.AddUserKeyResponse], error)
+	ListUserKeys(context.Context, *connect.Request[v1.ListUserKeysRequest]) (*connect.Response[v1.ListUserKeysResponse], error)
+	RemoveUserKey(context.Context, *connect.Request[v1.RemoveUserKeyRequest]) (*connect.Response[v1.RemoveUserKeyResponse], error)
 }
 
 // NewUserServiceClient constructs a client for the accessd.v1.UserService service. By default, it
@@ -144,16 +160,37 @@ func NewUserServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(userServiceMethods.ByName("SignUser")),
 			connect.WithClientOptions(opts...),
 		),
+		addUserKey: connect.NewClient[v1.AddUserKeyRequest, v1.AddUserKeyResponse](
+			httpClient,
+			baseURL+UserServiceAddUserKeyProcedure,
+			connect.WithSchema(userServiceMethods.ByName("AddUserKey")),
+			connect.WithClientOptions(opts...),
+		),
+		listUserKeys: connect.NewClient[v1.ListUserKeysRequest, v1.ListUserKeysResponse](
+			httpClient,
+			baseURL+UserServiceListUserKeysProcedure,
+			connect.WithSchema(userServiceMethods.ByName("ListUserKeys")),
+			connect.WithClientOptions(opts...),
+		),
+		removeUserKey: connect.NewClient[v1.RemoveUserKeyRequest, v1.RemoveUserKeyResponse](
+			httpClient,
+			baseURL+UserServiceRemoveUserKeyProcedure,
+			connect.WithSchema(userServiceMethods.ByName("RemoveUserKey")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // userServiceClient implements UserServiceClient.
 type userServiceClient struct {
-	addUser    *connect.Client[v1.AddUserRequest, v1.AddUserResponse]
-	listUsers  *connect.Client[v1.ListUsersRequest, v1.ListUsersResponse]
-	removeUser *connect.Client[v1.RemoveUserRequest, v1.RemoveUserResponse]
-	resetUser  *connect.Client[v1.ResetUserRequest, v1.ResetUserResponse]
-	signUser   *connect.Client[v1.SignUserRequest, v1.SignUserResponse]
+	addUser       *connect.Client[v1.AddUserRequest, v1.AddUserResponse]
+	listUsers     *connect.Client[v1.ListUsersRequest, v1.ListUsersResponse]
+	removeUser    *connect.Client[v1.RemoveUserRequest, v1.RemoveUserResponse]
+	resetUser     *connect.Client[v1.ResetUserRequest, v1.ResetUserResponse]
+	signUser      *connect.Client[v1.SignUserRequest, v1.SignUserResponse]
+	addUserKey    *connect.Client[v1.AddUserKeyRequest, v1.AddUserKeyResponse]
+	listUserKeys  *connect.Client[v1.ListUserKeysRequest, v1.ListUserKeysResponse]
+	removeUserKey *connect.Client[v1.RemoveUserKeyRequest, v1.RemoveUserKeyResponse]
 }
 
 // AddUser calls accessd.v1.UserService.AddUser.
@@ -181,6 +218,21 @@ func (c *userServiceClient) SignUser(ctx context.Context, req *connect.Request[v
 	return c.signUser.CallUnary(ctx, req)
 }
 
+// AddUserKey calls accessd.v1.UserService.AddUserKey.
+func (c *userServiceClient) AddUserKey(ctx context.Context, req *connect.Request[v1.AddUserKeyRequest]) (*connect.Response[v1.AddUserKeyResponse], error) {
+	return c.addUserKey.CallUnary(ctx, req)
+}
+
+// ListUserKeys calls accessd.v1.UserService.ListUserKeys.
+func (c *userServiceClient) ListUserKeys(ctx context.Context, req *connect.Request[v1.ListUserKeysRequest]) (*connect.Response[v1.ListUserKeysResponse], error) {
+	return c.listUserKeys.CallUnary(ctx, req)
+}
+
+// RemoveUserKey calls accessd.v1.UserService.RemoveUserKey.
+func (c *userServiceClient) RemoveUserKey(ctx context.Context, req *connect.Request[v1.RemoveUserKeyRequest]) (*connect.Response[v1.RemoveUserKeyResponse], error) {
+	return c.removeUserKey.CallUnary(ctx, req)
+}
+
 // UserServiceHandler is an implementation of the accessd.v1.UserService service.
 type UserServiceHandler interface {
 	// AddUser creates a user and returns a one-time invite.
@@ -191,6 +243,10 @@ type UserServiceHandler interface {
 	ResetUser(context.Context, *connect.Request[v1.ResetUserRequest]) (*connect.Response[v1.ResetUserResponse], error)
 	// SignUser issues a user certificate for a given public key.
 	SignUser(context.Context, *connect.Request[v1.SignUserRequest]) (*connect.Response[v1.SignUserResponse], error)
+	// AddUserKey enrols a public key, for clients that know no certificates.
+	AddUserKey(context.Context, *connect.Request[v1.AddUserKeyRequest]) (*connect.Response[v1.AddUserKeyResponse], error)
+	ListUserKeys(context.Context, *connect.Request[v1.ListUserKeysRequest]) (*connect.Response[v1.ListUserKeysResponse], error)
+	RemoveUserKey(context.Context, *connect.Request[v1.RemoveUserKeyRequest]) (*connect.Response[v1.RemoveUserKeyResponse], error)
 }
 
 // NewUserServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -230,6 +286,24 @@ func NewUserServiceHandler(svc UserServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(userServiceMethods.ByName("SignUser")),
 		connect.WithHandlerOptions(opts...),
 	)
+	userServiceAddUserKeyHandler := connect.NewUnaryHandler(
+		UserServiceAddUserKeyProcedure,
+		svc.AddUserKey,
+		connect.WithSchema(userServiceMethods.ByName("AddUserKey")),
+		connect.WithHandlerOptions(opts...),
+	)
+	userServiceListUserKeysHandler := connect.NewUnaryHandler(
+		UserServiceListUserKeysProcedure,
+		svc.ListUserKeys,
+		connect.WithSchema(userServiceMethods.ByName("ListUserKeys")),
+		connect.WithHandlerOptions(opts...),
+	)
+	userServiceRemoveUserKeyHandler := connect.NewUnaryHandler(
+		UserServiceRemoveUserKeyProcedure,
+		svc.RemoveUserKey,
+		connect.WithSchema(userServiceMethods.ByName("RemoveUserKey")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/accessd.v1.UserService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case UserServiceAddUserProcedure:
@@ -242,6 +316,12 @@ func NewUserServiceHandler(svc UserServiceHandler, opts ...connect.HandlerOption
 			userServiceResetUserHandler.ServeHTTP(w, r)
 		case UserServiceSignUserProcedure:
 			userServiceSignUserHandler.ServeHTTP(w, r)
+		case UserServiceAddUserKeyProcedure:
+			userServiceAddUserKeyHandler.ServeHTTP(w, r)
+		case UserServiceListUserKeysProcedure:
+			userServiceListUserKeysHandler.ServeHTTP(w, r)
+		case UserServiceRemoveUserKeyProcedure:
+			userServiceRemoveUserKeyHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -269,6 +349,18 @@ func (UnimplementedUserServiceHandler) ResetUser(context.Context, *connect.Reque
 
 func (UnimplementedUserServiceHandler) SignUser(context.Context, *connect.Request[v1.SignUserRequest]) (*connect.Response[v1.SignUserResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("accessd.v1.UserService.SignUser is not implemented"))
+}
+
+func (UnimplementedUserServiceHandler) AddUserKey(context.Context, *connect.Request[v1.AddUserKeyRequest]) (*connect.Response[v1.AddUserKeyResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("accessd.v1.UserService.AddUserKey is not implemented"))
+}
+
+func (UnimplementedUserServiceHandler) ListUserKeys(context.Context, *connect.Request[v1.ListUserKeysRequest]) (*connect.Response[v1.ListUserKeysResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("accessd.v1.UserService.ListUserKeys is not implemented"))
+}
+
+func (UnimplementedUserServiceHandler) RemoveUserKey(context.Context, *connect.Request[v1.RemoveUserKeyRequest]) (*connect.Response[v1.RemoveUserKeyResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("accessd.v1.UserService.RemoveUserKey is not implemented"))
 }
 
 // RoleServiceClient is a client for the accessd.v1.RoleService service.
@@ -546,6 +638,11 @@ func (UnimplementedTokenServiceHandler) RemoveToken(context.Context, *connect.Re
 // NodeServiceClient is a client for the accessd.v1.NodeService service.
 type NodeServiceClient interface {
 	ListNodes(context.Context, *connect.Request[v1.ListNodesRequest]) (*connect.Response[v1.ListNodesResponse], error)
+	// AddNode registers a plain sshd node, reached at an address or by the tunnel
+	// it will dial with stock ssh.
+	AddNode(context.Context, *connect.Request[v1.AddNodeRequest]) (*connect.Response[v1.AddNodeResponse], error)
+	// SignHostKey issues a host certificate for the host key of a plain sshd node.
+	SignHostKey(context.Context, *connect.Request[v1.SignHostKeyRequest]) (*connect.Response[v1.SignHostKeyResponse], error)
 	// RemoveNode forgets a node or a proxy; its certificates stop working at once.
 	RemoveNode(context.Context, *connect.Request[v1.RemoveNodeRequest]) (*connect.Response[v1.RemoveNodeResponse], error)
 }
@@ -567,6 +664,18 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(nodeServiceMethods.ByName("ListNodes")),
 			connect.WithClientOptions(opts...),
 		),
+		addNode: connect.NewClient[v1.AddNodeRequest, v1.AddNodeResponse](
+			httpClient,
+			baseURL+NodeServiceAddNodeProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("AddNode")),
+			connect.WithClientOptions(opts...),
+		),
+		signHostKey: connect.NewClient[v1.SignHostKeyRequest, v1.SignHostKeyResponse](
+			httpClient,
+			baseURL+NodeServiceSignHostKeyProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("SignHostKey")),
+			connect.WithClientOptions(opts...),
+		),
 		removeNode: connect.NewClient[v1.RemoveNodeRequest, v1.RemoveNodeResponse](
 			httpClient,
 			baseURL+NodeServiceRemoveNodeProcedure,
@@ -578,13 +687,25 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 
 // nodeServiceClient implements NodeServiceClient.
 type nodeServiceClient struct {
-	listNodes  *connect.Client[v1.ListNodesRequest, v1.ListNodesResponse]
-	removeNode *connect.Client[v1.RemoveNodeRequest, v1.RemoveNodeResponse]
+	listNodes   *connect.Client[v1.ListNodesRequest, v1.ListNodesResponse]
+	addNode     *connect.Client[v1.AddNodeRequest, v1.AddNodeResponse]
+	signHostKey *connect.Client[v1.SignHostKeyRequest, v1.SignHostKeyResponse]
+	removeNode  *connect.Client[v1.RemoveNodeRequest, v1.RemoveNodeResponse]
 }
 
 // ListNodes calls accessd.v1.NodeService.ListNodes.
 func (c *nodeServiceClient) ListNodes(ctx context.Context, req *connect.Request[v1.ListNodesRequest]) (*connect.Response[v1.ListNodesResponse], error) {
 	return c.listNodes.CallUnary(ctx, req)
+}
+
+// AddNode calls accessd.v1.NodeService.AddNode.
+func (c *nodeServiceClient) AddNode(ctx context.Context, req *connect.Request[v1.AddNodeRequest]) (*connect.Response[v1.AddNodeResponse], error) {
+	return c.addNode.CallUnary(ctx, req)
+}
+
+// SignHostKey calls accessd.v1.NodeService.SignHostKey.
+func (c *nodeServiceClient) SignHostKey(ctx context.Context, req *connect.Request[v1.SignHostKeyRequest]) (*connect.Response[v1.SignHostKeyResponse], error) {
+	return c.signHostKey.CallUnary(ctx, req)
 }
 
 // RemoveNode calls accessd.v1.NodeService.RemoveNode.
@@ -595,6 +716,11 @@ func (c *nodeServiceClient) RemoveNode(ctx context.Context, req *connect.Request
 // NodeServiceHandler is an implementation of the accessd.v1.NodeService service.
 type NodeServiceHandler interface {
 	ListNodes(context.Context, *connect.Request[v1.ListNodesRequest]) (*connect.Response[v1.ListNodesResponse], error)
+	// AddNode registers a plain sshd node, reached at an address or by the tunnel
+	// it will dial with stock ssh.
+	AddNode(context.Context, *connect.Request[v1.AddNodeRequest]) (*connect.Response[v1.AddNodeResponse], error)
+	// SignHostKey issues a host certificate for the host key of a plain sshd node.
+	SignHostKey(context.Context, *connect.Request[v1.SignHostKeyRequest]) (*connect.Response[v1.SignHostKeyResponse], error)
 	// RemoveNode forgets a node or a proxy; its certificates stop working at once.
 	RemoveNode(context.Context, *connect.Request[v1.RemoveNodeRequest]) (*connect.Response[v1.RemoveNodeResponse], error)
 }
@@ -612,6 +738,18 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(nodeServiceMethods.ByName("ListNodes")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeServiceAddNodeHandler := connect.NewUnaryHandler(
+		NodeServiceAddNodeProcedure,
+		svc.AddNode,
+		connect.WithSchema(nodeServiceMethods.ByName("AddNode")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceSignHostKeyHandler := connect.NewUnaryHandler(
+		NodeServiceSignHostKeyProcedure,
+		svc.SignHostKey,
+		connect.WithSchema(nodeServiceMethods.ByName("SignHostKey")),
+		connect.WithHandlerOptions(opts...),
+	)
 	nodeServiceRemoveNodeHandler := connect.NewUnaryHandler(
 		NodeServiceRemoveNodeProcedure,
 		svc.RemoveNode,
@@ -622,6 +760,10 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 		switch r.URL.Path {
 		case NodeServiceListNodesProcedure:
 			nodeServiceListNodesHandler.ServeHTTP(w, r)
+		case NodeServiceAddNodeProcedure:
+			nodeServiceAddNodeHandler.ServeHTTP(w, r)
+		case NodeServiceSignHostKeyProcedure:
+			nodeServiceSignHostKeyHandler.ServeHTTP(w, r)
 		case NodeServiceRemoveNodeProcedure:
 			nodeServiceRemoveNodeHandler.ServeHTTP(w, r)
 		default:
@@ -635,6 +777,14 @@ type UnimplementedNodeServiceHandler struct{}
 
 func (UnimplementedNodeServiceHandler) ListNodes(context.Context, *connect.Request[v1.ListNodesRequest]) (*connect.Response[v1.ListNodesResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("accessd.v1.NodeService.ListNodes is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) AddNode(context.Context, *connect.Request[v1.AddNodeRequest]) (*connect.Response[v1.AddNodeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("accessd.v1.NodeService.AddNode is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) SignHostKey(context.Context, *connect.Request[v1.SignHostKeyRequest]) (*connect.Response[v1.SignHostKeyResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("accessd.v1.NodeService.SignHostKey is not implemented"))
 }
 
 func (UnimplementedNodeServiceHandler) RemoveNode(context.Context, *connect.Request[v1.RemoveNodeRequest]) (*connect.Response[v1.RemoveNodeResponse], error) {

@@ -28,6 +28,8 @@ const (
 	MemberServiceName = "accessd.v1.MemberService"
 	// LoginServiceName is the fully-qualified name of the LoginService service.
 	LoginServiceName = "accessd.v1.LoginService"
+	// DelegationServiceName is the fully-qualified name of the DelegationService service.
+	DelegationServiceName = "accessd.v1.DelegationService"
 	// GrantServiceName is the fully-qualified name of the GrantService service.
 	GrantServiceName = "accessd.v1.GrantService"
 )
@@ -66,6 +68,18 @@ const (
 	LoginServiceContinueProcedure = "/accessd.v1.LoginService/Continue"
 	// LoginServiceCancelProcedure is the fully-qualified name of the LoginService's Cancel RPC.
 	LoginServiceCancelProcedure = "/accessd.v1.LoginService/Cancel"
+	// DelegationServiceDelegateProcedure is the fully-qualified name of the DelegationService's
+	// Delegate RPC.
+	DelegationServiceDelegateProcedure = "/accessd.v1.DelegationService/Delegate"
+	// DelegationServiceSignSessionProcedure is the fully-qualified name of the DelegationService's
+	// SignSession RPC.
+	DelegationServiceSignSessionProcedure = "/accessd.v1.DelegationService/SignSession"
+	// DelegationServiceSignNodeHostProcedure is the fully-qualified name of the DelegationService's
+	// SignNodeHost RPC.
+	DelegationServiceSignNodeHostProcedure = "/accessd.v1.DelegationService/SignNodeHost"
+	// DelegationServicePinHostKeyProcedure is the fully-qualified name of the DelegationService's
+	// PinHostKey RPC.
+	DelegationServicePinHostKeyProcedure = "/accessd.v1.DelegationService/PinHostKey"
 	// GrantServiceRedeemProcedure is the fully-qualified name of the GrantService's Redeem RPC.
 	GrantServiceRedeemProcedure = "/accessd.v1.GrantService/Redeem"
 )
@@ -508,6 +522,170 @@ func (UnimplementedLoginServiceHandler) Continue(context.Context, *connect.Reque
 
 func (UnimplementedLoginServiceHandler) Cancel(context.Context, *connect.Request[v1.CancelRequest]) (*connect.Response[v1.CancelResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("accessd.v1.LoginService.Cancel is not implemented"))
+}
+
+// DelegationServiceClient is a client for the accessd.v1.DelegationService service.
+type DelegationServiceClient interface {
+	// Delegate issues a certificate of the user CA for a key of the proxy's own, as
+	// the person at the other end of the connection: never with more roles,
+	// logins, time or source addresses than that person's credential has.
+	Delegate(context.Context, *connect.Request[v1.DelegateRequest]) (*connect.Response[v1.DelegateResponse], error)
+	// SignSession issues a certificate of the sshd CA that is good for one login
+	// and one session on one plain sshd node, for as long as logging in takes.
+	SignSession(context.Context, *connect.Request[v1.SignSessionRequest]) (*connect.Response[v1.SignSessionResponse], error)
+	// SignNodeHost issues the host certificate with which a proxy answers for a
+	// plain sshd node; no other node has one that way.
+	SignNodeHost(context.Context, *connect.Request[v1.SignNodeHostRequest]) (*connect.Response[v1.SignNodeHostResponse], error)
+	// PinHostKey puts the host key of a plain sshd node on record that has none.
+	PinHostKey(context.Context, *connect.Request[v1.PinHostKeyRequest]) (*connect.Response[v1.PinHostKeyResponse], error)
+}
+
+// NewDelegationServiceClient constructs a client for the accessd.v1.DelegationService service. By
+// default, it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses,
+// and sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the
+// connect.WithGRPC() or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewDelegationServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) DelegationServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	delegationServiceMethods := v1.File_accessd_v1_member_proto.Services().ByName("DelegationService").Methods()
+	return &delegationServiceClient{
+		delegate: connect.NewClient[v1.DelegateRequest, v1.DelegateResponse](
+			httpClient,
+			baseURL+DelegationServiceDelegateProcedure,
+			connect.WithSchema(delegationServiceMethods.ByName("Delegate")),
+			connect.WithClientOptions(opts...),
+		),
+		signSession: connect.NewClient[v1.SignSessionRequest, v1.SignSessionResponse](
+			httpClient,
+			baseURL+DelegationServiceSignSessionProcedure,
+			connect.WithSchema(delegationServiceMethods.ByName("SignSession")),
+			connect.WithClientOptions(opts...),
+		),
+		signNodeHost: connect.NewClient[v1.SignNodeHostRequest, v1.SignNodeHostResponse](
+			httpClient,
+			baseURL+DelegationServiceSignNodeHostProcedure,
+			connect.WithSchema(delegationServiceMethods.ByName("SignNodeHost")),
+			connect.WithClientOptions(opts...),
+		),
+		pinHostKey: connect.NewClient[v1.PinHostKeyRequest, v1.PinHostKeyResponse](
+			httpClient,
+			baseURL+DelegationServicePinHostKeyProcedure,
+			connect.WithSchema(delegationServiceMethods.ByName("PinHostKey")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// delegationServiceClient implements DelegationServiceClient.
+type delegationServiceClient struct {
+	delegate     *connect.Client[v1.DelegateRequest, v1.DelegateResponse]
+	signSession  *connect.Client[v1.SignSessionRequest, v1.SignSessionResponse]
+	signNodeHost *connect.Client[v1.SignNodeHostRequest, v1.SignNodeHostResponse]
+	pinHostKey   *connect.Client[v1.PinHostKeyRequest, v1.PinHostKeyResponse]
+}
+
+// Delegate calls accessd.v1.DelegationService.Delegate.
+func (c *delegationServiceClient) Delegate(ctx context.Context, req *connect.Request[v1.DelegateRequest]) (*connect.Response[v1.DelegateResponse], error) {
+	return c.delegate.CallUnary(ctx, req)
+}
+
+// SignSession calls accessd.v1.DelegationService.SignSession.
+func (c *delegationServiceClient) SignSession(ctx context.Context, req *connect.Request[v1.SignSessionRequest]) (*connect.Response[v1.SignSessionResponse], error) {
+	return c.signSession.CallUnary(ctx, req)
+}
+
+// SignNodeHost calls accessd.v1.DelegationService.SignNodeHost.
+func (c *delegationServiceClient) SignNodeHost(ctx context.Context, req *connect.Request[v1.SignNodeHostRequest]) (*connect.Response[v1.SignNodeHostResponse], error) {
+	return c.signNodeHost.CallUnary(ctx, req)
+}
+
+// PinHostKey calls accessd.v1.DelegationService.PinHostKey.
+func (c *delegationServiceClient) PinHostKey(ctx context.Context, req *connect.Request[v1.PinHostKeyRequest]) (*connect.Response[v1.PinHostKeyResponse], error) {
+	return c.pinHostKey.CallUnary(ctx, req)
+}
+
+// DelegationServiceHandler is an implementation of the accessd.v1.DelegationService service.
+type DelegationServiceHandler interface {
+	// Delegate issues a certificate of the user CA for a key of the proxy's own, as
+	// the person at the other end of the connection: never with more roles,
+	// logins, time or source addresses than that person's credential has.
+	Delegate(context.Context, *connect.Request[v1.DelegateRequest]) (*connect.Response[v1.DelegateResponse], error)
+	// SignSession issues a certificate of the sshd CA that is good for one login
+	// and one session on one plain sshd node, for as long as logging in takes.
+	SignSession(context.Context, *connect.Request[v1.SignSessionRequest]) (*connect.Response[v1.SignSessionResponse], error)
+	// SignNodeHost issues the host certificate with which a proxy answers for a
+	// plain sshd node; no other node has one that way.
+	SignNodeHost(context.Context, *connect.Request[v1.SignNodeHostRequest]) (*connect.Response[v1.SignNodeHostResponse], error)
+	// PinHostKey puts the host key of a plain sshd node on record that has none.
+	PinHostKey(context.Context, *connect.Request[v1.PinHostKeyRequest]) (*connect.Response[v1.PinHostKeyResponse], error)
+}
+
+// NewDelegationServiceHandler builds an HTTP handler from the service implementation. It returns
+// the path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewDelegationServiceHandler(svc DelegationServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	delegationServiceMethods := v1.File_accessd_v1_member_proto.Services().ByName("DelegationService").Methods()
+	delegationServiceDelegateHandler := connect.NewUnaryHandler(
+		DelegationServiceDelegateProcedure,
+		svc.Delegate,
+		connect.WithSchema(delegationServiceMethods.ByName("Delegate")),
+		connect.WithHandlerOptions(opts...),
+	)
+	delegationServiceSignSessionHandler := connect.NewUnaryHandler(
+		DelegationServiceSignSessionProcedure,
+		svc.SignSession,
+		connect.WithSchema(delegationServiceMethods.ByName("SignSession")),
+		connect.WithHandlerOptions(opts...),
+	)
+	delegationServiceSignNodeHostHandler := connect.NewUnaryHandler(
+		DelegationServiceSignNodeHostProcedure,
+		svc.SignNodeHost,
+		connect.WithSchema(delegationServiceMethods.ByName("SignNodeHost")),
+		connect.WithHandlerOptions(opts...),
+	)
+	delegationServicePinHostKeyHandler := connect.NewUnaryHandler(
+		DelegationServicePinHostKeyProcedure,
+		svc.PinHostKey,
+		connect.WithSchema(delegationServiceMethods.ByName("PinHostKey")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/accessd.v1.DelegationService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case DelegationServiceDelegateProcedure:
+			delegationServiceDelegateHandler.ServeHTTP(w, r)
+		case DelegationServiceSignSessionProcedure:
+			delegationServiceSignSessionHandler.ServeHTTP(w, r)
+		case DelegationServiceSignNodeHostProcedure:
+			delegationServiceSignNodeHostHandler.ServeHTTP(w, r)
+		case DelegationServicePinHostKeyProcedure:
+			delegationServicePinHostKeyHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedDelegationServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedDelegationServiceHandler struct{}
+
+func (UnimplementedDelegationServiceHandler) Delegate(context.Context, *connect.Request[v1.DelegateRequest]) (*connect.Response[v1.DelegateResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("accessd.v1.DelegationService.Delegate is not implemented"))
+}
+
+func (UnimplementedDelegationServiceHandler) SignSession(context.Context, *connect.Request[v1.SignSessionRequest]) (*connect.Response[v1.SignSessionResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("accessd.v1.DelegationService.SignSession is not implemented"))
+}
+
+func (UnimplementedDelegationServiceHandler) SignNodeHost(context.Context, *connect.Request[v1.SignNodeHostRequest]) (*connect.Response[v1.SignNodeHostResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("accessd.v1.DelegationService.SignNodeHost is not implemented"))
+}
+
+func (UnimplementedDelegationServiceHandler) PinHostKey(context.Context, *connect.Request[v1.PinHostKeyRequest]) (*connect.Response[v1.PinHostKeyResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("accessd.v1.DelegationService.PinHostKey is not implemented"))
 }
 
 // GrantServiceClient is a client for the accessd.v1.GrantService service.
