@@ -14,6 +14,7 @@ import (
 	"github.com/accessd/accessd/lib/reversetunnel"
 	"github.com/accessd/accessd/lib/srv"
 	"github.com/accessd/accessd/lib/srv/node"
+	"github.com/accessd/accessd/lib/srv/sshserver"
 	"github.com/accessd/accessd/lib/sshca"
 )
 
@@ -81,9 +82,13 @@ func (d *Daemon) newNode(m *member) (*node.Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	host := &node.Host{
+		Node: d.nodeView(m), HostKeys: m.hostSigners,
+		Executor: func(*sshserver.Conn, *sshca.Identity) (srv.Executor, error) { return executor, nil },
+	}
 	return node.New(node.Config{
-		HostKeys: m.hostSigners, Trust: d.trust, Node: d.nodeView(m), Engine: d.engine, Changed: d.cache.Changed,
-		Events: d.events, Ledger: ledger, Executor: executor, MaxSessions: d.cfg.Node.MaxSessions,
+		Host: host, Trust: d.trust, Engine: d.engine, Changed: d.cache.Changed,
+		Events: d.events, Ledger: ledger, MaxSessions: d.cfg.Node.MaxSessions,
 		OutliveCertificate: d.cfg.Node.OutliveCert, Grace: d.cfg.Grace, Registerer: d.metrics, Log: d.log,
 	})
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/accessd/accessd/lib/authz"
 	"github.com/accessd/accessd/lib/events"
+	"github.com/accessd/accessd/lib/fault"
 )
 
 // event returns an event about c with what every event of a connection has.
@@ -27,7 +28,7 @@ func (c *Client) event(name events.Name, fields ...map[string]any) events.Event 
 // credential is what access.decision, session.start and session.rejected say
 // of who asks and where.
 func (c *Client) credential() map[string]any {
-	id, node := c.cfg.Identity, c.m.cfg.Node()
+	id, node := c.cfg.Identity, c.cfg.Node()
 	return map[string]any{
 		"roles": id.Roles, "cert_serial": id.Serial, "fingerprint": id.Fingerprint,
 		"node_id": node.ID, "node_name": node.Name, "node_labels": node.Labels,
@@ -44,9 +45,9 @@ func (c *Client) decisionEvent(d authz.Decision, action authz.Action, target str
 	return e
 }
 
-func (c *Client) rejectionEvent(r Refusal, reason string) events.Event {
+func (c *Client) rejectionEvent(r refusal, reason string) events.Event {
 	e := c.event(events.SessionRejected, c.credential(), map[string]any{
-		"kind": r.Kind, "action": r.Action, "target": r.Target, "reason": reason,
+		"kind": r.kind, "action": r.action, "target": r.target, "reason": reason,
 	})
 	e.Success, e.Error = false, reason
 	return e
@@ -63,8 +64,18 @@ func (s *session) startEvent() events.Event {
 		fields["term"] = r.terminal.Term
 		fields["terminal_size"] = fmt.Sprintf("%d:%d", w.Columns, w.Rows)
 	}
-	if r.kind == KindExec {
+	switch r.kind {
+	case KindShell:
+	case KindExec:
 		fields["command"] = r.line
+	case KindSubsystem:
+		fields["subsystem"] = r.line
+	}
+	if r.agent {
+		fields["agent"] = true
+	}
+	if r.x11 != nil {
+		fields["x11"] = true
 	}
 	if len(r.env) > 0 {
 		env := make(map[string]string, len(r.env))
@@ -108,4 +119,42 @@ func (s *session) endEvent(o outcome) events.Event {
 	e := s.client.event(events.SessionEnd, fields)
 	e.SID = s.id
 	return e
+}
+
+// targetEvent is about the decision on where a forward leads, or listens.
+func (c *Client) targetEvent(f *forward, d authz.Decision, e Endpoint, refused error) events.Event {
+	ev := c.decisionEvent(d, f.action, e.String())
+	if f.target.Addr.IsValid() {
+		ev.Fields["addr"] = f.target.Addr.String()
+	}
+	if refused != nil && d.Allow {
+		ev.Success, ev.Error = false, refused.Error()
+		ev.Fields["reason"] = fault.Public(refused)
+	}
+	return ev
+}
+
+// portEvent is about a forward to or from e.
+func (c *Client) portEvent(f *forward, e Endpoint, state string, err error) events.Event {
+	node := c.cfg.Node()
+	ev := c.event(eventPort, map[string]any{
+		"state": state, "action": f.action, "direction": "local", "target": e.String(),
+		"node_id": node.ID, "node_name": node.Name, "node_labels": node.Labels,
+	})
+	if f.action == authz.ActionForwardRemote {
+		ev.Fields["direction"], ev.Fields["listen"] = "remote", e.String()
+		delete(ev.Fields, "target")
+	}
+	if f.target.Addr.IsValid() {
+		ev.Fields["addr"] = f.target.Addr.String()
+	}
+	if state == "closed" {
+		ev.Fields["bytes_in"], ev.Fields["bytes_out"] = f.toNode, f.toClient
+		ev.Fields["duration_ms"] = time.Since(f.begun).Milliseconds()
+	}
+	if err != nil {
+		ev.Success, ev.Error = false, err.Error()
+		ev.Fields["reason"] = fault.Public(err)
+	}
+	return ev
 }

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/accessd/accessd/lib/authz"
+	"github.com/accessd/accessd/lib/events"
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/sshwire"
 )
@@ -36,9 +37,9 @@ type channel struct {
 
 	request  request
 	envBytes int
-	begun    bool // shell, exec or subsystem was asked for
-	refused  map[string]bool
-	process  Process // nil until it runs
+	begun    bool            // shell, exec or subsystem was asked for
+	granted  map[string]bool // what was asked for beside it, and the answer
+	process  Process         // nil until it runs
 }
 
 // Session serves the session channel nc until it has closed. It returns when
@@ -50,7 +51,7 @@ func (c *Client) Session(ctx context.Context, nc ssh.NewChannel) {
 		return // the connection has ended
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	h := &channel{client: c, ch: ch, ctx: ctx, cancel: cancel, refused: map[string]bool{}}
+	h := &channel{client: c, ch: ch, ctx: ctx, cancel: cancel, granted: map[string]bool{}}
 	for r := range requests {
 		h.serve(r)
 	}
@@ -87,9 +88,10 @@ func (h *channel) serve(r *ssh.Request) {
 	case sshwire.RequestSignal:
 		ok = h.signal(r.Payload)
 	case sshwire.RequestAgent:
-		h.refuse(Refusal{Action: authz.ActionForwardAgent, Kind: r.Type, What: "agent forwarding"})
+		ok = h.grant(r.Type, authz.ActionForwardAgent)
+		h.request.agent = h.request.agent || ok
 	case sshwire.RequestX11:
-		h.refuse(Refusal{Action: authz.ActionX11, Kind: r.Type, What: "X11 forwarding"})
+		ok = h.x11(r)
 	}
 	if !ok {
 		h.client.m.metrics.refused.Inc()
@@ -175,13 +177,39 @@ func (h *channel) signal(payload []byte) bool {
 	return err == nil && h.process != nil && h.process.Signal(x.Name) == nil
 }
 
-// refuse records a request for something this server does not have, once for
-// each type and channel.
-func (h *channel) refuse(r Refusal) {
-	if !h.refused[r.Kind] {
-		h.refused[r.Kind] = true
-		h.client.Refuse(h.ctx, r)
+// x11 notes that the client offers its display.
+func (h *channel) x11(r *ssh.Request) bool {
+	x, err := sshwire.ParseX11Request(r.Payload)
+	if err != nil || h.request.x11 != nil || !h.grant(r.Type, authz.ActionX11) {
+		return false
 	}
+	h.request.x11 = &x
+	return true
+}
+
+// grant decides whether the session gets what a request called kind offers it,
+// and records the answer, once for each kind and channel.
+func (h *channel) grant(kind string, action authz.Action) bool {
+	c := h.client
+	if h.begun || c.cfg.Open == nil {
+		return false
+	}
+	if ok, asked := h.granted[kind]; asked {
+		return ok
+	}
+	h.granted[kind] = false
+	d := c.decide(action)
+	decided := c.decisionEvent(d, action, "")
+	if !d.Allow {
+		c.refuse(h.ctx, refusal{action: action, kind: kind, decided: []events.Event{decided}}, fault.New(fault.Denied, "%s", d.Reason))
+		return false
+	}
+	if err := c.m.cfg.Events.Emit(h.ctx, decided); err != nil {
+		c.unrecorded(err) //nolint:errcheck // the person reads it when the session is refused, too
+		return false
+	}
+	h.granted[kind] = true
+	return true
 }
 
 // begin starts a session. It returns false when the channel had one already,
@@ -192,15 +220,18 @@ func (h *channel) begin(kind Kind, line string) (ok bool, then func()) {
 	}
 	h.begun = true
 	h.request.kind, h.request.line = kind, line
-	if kind == KindSubsystem {
-		reason := h.client.refuseSubsystem(h.ctx, line)
+	if kind == KindSubsystem && line != SubsystemSFTP {
+		reason := h.client.refuse(h.ctx, refusal{kind: string(kind), target: line}, errNoSubsystem)
 		return true, func() { h.spawn(func() { h.dismiss(reason, exitRefused) }) }
+	}
+	if scp, ok := parseSCP(line); ok && kind == KindExec {
+		h.request.scp = &scp
 	}
 	s, err := h.client.open(h.ctx, h.request, h.cancel)
 	if err != nil {
 		return true, func() { h.spawn(func() { h.dismiss(fault.Public(err), exitRefused) }) }
 	}
-	p, err := h.start()
+	p, err := h.start(s)
 	if err != nil {
 		s.retire()
 		s.end(h.ctx, outcome{reason: "not started: " + err.Error()})
@@ -210,29 +241,34 @@ func (h *channel) begin(kind Kind, line string) (ok bool, then func()) {
 	return true, func() { h.spawn(func() { h.run(s, p) }) }
 }
 
-func (h *channel) start() (Process, error) {
-	c := h.client
-	return c.m.cfg.Executor.Start(h.ctx, Command{
-		Account: Account{Login: c.cfg.Login}, Kind: h.request.kind, Line: h.request.line, Env: h.request.env,
-		Terminal: h.request.terminal, Remote: c.cfg.Remote, Local: c.cfg.Local,
+// errNoSubsystem refuses what is not [SubsystemSFTP].
+var errNoSubsystem = fault.New(fault.BadInput, "no such subsystem")
+
+func (h *channel) start(s *session) (Process, error) {
+	c, r := h.client, s.request
+	return c.cfg.Executor.Start(h.ctx, Command{
+		Account: c.account(s.decision), Session: s.id, Kind: r.kind, Line: r.line, Argv: r.argv, Env: r.env, Terminal: r.terminal,
+		Open: h.opener(), Agent: r.agent, X11: r.x11, Remote: c.cfg.Remote, Local: c.cfg.Local,
 	})
 }
 
-// refuseSubsystem records that a subsystem is refused and returns the reason.
-func (c *Client) refuseSubsystem(ctx context.Context, name string) string {
-	if name == "sftp" {
-		return c.Refuse(ctx, Refusal{
-			Action: authz.ActionSFTPRead, Kind: string(KindSubsystem), Target: name,
-			What: `sftp (which scp uses, too, unless called as "scp -O")`,
-		})
+// maxBack bounds the channels of one session to its client's agent and display.
+const maxBack = 64
+
+// opener returns what opens channels to the client for as long as the session
+// lasts.
+func (h *channel) opener() Opener {
+	slots := make(chan struct{}, maxBack)
+	return func(kind string, payload []byte) (ssh.Channel, error) {
+		select {
+		case slots <- struct{}{}:
+		default:
+			return nil, fault.New(fault.Unavailable, "%d channels to the client are open already", maxBack)
+		}
+		ch, err := h.client.openChannel(h.ctx, kind, payload, func() { <-slots })
+		if err != nil {
+			<-slots
+		}
+		return ch, err
 	}
-	reason := "no such subsystem"
-	if err := c.refusals.Wait(ctx); err != nil {
-		return reason
-	}
-	e := c.rejectionEvent(Refusal{Kind: string(KindSubsystem), Target: name}, reason)
-	if err := c.m.cfg.Events.Emit(ctx, e); err != nil {
-		return fault.Public(c.unrecorded(err))
-	}
-	return reason
 }

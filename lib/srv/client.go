@@ -7,10 +7,11 @@ import (
 	"sync"
 	"time"
 
-	"go.uber.org/zap"
+	"golang.org/x/crypto/ssh"
 	"golang.org/x/time/rate"
 
 	"github.com/accessd/accessd/lib/authz"
+	"github.com/accessd/accessd/lib/events"
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/services"
@@ -42,6 +43,18 @@ type ClientConfig struct {
 	Login         names.Login     // the account it asked for
 	Remote, Local netip.AddrPort  // the zero AddrPort means unknown
 	ID            string          // names the connection in audit events
+	Version       string          // identification of its client, for known quirks
+
+	Node     func() authz.NodeView // where its sessions run; nil: the Manager's
+	Executor Executor              // how they do; nil: the Manager's
+
+	// OwnSSHD reports whether a destination is the node's own SSH server, where
+	// that is not told by loopback and this machine's addresses; nil never does.
+	OwnSSHD func(host string, addr netip.Addr, port uint16) bool
+
+	// Open opens a channel to the client, for what listens on its behalf; nil
+	// opens none.
+	Open func(kind string, payload []byte) (ssh.Channel, <-chan *ssh.Request, error)
 	// Cut closes the connection at once; required.
 	Cut func(cause error)
 }
@@ -52,18 +65,26 @@ type Client struct {
 	cfg ClientConfig
 
 	refusals *rate.Limiter
+	work     sync.WaitGroup // listeners and their connections; Add under mu
 
-	mu      sync.Mutex
-	expiry  *time.Timer // nil when the certificate's end does not end the connection
-	cutting *time.Timer // set once the connection is to be cut
-	closed  bool
+	mu        sync.Mutex
+	listeners map[Endpoint]*listener // by what the client asked for
+	expiry    *time.Timer            // nil when the certificate's end does not end the connection
+	cutting   *time.Timer            // set once the connection is to be cut
+	gone      bool
 }
 
 // Connect registers an authenticated connection. The caller must call
 // [Client.Close] when it has ended. The connection is cut when its certificate
 // expires and when the policy no longer allows its login at all.
 func (m *Manager) Connect(cfg ClientConfig) *Client {
-	c := &Client{m: m, cfg: cfg, refusals: rate.NewLimiter(refusalRate, refusalBurst)}
+	if cfg.Node == nil {
+		cfg.Node = m.cfg.Node
+	}
+	if cfg.Executor == nil {
+		cfg.Executor = m.cfg.Executor
+	}
+	c := &Client{m: m, cfg: cfg, refusals: rate.NewLimiter(refusalRate, refusalBurst), listeners: map[Endpoint]*listener{}}
 	if !m.cfg.OutliveCertificate {
 		c.expiry = time.AfterFunc(cfg.Identity.ValidBefore.Sub(m.cfg.Now()), func() { c.expel(errExpired) })
 	}
@@ -73,14 +94,21 @@ func (m *Manager) Connect(cfg ClientConfig) *Client {
 	return c
 }
 
-// Close forgets the connection.
+// Close forgets the connection, which has ended, and returns when nothing that
+// listened for it runs any more.
 func (c *Client) Close() {
 	c.m.mu.Lock()
 	delete(c.m.clients, c)
 	c.m.mu.Unlock()
+	c.stopTimers()
+	c.closeListeners()
+	c.work.Wait()
+}
+
+func (c *Client) stopTimers() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.closed = true
+	c.gone = true
 	if c.expiry != nil {
 		c.expiry.Stop()
 	}
@@ -93,16 +121,15 @@ func (c *Client) Close() {
 func (c *Client) expel(cause error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed || c.cutting != nil {
+	if c.gone || c.cutting != nil {
 		return
 	}
 	c.cutting = time.AfterFunc(expelDelay, func() { c.cfg.Cut(cause) })
 }
 
-// Admit decides whether id may do anything at all as login on this node. The
-// decision is the first that allows, or that about a shell.
-func (m *Manager) Admit(id *sshca.Identity, login names.Login) authz.Decision {
-	node := m.cfg.Node()
+// Admit decides whether id may do anything at all as login on node. The decision
+// is the first that allows, or that about a shell.
+func (m *Manager) Admit(id *sshca.Identity, login names.Login, node authz.NodeView) authz.Decision {
 	var refusal *authz.Decision
 	for _, action := range services.Actions() {
 		d := m.cfg.Engine.Decide(authz.Request{Identity: id, Node: node, Login: login, Action: authz.Action(action)})
@@ -118,36 +145,53 @@ func (m *Manager) Admit(id *sshca.Identity, login names.Login) authz.Decision {
 
 func (c *Client) decide(action authz.Action) authz.Decision {
 	return c.m.cfg.Engine.Decide(authz.Request{
-		Identity: c.cfg.Identity, Node: c.m.cfg.Node(), Login: c.cfg.Login, Action: action,
+		Identity: c.cfg.Identity, Node: c.cfg.Node(), Login: c.cfg.Login, Action: action,
 	})
+}
+
+// decideAny returns the first decision about one of actions that allows, or that
+// about the first of them.
+func (c *Client) decideAny(actions ...authz.Action) (authz.Action, authz.Decision) {
+	var refusal authz.Decision
+	for i, a := range actions {
+		d := c.decide(a)
+		if d.Allow {
+			return a, d
+		}
+		if i == 0 {
+			refusal = d
+		}
+	}
+	return actions[0], refusal
+}
+
+// account returns the account that something which d allows is done as.
+func (c *Client) account(d authz.Decision) Account {
+	return Account{Login: c.cfg.Login, Create: d.Options.CreateAccount}
 }
 
 // expired reports whether the certificate's time is over. Then nothing new
 // begins, also where what runs goes on.
 func (c *Client) expired() bool { return !c.m.cfg.Now().Before(c.cfg.Identity.ValidBefore) }
 
-// Refusal is something that a client asks for and this node does not have.
-type Refusal struct {
-	Action authz.Action // what the rules are asked about
-	Kind   string       // channel or request type
-	Target string       // destination as the client named it, or ""
-	What   string       // what it is to a person, as in "port forwarding"
+// refusal is a request that is turned down.
+type refusal struct {
+	action  authz.Action   // what the rules were asked about; "" when they were not
+	kind    string         // channel or request type
+	target  string         // destination as the client named it, or ""
+	decided []events.Event // what the rules answered
 }
 
-// Refuse decides about r, records the decision, and returns what to tell the
-// person: that the rules deny it or, where they allow it, that it is not
-// available.
-func (c *Client) Refuse(ctx context.Context, r Refusal) string {
+// refuse records r and why, and returns what to tell the person.
+func (c *Client) refuse(ctx context.Context, r refusal, why error) string {
+	reason := fault.Public(why)
 	if err := c.refusals.Wait(ctx); err != nil {
 		return "too many refused requests"
 	}
-	d := c.decide(r.Action)
-	reason := d.Reason
-	if d.Allow {
-		reason = r.What + " is not available on this node yet"
-	}
-	if err := c.m.cfg.Events.EmitAll(ctx, c.decisionEvent(d, r.Action, r.Target), c.rejectionEvent(r, reason)); err != nil {
-		c.m.cfg.Log.Error("a refusal is not recorded", zap.Error(err))
+	e := c.rejectionEvent(r, reason)
+	e.Error = why.Error()
+	if err := c.m.cfg.Events.EmitAll(ctx, append(r.decided, e)...); err != nil {
+		return fault.Public(c.unrecorded(err))
 	}
 	return reason
 }

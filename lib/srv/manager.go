@@ -17,6 +17,7 @@ import (
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/services"
+	"github.com/accessd/accessd/lib/sshca"
 )
 
 // DefaultMaxSessions is how many sessions a server runs unless told otherwise:
@@ -26,6 +27,7 @@ const DefaultMaxSessions = 1000
 // decider is asked before everything a person does; [authz.Engine] is one.
 type decider interface {
 	Decide(r authz.Request) authz.Decision
+	Resource(id *sshca.Identity, resource, verb string) authz.Decision
 }
 
 // recorder writes the audit log; [events.Emitter] is one. When EmitAll returns
@@ -45,8 +47,10 @@ type ledger interface {
 
 // Config configures a [Manager].
 type Config struct {
-	// Node is where the sessions run, as the rules see it now; required.
-	Node func() authz.NodeView
+	// Node is where the sessions run, as the rules see it now, and Executor starts
+	// processes there. Both or neither: without them each client has its own.
+	Node     func() authz.NodeView
+	Executor Executor
 	// Engine decides; required.
 	Engine decider
 	// Changed returns a channel that is closed at the next change of the policy:
@@ -55,8 +59,6 @@ type Config struct {
 	// Events and Ledger record; required.
 	Events recorder
 	Ledger ledger
-	// Executor starts processes; required.
-	Executor Executor
 
 	// AcceptEnv are names of environment variables that clients may set; a
 	// trailing * stands for any letters, digits and underscores. nil means LANG
@@ -86,6 +88,7 @@ type Manager struct {
 
 	mu       sync.Mutex
 	sessions map[names.SessionID]*session
+	forwards map[*forward]struct{}
 	clients  map[*Client]struct{}
 	changed  chan struct{} // closed and replaced when sessions changes
 	draining bool
@@ -93,7 +96,7 @@ type Manager struct {
 
 // New returns a Manager that has started nothing.
 func New(cfg Config) (*Manager, error) {
-	if cfg.Node == nil || cfg.Engine == nil || cfg.Changed == nil || cfg.Events == nil || cfg.Ledger == nil || cfg.Executor == nil {
+	if (cfg.Node == nil) != (cfg.Executor == nil) || cfg.Engine == nil || cfg.Changed == nil || cfg.Events == nil || cfg.Ledger == nil {
 		return nil, fault.New(fault.Internal, "srv: a required field of Config is not set")
 	}
 	if cfg.AcceptEnv == nil {
@@ -111,6 +114,7 @@ func New(cfg Config) (*Manager, error) {
 	m := &Manager{
 		cfg:      cfg,
 		sessions: map[names.SessionID]*session{},
+		forwards: map[*forward]struct{}{},
 		clients:  map[*Client]struct{}{},
 		changed:  make(chan struct{}),
 	}
@@ -149,6 +153,9 @@ func (m *Manager) drain() {
 		for _, s := range m.live() {
 			s.cancel(errStopping)
 		}
+		for _, f := range m.liveForwards() {
+			f.cancel(errStopping)
+		}
 	}).Stop()
 	m.running.Wait()
 }
@@ -159,15 +166,20 @@ func (m *Manager) review() {
 	clients := slices.Collect(maps.Keys(m.clients))
 	m.mu.Unlock()
 	for _, s := range m.live() {
-		d := s.client.decide(s.action)
+		d := s.review()
 		if !d.Allow {
 			s.cancel(fault.New(fault.Denied, "the policy no longer allows this session: %s", d.Reason))
 			continue
 		}
 		s.bind(d.Options)
 	}
+	for _, f := range m.liveForwards() {
+		if d := f.decide(); !d.Allow {
+			f.cancel(fault.New(fault.Denied, "the policy no longer allows this forward: %s", d.Reason))
+		}
+	}
 	for _, c := range clients {
-		if d := m.Admit(c.cfg.Identity, c.cfg.Login); !d.Allow {
+		if d := m.Admit(c.cfg.Identity, c.cfg.Login, c.cfg.Node()); !d.Allow {
 			c.expel(fault.New(fault.Denied, "the policy no longer allows this connection: %s", d.Reason))
 		}
 	}
@@ -229,7 +241,7 @@ func (m *Manager) add(s *session, most int) error {
 	if len(m.sessions) >= m.cfg.MaxSessions {
 		return &limitError{limit: m.cfg.MaxSessions, what: "sessions on this node"}
 	}
-	if most > 0 && m.countLocked(s.client.cfg.Identity.User) >= most {
+	if most > 0 && m.countLocked(s.client) >= most {
 		return &limitError{limit: most, what: "sessions of one person on this node"}
 	}
 	m.running.Add(1)
@@ -238,14 +250,22 @@ func (m *Manager) add(s *session, most int) error {
 	return nil
 }
 
-func (m *Manager) countLocked(user names.UserName) int {
-	n := 0
+// countLocked counts the sessions of c's person on c's node.
+func (m *Manager) countLocked(c *Client) int {
+	n, node := 0, c.cfg.Node().ID
 	for _, s := range m.sessions {
-		if s.client.cfg.Identity.User == user {
+		if s.client.cfg.Identity.User == c.cfg.Identity.User && s.client.cfg.Node().ID == node {
 			n++
 		}
 	}
 	return n
+}
+
+// liveForwards returns the forwards under way in no order.
+func (m *Manager) liveForwards() []*forward {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Collect(maps.Keys(m.forwards))
 }
 
 // remove takes s off the list of live sessions.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -33,6 +34,7 @@ func (h *channel) run(s *session, p Process) {
 	var o outcome
 	defer func() { s.end(h.ctx, o) }()
 	defer s.retire() // in case of a panic below
+	defer s.stage.close()
 	drained := h.pump(s, p.Pipes())
 	o.exit = h.follow(p.Exited(), drained)
 	if cause := context.Cause(h.ctx); cause != nil {
@@ -70,37 +72,83 @@ func (h *channel) spawn(f func()) {
 	})
 }
 
-// pump copies between the channel and the streams of a process. The channel it
+// pump carries between the channel and the streams of a process. The channel it
 // returns is closed when all output is sent.
 func (h *channel) pump(s *session, streams Pipes) <-chan struct{} {
-	drained := make(chan struct{})
-	h.spawn(func() {
-		if h.copy(s, streams.Stdin, h.ch, &s.in) != nil {
-			// Tell the client to send no more (OpenSSH PROTOCOL, section 2.1).
-			_, _ = h.ch.SendRequest(sshwire.RequestEOW, false, nil)
-		}
-		_ = streams.Stdin.Close()
-	})
-	var left atomic.Int32 // outputs that have not ended
-	left.Store(1)
-	if streams.Stderr != nil {
-		left.Store(2)
+	s.open(streams.Stdin, h.notice)
+	in, out := h.plain(s, streams)
+	if t := h.transfer(s, streams); t != nil {
+		in, out = t.input, t.output
 	}
-	output := func(dst io.Writer, src io.Reader) {
+	h.spawn(func() {
+		in()
+		_ = streams.Stdin.Close() // a process that has ended needs no end of input
+	})
+	drained := make(chan struct{})
+	var left atomic.Int32 // outputs that have not ended
+	output := func(f func()) {
+		left.Add(1)
 		h.spawn(func() {
 			defer func() {
 				if left.Add(-1) == 0 {
 					close(drained)
 				}
 			}()
-			_ = h.copy(s, dst, src, &s.out) // fails when the client is gone
+			f()
 		})
 	}
-	output(h.ch, streams.Stdout)
+	left.Add(1) // until all are started
+	output(out)
 	if streams.Stderr != nil {
-		output(h.ch.Stderr(), streams.Stderr)
+		output(func() { _ = h.copy(s, h.ch.Stderr(), streams.Stderr, &s.out) }) // fails when the client is gone
+	}
+	if left.Add(-1) == 0 {
+		close(drained)
 	}
 	return drained
+}
+
+// plain returns what copies standard input and output as they are.
+func (h *channel) plain(s *session, streams Pipes) (in, out func()) {
+	in = func() {
+		if h.copy(s, &s.stdin, h.ch, &s.in) != nil {
+			// Tell the client to send no more (OpenSSH PROTOCOL, section 2.1).
+			h.send(sshwire.RequestEOW, nil)
+		}
+	}
+	return in, func() { _ = h.copy(s, h.ch, streams.Stdout, &s.out) } // fails when the client is gone
+}
+
+// open lets others type into s and lets them be announced.
+func (s *session) open(stdin io.Writer, notice func(line string)) {
+	s.stdin.mu.Lock()
+	s.stdin.to = stdin
+	s.stdin.mu.Unlock()
+	s.mu.Lock()
+	s.notice = notice
+	s.mu.Unlock()
+}
+
+// notice shows the person one line of words, when the client reads it. The
+// session has not ended.
+func (h *channel) notice(line string) {
+	h.spawn(func() { _, _ = io.WriteString(h.ch.Stderr(), line) }) // fails when the client is gone
+}
+
+// shared is a writer for several; before it is opened it takes nothing.
+type shared struct {
+	mu sync.Mutex
+	to io.Writer
+}
+
+// Write implements [io.Writer].
+func (w *shared) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.to == nil {
+		return 0, io.ErrClosedPipe
+	}
+	return w.to.Write(p)
 }
 
 // copy copies src to dst until src ends and returns an error when dst does not
@@ -115,6 +163,9 @@ func (h *channel) copy(s *session, dst io.Writer, src io.Reader, total *atomic.I
 		n, err := src.Read(buffer[:])
 		if n > 0 {
 			s.count(total, n)
+			if total == &s.out {
+				s.stage.show(buffer[:n], s.request.kind == KindShell)
+			}
 			if _, err := dst.Write(buffer[:n]); err != nil {
 				return err
 			}

@@ -21,9 +21,40 @@ import (
 // request is what a client asked for on one channel.
 type request struct {
 	kind     Kind
-	line     string // command, for KindExec; name, for KindSubsystem
+	line     string      // command, for KindExec; name, for KindSubsystem
+	argv     []string    // runs instead of line, without a shell
+	scp      *scpCommand // what line is, when it is the remote end of scp
 	env      []sshwire.Env
 	terminal *Terminal
+	agent    bool                // the client's agent was granted
+	x11      *sshwire.X11Request // and the client's display
+}
+
+// actions are those of which one must be allowed.
+func (r request) actions() []authz.Action {
+	switch {
+	case r.scp != nil && r.scp.Write:
+		return []authz.Action{authz.ActionSFTPWrite}
+	case r.scp != nil:
+		return []authz.Action{authz.ActionSFTPRead}
+	case r.kind == KindSubsystem:
+		return []authz.Action{authz.ActionSFTPRead, authz.ActionSFTPWrite}
+	case r.kind == KindExec:
+		return []authz.Action{authz.ActionExec}
+	}
+	return []authz.Action{authz.ActionShell}
+}
+
+// extras are those that must all be allowed besides.
+func (r request) extras() []authz.Action {
+	var list []authz.Action
+	if r.agent {
+		list = append(list, authz.ActionForwardAgent)
+	}
+	if r.x11 != nil {
+		list = append(list, authz.ActionX11)
+	}
+	return list
 }
 
 // session is one session from open to ended.
@@ -39,9 +70,12 @@ type session struct {
 
 	in, out atomic.Int64 // bytes from and to the client
 	active  atomic.Int64 // when data last flowed, in nanoseconds since begun
+	stage   stage        // what others see of it
+	stdin   shared       // of its process; set before anything runs
 
 	mu     sync.Mutex
-	timers []*time.Timer // what ends it; nil once it has ended
+	notice func(line string) // shows the person words without waiting; nil before it runs
+	timers []*time.Timer     // what ends it; nil once it has ended
 	ended  bool
 }
 
@@ -57,12 +91,13 @@ type outcome struct {
 func (c *Client) open(ctx context.Context, r request, cancel context.CancelCauseFunc) (*session, error) {
 	s := &session{
 		id: names.NewSessionID(), client: c, request: r, cancel: cancel,
-		action: authz.ActionShell, started: c.m.cfg.Now(), begun: time.Now(),
+		started: c.m.cfg.Now(), begun: time.Now(),
 	}
-	if r.kind == KindExec {
-		s.action = authz.ActionExec
+	s.action, s.decision = c.decideAny(r.actions()...)
+	if r.scp != nil && !c.decide(authz.ActionExec).Allow {
+		// A shell would do more than copy, if only by its startup files.
+		s.request.argv = r.scp.Argv
 	}
-	s.decision = c.decide(s.action)
 	decided := c.decisionEvent(s.decision, s.action, "")
 	if err := s.admit(ctx); err != nil {
 		return nil, s.reject(ctx, decided, err)
@@ -86,7 +121,7 @@ func (s *session) admit(ctx context.Context) error {
 	if c.expired() {
 		return errExpired
 	}
-	if err := c.m.cfg.Executor.Check(ctx, Account{Login: c.cfg.Login, Create: s.decision.Options.CreateAccount}); err != nil {
+	if err := c.cfg.Executor.Check(ctx, c.account(s.decision)); err != nil {
 		return err
 	}
 	if err := c.m.add(s, s.decision.Options.MaxSessions); err != nil {
@@ -94,7 +129,7 @@ func (s *session) admit(ctx context.Context) error {
 	}
 	// The policy may have changed since the decision, and the review that
 	// followed has not seen this session.
-	if d := c.decide(s.action); !d.Allow {
+	if d := s.review(); !d.Allow {
 		c.m.remove(s)
 		c.m.running.Done()
 		return fault.New(fault.Denied, "%s", d.Reason)
@@ -102,12 +137,23 @@ func (s *session) admit(ctx context.Context) error {
 	return nil
 }
 
+// review decides about s again.
+func (s *session) review() authz.Decision {
+	_, d := s.client.decideAny(s.request.actions()...)
+	for _, extra := range s.request.extras() {
+		if e := s.client.decide(extra); !e.Allow {
+			return e
+		}
+	}
+	return d
+}
+
 // reject records the decision and that s was refused because of err, and returns
 // err.
 func (s *session) reject(ctx context.Context, decided events.Event, err error) error {
 	c := s.client
 	c.m.metrics.rejected.Inc()
-	e := c.rejectionEvent(Refusal{Action: s.action, Kind: string(s.request.kind)}, fault.Public(err))
+	e := c.rejectionEvent(refusal{action: s.action, kind: string(s.request.kind)}, fault.Public(err))
 	if s.request.kind == KindExec {
 		e.Fields["command"] = s.request.line
 	}
@@ -240,7 +286,7 @@ func (s *session) count(total *atomic.Int64, n int) {
 
 func (s *session) describe() services.LiveSession {
 	c := s.client
-	node := c.m.cfg.Node()
+	node := c.cfg.Node()
 	l := services.LiveSession{
 		ID: s.id, User: c.cfg.Identity.User, Login: c.cfg.Login, Node: node.ID, NodeName: node.Name,
 		Kind: string(s.request.kind), Started: s.started,

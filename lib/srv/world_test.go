@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -38,6 +39,12 @@ func (p *policy) Decide(r authz.Request) authz.Decision {
 	d := p.options
 	d.Allow, d.Rule, d.Role, d.Reason = true, "tester.allow[0]", "tester", "role tester allows it"
 	return d
+}
+
+func (p *policy) Resource(_ *sshca.Identity, resource, _ string) authz.Decision {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return authz.Decision{Allow: p.deny[authz.Action(resource)] == ""}
 }
 
 func (p *policy) Changed() <-chan struct{} {
@@ -231,22 +238,29 @@ func (w *world) serve(conn net.Conn, id *sshca.Identity, hostKey ssh.Signer) {
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
-	w.wg.Go(func() { ssh.DiscardRequests(requests) })
 	remote, _ := netip.ParseAddrPort(conn.RemoteAddr().String())
 	local, _ := netip.ParseAddrPort(conn.LocalAddr().String())
 	c := w.manager.Connect(ClientConfig{
 		Identity: id, Login: names.Login(sc.User()), Remote: remote, Local: local, ID: "c-1",
+		Version: string(sc.ClientVersion()), Open: sc.OpenChannel,
 		Cut: func(cause error) { cancel(cause); _ = sc.Close() },
 	})
 	defer c.Close()
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	wg.Go(func() {
+		for r := range requests {
+			if strings.HasSuffix(r.Type, "forward") || strings.Contains(r.Type, "streamlocal") {
+				_ = r.Reply(c.Listen(ctx, r)) // fails when the connection has ended
+				continue
+			}
+			_ = r.Reply(false, nil) // the same
+		}
+	})
 	defer func() { cancel(errors.New("connection lost")) }()
 	for nc := range channels {
 		if nc.ChannelType() != "session" {
-			_ = nc.Reject(ssh.Prohibited, c.Refuse(ctx, Refusal{
-				Action: authz.ActionForwardLocal, Kind: nc.ChannelType(), What: "port forwarding",
-			}))
+			wg.Go(func() { c.Forward(ctx, nc) })
 			continue
 		}
 		wg.Go(func() { c.Session(ctx, nc) })

@@ -12,6 +12,7 @@ import (
 	"github.com/accessd/accessd/lib/authz"
 	"github.com/accessd/accessd/lib/events"
 	"github.com/accessd/accessd/lib/names"
+	"github.com/accessd/accessd/lib/srv"
 	"github.com/accessd/accessd/lib/srv/sshserver"
 	"github.com/accessd/accessd/lib/sshca"
 )
@@ -51,6 +52,9 @@ func personal(name events.Name, c *sshserver.Conn, m ssh.ConnMetadata, id *sshca
 
 func (s *Server) loginEvent(c *sshserver.Conn, m ssh.ConnMetadata, id *sshca.Identity) events.Event {
 	ev := personal(events.UserLogin, c, m, id)
+	if m.User() == srv.ObserverUser {
+		ev.Login = ""
+	}
 	maps.Copy(ev.Fields, map[string]any{
 		"method": "certificate", "mfa": id.MFA, "key_id": id.KeyID, "ca": id.CAFingerprint, "roles": id.Roles, "logins": id.Logins,
 	})
@@ -61,7 +65,7 @@ func (s *Server) loginEvent(c *sshserver.Conn, m ssh.ConnMetadata, id *sshca.Ide
 func (s *Server) decisionEvent(c *sshserver.Conn, m ssh.ConnMetadata, id *sshca.Identity, d authz.Decision) events.Event {
 	ev := personal(events.AccessDecision, c, m, id)
 	ev.Success, ev.Error = d.Allow, d.Reason
-	maps.Copy(ev.Fields, s.place(id))
+	maps.Copy(ev.Fields, place(c, id))
 	maps.Copy(ev.Fields, map[string]any{"action": "login", "rule": d.Rule, "role": d.Role, "reason": d.Reason})
 	return ev
 }
@@ -70,14 +74,14 @@ func (s *Server) decisionEvent(c *sshserver.Conn, m ssh.ConnMetadata, id *sshca.
 func (s *Server) rejectionEvent(c *sshserver.Conn, m ssh.ConnMetadata, id *sshca.Identity, reason string) events.Event {
 	ev := personal(events.SessionRejected, c, m, id)
 	ev.Error = reason
-	maps.Copy(ev.Fields, s.place(id))
+	maps.Copy(ev.Fields, place(c, id))
 	maps.Copy(ev.Fields, map[string]any{"kind": "login", "reason": reason})
 	return ev
 }
 
 // place is what events of decisions say of the node, and of whom it is asked for.
-func (s *Server) place(id *sshca.Identity) map[string]any {
-	n := s.cfg.Node()
+func place(c *sshserver.Conn, id *sshca.Identity) map[string]any {
+	n := hostOf(c).Node()
 	return map[string]any{"roles": id.Roles, "node_id": n.ID, "node_name": n.Name, "node_labels": n.Labels}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 
 	"golang.org/x/crypto/ssh"
@@ -30,6 +31,8 @@ type login struct {
 	conn *sshserver.Conn
 	stop func() bool // keeps abandoned from being called
 
+	executor srv.Executor // of whom it let in; nil until then
+
 	mu    sync.Mutex
 	told  map[string]bool // refusals the audit log has; bounded by the tries of a connection
 	plain *rejection      // a plain key that was offered
@@ -38,6 +41,7 @@ type login struct {
 // authenticate sets the callbacks of a connection.
 func (s *Server) authenticate(c *sshserver.Conn, cfg *ssh.ServerConfig) error {
 	l := &login{s: s, conn: c, told: map[string]bool{}}
+	c.Value = l
 	l.stop = context.AfterFunc(c.Context(), l.abandoned)
 	cfg.PublicKeyCallback = l.offered
 	cfg.VerifiedPublicKeyCallback = l.proven
@@ -65,7 +69,13 @@ func (l *login) identify(m ssh.ConnMetadata, key ssh.PublicKey) (*sshca.Identity
 		l.mu.Unlock()
 		return nil, why
 	}
-	id, err := l.s.cfg.Trust().CheckLogin(cert, sshca.Peer{SSHUser: m.User(), Addr: l.conn.Remote.Addr(), Now: l.s.cfg.Now()})
+	peer := sshca.Peer{SSHUser: m.User(), Addr: l.conn.Remote.Addr(), Now: l.s.cfg.Now()}
+	trust := l.s.cfg.Trust()
+	check := trust.CheckLogin
+	if m.User() == srv.ObserverUser {
+		check, peer.SSHUser = trust.CheckUser, cert.KeyId // a claim, until CheckUser has held the user to it
+	}
+	id, err := check(cert, peer)
 	if err == nil {
 		return id, nil
 	}
@@ -91,16 +101,38 @@ func (l *login) proven(m ssh.ConnMetadata, key ssh.PublicKey, _ *ssh.Permissions
 	return nil, l.conn.Prove(id)
 }
 
-// admit decides whether id may use the login it asks for, and records it.
+// admit decides whether id may use the login it asks for, and records it. What an
+// observer may is decided for each session.
 func (l *login) admit(m ssh.ConnMetadata, id *sshca.Identity) error {
-	ctx, account := l.conn.Context(), names.Login(m.User()) // CheckLogin found it among parsed logins
-	if d := l.s.sessions.Admit(id, account); !d.Allow {
+	ctx := l.conn.Context()
+	if m.User() == srv.ObserverUser {
+		return l.record(ctx, l.s.loginEvent(l.conn, m, id))
+	}
+	host, account := hostOf(l.conn), names.Login(m.User()) // CheckLogin found it among parsed logins
+	d := l.s.sessions.Admit(id, account, host.Node())
+	if !d.Allow {
 		return l.refuse(ctx, l.s.decisionEvent(l.conn, m, id, d), fault.New(fault.Denied, "%s", d.Reason))
 	}
-	if err := l.s.cfg.Executor.Check(ctx, srv.Account{Login: account}); err != nil {
+	executor, err := host.Executor(l.conn, id)
+	if err == nil {
+		l.adopt(executor)
+		err = executor.Check(ctx, srv.Account{Login: account, Create: d.Options.CreateAccount})
+	}
+	if err != nil {
 		return l.refuse(ctx, l.s.rejectionEvent(l.conn, m, id, fault.Public(err)), err)
 	}
 	return l.record(ctx, l.s.loginEvent(l.conn, m, id))
+}
+
+// adopt makes x the executor of the connection, until that ends.
+func (l *login) adopt(x srv.Executor) {
+	if had, ok := l.executor.(io.Closer); ok { // of a login that came to nothing
+		_ = had.Close() // nothing runs on it
+	}
+	l.executor = x
+	if c, ok := x.(io.Closer); ok {
+		context.AfterFunc(l.conn.Context(), func() { _ = c.Close() }) // its connections end, whatever it says
+	}
 }
 
 // refuse records a refusal and returns why, or that it cannot be recorded.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"net"
+	"net/netip"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -23,16 +24,30 @@ import (
 // stops, so that sessions which are cut can say why.
 const farewell = 2 * time.Second
 
+// Host is a machine on which sessions run. All fields but OwnSSHD are required.
+type Host struct {
+	// Node is the machine as the rules see it now.
+	Node func() authz.NodeView
+	// HostKeys returns the keys to show for it, certificates before plain keys.
+	HostKeys func() []ssh.Signer
+	// Executor returns what runs the sessions of id, whose connection is c. When
+	// the connection has ended an [io.Closer] is closed.
+	Executor func(c *sshserver.Conn, id *sshca.Identity) (srv.Executor, error)
+	// OwnSSHD is that of [srv.ClientConfig].
+	OwnSSHD func(host string, addr netip.Addr, port uint16) bool
+}
+
 // Config configures a [Server].
 type Config struct {
-	// HostKeys returns the node's host keys, certificates before plain keys;
-	// required.
-	HostKeys func() []ssh.Signer
-	// Trust returns the authorities that the node trusts now; required.
+	// Host is the machine that [Server.Serve] is about; nil in a server of other
+	// machines, which [Server.ServeHost] names.
+	Host *Host
+	// Name tells this server from others of the process in metrics and logs; ""
+	// means "node".
+	Name string
+	// Trust returns the authorities that are trusted now; required.
 	Trust func() sshca.Trust
-	// Node is the node as the rules see it now; required.
-	Node func() authz.NodeView
-	// Engine decides by the policy that the node has; required.
+	// Engine decides by the policy as it is here; required.
 	Engine *authz.Engine
 	// Changed returns a channel that is closed at the policy's next change;
 	// required.
@@ -40,8 +55,6 @@ type Config struct {
 	// Events and Ledger record; required.
 	Events *events.Emitter
 	Ledger *events.OpenSessions
-	// Executor starts processes; required.
-	Executor srv.Executor
 
 	AcceptEnv          []string      // as [srv.Config]
 	OutliveCertificate bool          // as [srv.Config]
@@ -66,8 +79,7 @@ type Server struct {
 
 // New returns a Server that has started nothing.
 func New(cfg Config) (*Server, error) {
-	if cfg.HostKeys == nil || cfg.Trust == nil || cfg.Node == nil || cfg.Engine == nil || cfg.Changed == nil ||
-		cfg.Events == nil || cfg.Ledger == nil || cfg.Executor == nil {
+	if cfg.Trust == nil || cfg.Engine == nil || cfg.Changed == nil || cfg.Events == nil || cfg.Ledger == nil {
 		return nil, fault.New(fault.Internal, "node: a required field of Config is not set")
 	}
 	if cfg.Now == nil {
@@ -76,25 +88,34 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Log == nil {
 		cfg.Log = zap.NewNop()
 	}
-	cfg.Log = cfg.Log.Named("node")
+	cfg.Name = cmp.Or(cfg.Name, "node")
+	cfg.Log = cfg.Log.Named(cfg.Name)
 	cfg.Grace = cmp.Or(cfg.Grace, defaults.Grace)
 	s := &Server{cfg: cfg}
 	var err error
 	s.sessions, err = srv.New(srv.Config{
-		Node: cfg.Node, Engine: cfg.Engine, Changed: cfg.Changed, Events: cfg.Events, Ledger: cfg.Ledger,
-		Executor: cfg.Executor, AcceptEnv: cfg.AcceptEnv, OutliveCertificate: cfg.OutliveCertificate,
-		MaxSessions: cfg.MaxSessions, Grace: cfg.Grace, Now: cfg.Now, Registerer: cfg.Registerer, Log: cfg.Log,
+		Engine: cfg.Engine, Changed: cfg.Changed, Events: cfg.Events, Ledger: cfg.Ledger,
+		AcceptEnv: cfg.AcceptEnv, OutliveCertificate: cfg.OutliveCertificate,
+		MaxSessions: cfg.MaxSessions, Grace: cfg.Grace, Now: cfg.Now, Registerer: labelled(cfg), Log: cfg.Log,
 	})
 	if err != nil {
 		return nil, err
 	}
 	s.ssh, err = sshserver.New(sshserver.Config{
-		Name: "node", HostKeys: cfg.HostKeys, Authenticate: s.authenticate,
+		Name: cfg.Name, HostKeysOf: func(c *sshserver.Conn) []ssh.Signer { return hostOf(c).HostKeys() }, Authenticate: s.authenticate,
 		Channels: s.channels(), Requests: s.requests(), Opened: s.opened, Closed: s.closed,
 		Limits: cfg.Limits, Algorithms: cfg.Algorithms, Keepalive: cfg.Keepalive, Grace: cfg.Grace + farewell,
 		Registerer: cfg.Registerer, Log: cfg.Log,
 	})
 	return s, err
+}
+
+// labelled returns where the counters of sessions are registered, by server.
+func labelled(cfg Config) prometheus.Registerer {
+	if cfg.Registerer == nil {
+		return nil
+	}
+	return prometheus.WrapRegistererWith(prometheus.Labels{"server": cfg.Name}, cfg.Registerer)
 }
 
 // Run ends the sessions that an earlier process left open, then watches the
@@ -107,10 +128,32 @@ func (s *Server) Run(ctx context.Context) error {
 	return s.sessions.Run(ctx)
 }
 
-// Serve serves one connection and returns when it has ended. It is what the
-// tunnel's agent hands connections to; conn's remote address must be the
-// client's, as the proxy attests it.
-func (s *Server) Serve(ctx context.Context, conn net.Conn) error { return s.ssh.ServeConn(ctx, conn) }
+// Serve serves one connection to the machine of the Config and returns when it
+// has ended. It is what the tunnel's agent hands connections to; conn's remote
+// address must be the client's, as the proxy attests it.
+func (s *Server) Serve(ctx context.Context, conn net.Conn) error {
+	if s.cfg.Host == nil {
+		conn.Close()
+		return fault.New(fault.Internal, "node: a server without a machine of its own")
+	}
+	return s.ServeHost(ctx, conn, s.cfg.Host)
+}
+
+// ServeHost serves one connection to h and returns when it has ended.
+func (s *Server) ServeHost(ctx context.Context, conn net.Conn, h *Host) error {
+	return s.ssh.ServeConn(context.WithValue(ctx, hostKey{}, h), conn)
+}
+
+// hostKey is the key of a connection's Host in its context.
+type hostKey struct{}
+
+func hostOf(c *sshserver.Conn) *Host {
+	h, ok := c.Context().Value(hostKey{}).(*Host)
+	if !ok {
+		panic("node: internal error: a connection without a host")
+	}
+	return h
+}
 
 // Sessions returns the sessions under way, to list and to end them.
 func (s *Server) Sessions() *srv.Manager { return s.sessions }

@@ -30,6 +30,7 @@ import (
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/services"
 	"github.com/accessd/accessd/lib/srv"
+	"github.com/accessd/accessd/lib/srv/sshserver"
 	"github.com/accessd/accessd/lib/sshca"
 )
 
@@ -191,9 +192,13 @@ func (w *world) run(settings []func(*Config)) {
 	}
 	view := authz.NodeView{ID: "0b0c1f2e-0000-4000-8000-000000000001", Name: "n1", Labels: names.Labels{"env": "dev"}}
 	cfg := Config{
-		HostKeys: func() []ssh.Signer { return []ssh.Signer{hostCert, host} },
-		Trust:    w.cache.Trust, Node: func() authz.NodeView { return view }, Engine: engine, Changed: w.cache.Changed,
-		Events: w.emitter, Ledger: w.ledger, Executor: local, Now: func() time.Time { return w.now },
+		Host: &Host{
+			Node:     func() authz.NodeView { return view },
+			HostKeys: func() []ssh.Signer { return []ssh.Signer{hostCert, host} },
+			Executor: func(*sshserver.Conn, *sshca.Identity) (srv.Executor, error) { return local, nil },
+		},
+		Trust: w.cache.Trust, Engine: engine, Changed: w.cache.Changed,
+		Events: w.emitter, Ledger: w.ledger, Now: func() time.Time { return w.now },
 		Grace: 2 * time.Second, Log: zaptest.NewLogger(t, zaptest.Level(zap.FatalLevel)),
 	}
 	for _, s := range settings {

@@ -84,7 +84,7 @@ func (c *Conn) config() (*ssh.ServerConfig, error) {
 	cfg.PublicKeyAuthAlgorithms = publicKeyAlgorithms()
 	cfg.ServerVersion = Version
 	cfg.MaxAuthTries = maxAuthTries
-	keys, err := hostKeys(c.server.cfg.HostKeys())
+	keys, err := hostKeys(c.server.cfg.HostKeysOf(c))
 	if err != nil {
 		return nil, err
 	}

@@ -67,8 +67,11 @@ type Config struct {
 	Name string
 	// HostKeys returns the keys to show, certificates before plain keys. It is
 	// asked for each connection, so that a renewed certificate is shown at once.
-	// Required.
+	// Required, unless there is HostKeysOf.
 	HostKeys func() []ssh.Signer
+	// HostKeysOf is asked instead, where what to show depends on what the
+	// connection is for.
+	HostKeysOf func(c *Conn) []ssh.Signer
 	// Authenticate sets the authentication callbacks of cfg, and nothing else of
 	// it, for one connection. They tell who the peer is with [Conn.Prove] or
 	// [Conn.ProveKey]; a connection of which nothing was proven is cut whatever
@@ -145,7 +148,10 @@ type Server struct {
 
 // New returns a Server that has started nothing.
 func New(cfg Config) (*Server, error) {
-	if cfg.Name == "" || cfg.HostKeys == nil || cfg.Authenticate == nil {
+	if cfg.HostKeysOf == nil && cfg.HostKeys != nil {
+		cfg.HostKeysOf = func(*Conn) []ssh.Signer { return cfg.HostKeys() }
+	}
+	if cfg.Name == "" || cfg.HostKeysOf == nil || cfg.Authenticate == nil {
 		return nil, fault.New(fault.BadInput, "SSH server %q: name, host keys and authentication are required", cfg.Name)
 	}
 	var err error
