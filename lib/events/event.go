@@ -22,6 +22,8 @@ const (
 	maxText = 1 << 10
 	// maxCommand is how much of a command line is kept, in bytes.
 	maxCommand = 16 << 10
+	// maxPath is how much of a path is kept, in bytes: PATH_MAX of Linux.
+	maxPath = 4 << 10
 	// maxDocument is how much of a resource's text is kept, in bytes.
 	maxDocument = 8 << 10
 	// maxCommon is how much of each common field is kept, in bytes. All nine of

@@ -9,6 +9,8 @@ const (
 	UserCreate       Name = "user.create"
 	UserUpdate       Name = "user.update"
 	UserDelete       Name = "user.delete"
+	UserKeyCreate    Name = "user.key.create"
+	UserKeyDelete    Name = "user.key.delete"
 	InviteUse        Name = "invite.use"
 	CertCreate       Name = "cert.create"
 	AuthRejected     Name = "auth.rejected"
@@ -19,9 +21,18 @@ const (
 	SessionKill      Name = "session.kill"
 	Exec             Name = "exec"
 	ClientDisconnect Name = "client.disconnect"
+	Port             Name = "port"
+	SFTP             Name = "sftp"
+	SCP              Name = "scp"
+	SessionJoin      Name = "session.join"
+	SessionLeave     Name = "session.leave"
+	AccountCreate    Name = "account.create"
+	AccountDelete    Name = "account.delete"
 	NodeJoin         Name = "node.join"
 	NodeUpdate       Name = "node.update"
 	NodeDelete       Name = "node.delete"
+	NodeCreate       Name = "node.create"
+	NodeHostKey      Name = "node.hostkey"
 	ProxyJoin        Name = "proxy.join"
 	TunnelUp         Name = "tunnel.up"
 	TunnelDown       Name = "tunnel.down"
@@ -127,6 +138,18 @@ func reason() Field {
 	return Field{Name: "reason", Type: String, Meaning: "why", Example: "idle for 30m0s"}
 }
 
+func address() Field {
+	return Field{Name: "addr", Type: String, Meaning: "the address dialled for the destination", Example: "10.0.0.5"}
+}
+
+// rule names the rule that decided.
+func rule() []Field {
+	return []Field{
+		{Name: "rule", Type: String, Meaning: "the rule that decided", Example: "developer.allow[0]"},
+		{Name: "role", Type: String, Meaning: "the role that decided", Example: "developer"},
+	}
+}
+
 func node() []Field {
 	return []Field{
 		{Name: "node_id", Type: String, Meaning: "the node meant", Example: "b1946ac9-2492-4d23-94c6-235b4d2611e5"},
@@ -189,7 +212,7 @@ func people() []Spec {
 		{
 			Name: UserLogin, Code: "A1000", Outcome: Either, Meaning: "somebody signed in, or tried to",
 			Fields: fields(
-				Field{Name: "method", Type: String, Meaning: "certificate, password, totp, invite", Example: "certificate"},
+				Field{Name: "method", Type: String, Meaning: "certificate, key (an enrolled one), password, totp, invite", Example: "certificate"},
 				Field{Name: "mfa", Type: String, Meaning: "second factor given", Example: "totp"},
 				serial(), keyID(), fingerprint(), caFingerprint(), roles(), logins(), reason(), connection(),
 			),
@@ -198,7 +221,7 @@ func people() []Spec {
 			Name: AuthRejected, Code: "A1001", Outcome: Failure, Meaning: "a credential was refused",
 			Fields: fields(
 				Field{Name: "refusal", Type: String, Meaning: "stable code of the refusal", Example: "expired"},
-				Field{Name: "method", Type: String, Meaning: "how the peer tried", Example: "publickey"},
+				Field{Name: "method", Type: String, Meaning: "how the peer tried: publickey, key (an enrolled one), password, ...", Example: "publickey"},
 				Field{Name: "cert_type", Type: String, Meaning: "type of the certificate shown", Example: "user"},
 				Field{Name: "principals", Type: List, Meaning: "principals of the certificate shown", Example: "root"},
 				serial(), keyID(), fingerprint(), caFingerprint(), reason(), connection(),
@@ -231,12 +254,11 @@ func sessions() []Spec {
 			Name: AccessDecision, Code: "A2000", Outcome: Either, Meaning: "the rules were asked, and answered",
 			Fields: fields(
 				Field{Name: "action", Type: String, Meaning: "what was asked for", Example: "shell"},
-				Field{Name: "rule", Type: String, Meaning: "the rule that decided", Example: "developer.allow[0]"},
-				Field{Name: "role", Type: String, Meaning: "the role that decided", Example: "developer"},
+				rule(),
 				Field{Name: "resource", Type: String, Meaning: "the resource, when not a node", Example: "audit"},
 				Field{Name: "verb", Type: String, Meaning: "what was to be done with it", Example: "read"},
 				Field{Name: "target", Type: String, Meaning: "the destination as the client named it", Example: "web-1:22"},
-				roles(), reason(), node(), serial(), fingerprint(), connection(),
+				address(), roles(), reason(), node(), serial(), fingerprint(), connection(),
 			),
 		},
 		{
@@ -247,6 +269,8 @@ func sessions() []Spec {
 				Field{Name: "term", Type: String, Meaning: "type of that terminal", Example: "xterm-256color"},
 				Field{Name: "terminal_size", Type: String, Meaning: "columns and rows of that terminal", Example: "80:24"},
 				Field{Name: "subsystem", Type: String, Meaning: "the subsystem asked for", Example: "sftp"},
+				Field{Name: "agent", Type: Bool, Meaning: "whether the client's agent is forwarded to it", Example: "true"},
+				Field{Name: "x11", Type: Bool, Meaning: "whether the client's X11 display is forwarded to it", Example: "true"},
 				Field{Name: "env", Type: Map, Meaning: "environment accepted from the client", Example: "LANG=C.UTF-8"},
 				Field{Name: "session_ttl", Type: String, Meaning: "how long it may last", Example: "8h0m0s"},
 				Field{Name: "idle_timeout", Type: String, Meaning: "how long it may be idle", Example: "30m0s"},
@@ -303,6 +327,87 @@ func sessions() []Spec {
 				serial(), fingerprint(), connection(),
 			),
 		},
+		{
+			Name: Port, Code: "A3006", Outcome: Either, Meaning: "a forwarded connection or a listener of one began, ended, or was refused",
+			Fields: fields(
+				Field{Name: "state", Type: String, Meaning: "open, closed, refused, listening, cancelled", Example: "closed"},
+				Field{Name: "direction", Type: String, Meaning: "local: to the node's side, also what ssh -D and -W ask for; remote: to the client's", Example: "local"},
+				Field{Name: "action", Type: String, Meaning: "the action the rules were asked about", Example: "forward:local"},
+				Field{Name: "target", Type: String, Meaning: "the destination as the client named it: host:port, or the path of a socket", Example: "db.example.com:5432", Max: maxPath},
+				address(),
+				Field{Name: "listen", Type: String, Meaning: "where the node listens: host:port, or the path of a socket", Example: "127.0.0.1:8080", Max: maxPath},
+				Field{Name: "bytes_in", Type: Int, Meaning: "bytes the client sent", Example: "1204"},
+				Field{Name: "bytes_out", Type: Int, Meaning: "bytes the client was sent", Example: "90112"},
+				Field{Name: "duration_ms", Type: Int, Meaning: "how long it was up, in milliseconds", Example: "81250"},
+				rule(), reason(), roles(), node(), connection(),
+			),
+		},
+		{
+			Name: SFTP, Code: "A3007", Outcome: Either, Meaning: "a file operation over sftp was done, or refused",
+			Fields: fields(fileOperation(), node(), connection()),
+		},
+		{
+			Name: SCP, Code: "A3008", Outcome: Either, Meaning: "a file operation at the remote end of scp -O was done, or refused",
+			Fields: fields(fileOperation(), node(), connection()),
+		},
+		{
+			Name: SessionJoin, Code: "A3009", Outcome: Either, Meaning: "somebody began to take part in another's session, or was refused; sid is that session, user who joins",
+			Fields: fields(participation(), rule(), roles(), serial(), fingerprint(), reason(), node(), connection()),
+		},
+		{
+			Name: SessionLeave, Code: "A3010", Outcome: Either, Meaning: "somebody no longer takes part in another's session; sid is that session, user who leaves",
+			Fields: fields(
+				participation(),
+				Field{Name: "duration_ms", Type: Int, Meaning: "how long they took part, in milliseconds", Example: "81250"},
+				Field{Name: "bytes_in", Type: Int, Meaning: "bytes they put into the session", Example: "12"},
+				Field{Name: "bytes_out", Type: Int, Meaning: "bytes of the session they were shown", Example: "90112"},
+				roles(), serial(), fingerprint(), reason(), node(), connection(),
+			),
+		},
+		{
+			Name: AccountCreate, Code: "A3011", Outcome: Either, Meaning: "a node made the account of a login, or could not",
+			Fields: fields(account(), rule(), reason(), node(), connection()),
+		},
+		{
+			Name: AccountDelete, Code: "A3012", Outcome: Either, Meaning: "a node removed the account of a login that it had made, or could not",
+			Fields: fields(account(), reason(), node(), connection()),
+		},
+	}
+}
+
+// fileOperation is what sftp and scp say of a file.
+func fileOperation() []Field {
+	return []Field{
+		{Name: "action", Type: String, Meaning: "open, close, remove, rename, mkdir, rmdir, setstat, symlink, link, readdir, ...", Example: "close"},
+		{Name: "path", Type: String, Meaning: "the file, as the client named it", Example: "/srv/www/index.html", Max: maxPath},
+		{Name: "target_path", Type: String, Meaning: "the other file of a rename or a link", Example: "/srv/www/index.html.old", Max: maxPath},
+		{Name: "flags", Type: String, Meaning: "how it is opened", Example: "write,create,truncate"},
+		{Name: "attributes", Type: String, Meaning: "the attributes it is given", Example: "mode=0644"},
+		{Name: "write", Type: Bool, Meaning: "whether it takes the right to write", Example: "true"},
+		{Name: "status", Type: Int, Meaning: "status code of the answer (SFTP version 3, section 7); 0 is success", Example: "0"},
+		{Name: "bytes_read", Type: Int, Meaning: "bytes of the file the client was sent", Example: "0"},
+		{Name: "bytes_written", Type: Int, Meaning: "bytes of the file the client sent", Example: "5120"},
+		{Name: "sha256", Type: String, Meaning: "SHA-256 of the content transferred, hexadecimal, when sequential", Example: "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03"},
+		{Name: "sequential", Type: Bool, Meaning: "whether the content went through once, in order, from the file's beginning", Example: "true"},
+		reason(),
+	}
+}
+
+// participation is how somebody takes part in another's session.
+func participation() []Field {
+	return []Field{
+		{Name: "mode", Type: String, Meaning: "watch: reads only; join: types, too", Example: "watch"},
+		{Name: "participant", Type: String, Meaning: "whose session it is", Example: "bob"},
+	}
+}
+
+// account is what a node is told of an account it makes.
+func account() []Field {
+	return []Field{
+		{Name: "groups", Type: List, Meaning: "groups it is put into", Example: "docker,adm"},
+		{Name: "sudoers", Type: List, Meaning: "lines of sudoers(5) it gets, without the user", Example: "ALL=(ALL) NOPASSWD: /usr/bin/systemctl"},
+		{Name: "shell", Type: String, Meaning: "its shell", Example: "/bin/bash"},
+		{Name: "keep", Type: Bool, Meaning: "whether it stays after its last session", Example: "true"},
 	}
 }
 
@@ -359,6 +464,25 @@ func members() []Spec {
 				Field{Name: "labels_before", Type: Map, Meaning: "its labels as they were", Example: "env=dev"},
 			),
 		},
+		{
+			Name: NodeCreate, Code: "A4009", Outcome: Either, Meaning: "a plain sshd node was registered",
+			Fields: fields(
+				by(), member(),
+				Field{Name: "address", Type: String, Meaning: "where it is reached; absent when it dials home", Example: "10.0.0.7:22"},
+				Field{Name: "fingerprints", Type: List, Meaning: "SHA-256 of the host keys it is expected to show", Example: "SHA256:nThbg6kXUpJWGl7E1IGOCspRomTxdCARLviKw6E5SY8"},
+				tokenID, reason(), connection(),
+			),
+		},
+		{
+			Name: NodeHostKey, Code: "A4010", Outcome: Either,
+			Meaning: "the host key of a plain sshd node was pinned; when success is false, it showed another key than the ones expected",
+			Fields: fields(
+				node(), fingerprint(),
+				Field{Name: "expected", Type: List, Meaning: "SHA-256 of the host keys it is expected to show", Example: "SHA256:uNiVztksCsDhcc0u9e8BgrJXVGUpZRgIrPJ3VwqWcJU"},
+				Field{Name: "address", Type: String, Meaning: "where it was reached", Example: "10.0.0.7:22"},
+				by(), reason(), connection(),
+			),
+		},
 	}
 }
 
@@ -392,6 +516,13 @@ func administration() []Spec {
 	)
 	user := fields(change("user"), roles(), logins(), reason())
 	role := fields(change("role"), reason())
+	key := fields(
+		by(),
+		Field{Name: "name", Type: String, Meaning: "the user whose key it is", Example: "alice"},
+		fingerprint(),
+		Field{Name: "comment", Type: String, Meaning: "the comment that came with the key", Example: "alice@router"},
+		reason(),
+	)
 	return []Spec{
 		{Name: UserCreate, Code: "A5000", Outcome: Either, Meaning: "a user was added", Fields: user},
 		{Name: UserUpdate, Code: "A5001", Outcome: Either, Meaning: "a user or a credential of theirs was changed", Fields: user},
@@ -409,5 +540,7 @@ func administration() []Spec {
 				fingerprint(), reason(),
 			),
 		},
+		{Name: UserKeyCreate, Code: "A5009", Outcome: Either, Meaning: "a public key was enrolled for a user", Fields: key},
+		{Name: UserKeyDelete, Code: "A5010", Outcome: Either, Meaning: "a user's enrolled public key was removed", Fields: key},
 	}
 }
