@@ -137,7 +137,7 @@ func (c *Client) targetEvent(f *forward, d authz.Decision, e Endpoint, refused e
 // portEvent is about a forward to or from e.
 func (c *Client) portEvent(f *forward, e Endpoint, state string, err error) events.Event {
 	node := c.cfg.Node()
-	ev := c.event(eventPort, map[string]any{
+	ev := c.event(events.Port, map[string]any{
 		"state": state, "action": f.action, "direction": "local", "target": e.String(),
 		"node_id": node.ID, "node_name": node.Name, "node_labels": node.Labels,
 	})

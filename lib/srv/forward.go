@@ -112,38 +112,41 @@ func (c *Client) carry(ctx context.Context, nc ssh.NewChannel, e Endpoint) error
 // dial connects to e for f, whose target it sets, once the rules allow an
 // address of e and that is on record.
 func (c *Client) dial(ctx context.Context, f *forward, kind string, e Endpoint) (net.Conn, error) {
-	f.target = authz.Target{Host: e.Host, Port: e.Port, Path: e.Path}
-	if c.expired() {
-		return nil, fault.New(fault.Denied, "%s", c.refuse(ctx, refusal{action: f.action, kind: kind, target: e.String()}, errExpired))
+	decision := f.decide() // whether there is any target; nobody looks e up otherwise
+	refuse := func(why error) error {
+		ev := c.targetEvent(f, decision, e, why)
+		reason := c.refuse(ctx, refusal{action: f.action, kind: kind, target: e.String(), decided: []events.Event{ev}}, why)
+		return fault.Wrap(fault.KindOf(why), why, reason)
 	}
-	var decision authz.Decision
-	admitted, denied := false, error(nil)
-	far, err := c.cfg.Executor.Dial(ctx, c.account(f.decide()), e, func(addr netip.Addr) error {
+	switch {
+	case !decision.Allow:
+		return nil, refuse(fault.New(fault.Denied, "%s", decision.Reason))
+	case c.expired():
+		return nil, refuse(errExpired)
+	}
+	f.target = authz.Target{Host: e.Host, Port: e.Port, Path: e.Path}
+	account := c.account(decision)
+	begun, forbidden := false, error(nil)
+	far, err := c.cfg.Executor.Dial(ctx, account, e, func(addr netip.Addr) error {
 		f.target.Addr = addr.Unmap()
 		decision = f.decide()
-		if denied = c.forbids(decision, f.target); denied != nil {
-			return denied
+		if forbidden = c.forbids(decision, f.target); forbidden != nil {
+			return forbidden
 		}
-		admitted = true
+		begun = true
 		return c.begin(ctx, f, e, decision)
 	})
 	switch {
-	case err == nil && !admitted: // an executor that has not asked
+	case err == nil && !begun: // an executor that has not asked
 		far.Close()
 		return nil, fault.New(fault.Internal, "internal error")
-	case err != nil && !admitted:
-		if denied == nil {
-			denied = err
-			decision = f.decide()
-			if !decision.Allow {
-				denied = fault.New(fault.Denied, "%s", decision.Reason)
-			}
-		}
-		ev := c.targetEvent(f, decision, e, denied)
-		return nil, fault.Wrap(fault.KindOf(denied), denied, c.refuse(ctx, refusal{action: f.action, kind: kind, target: e.String(), decided: []events.Event{ev}}, denied))
-	case err != nil:
+	case err != nil && begun:
 		c.closed(ctx, f, e, err)
 		return nil, err
+	case forbidden != nil:
+		return nil, refuse(forbidden)
+	case err != nil:
+		return nil, refuse(err)
 	}
 	c.enlist(f, decision)
 	return far, nil

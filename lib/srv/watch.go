@@ -130,7 +130,7 @@ func (v *visit) attend(ctx context.Context, name string) error {
 	s.announce(map[string]string{modeWatch: who + " watches this session", modeJoin: who + " has joined this session"}[mode])
 	err = v.follow(ctx, s, mode)
 	s.announce(who + " has left")
-	ev := v.event(eventLeave, s, mode, err)
+	ev := v.event(events.SessionLeave, s, mode, err)
 	ev.Fields["duration_ms"] = time.Since(begun).Milliseconds()
 	ev.Fields["bytes_in"], ev.Fields["bytes_out"] = v.in.Load(), v.out.Load()
 	if failed := v.m.cfg.Events.Emit(context.WithoutCancel(ctx), ev); failed != nil {
@@ -156,7 +156,7 @@ func (v *visit) admit(ctx context.Context, s *session, sid names.SessionID, mode
 	if s == nil {
 		s = &session{id: sid}
 	}
-	if failed := v.m.cfg.Events.Emit(ctx, v.event(eventJoin, s, mode, err)); failed != nil {
+	if failed := v.m.cfg.Events.Emit(ctx, v.event(events.SessionJoin, s, mode, err)); failed != nil {
 		return errSessions
 	}
 	return err
