@@ -212,15 +212,16 @@ func (c *Conn) OpenChannel(name string, data []byte) (ssh.Channel, <-chan *ssh.R
 }
 
 // channel is an open channel whose peer can make it hold only so much: its data
-// is metered, its requests are always taken from x/crypto, and extended data,
-// which nobody expects of a client, is discarded.
+// is metered, its requests are always taken from x/crypto, and extended data is
+// metered when the peer is a server; nobody expects it of a client, and there it
+// is discarded.
 type channel struct {
 	ssh.Channel
 	c        *Conn
 	requests chan *ssh.Request // to the handler; closed when the channel is gone
-	data     source
+	data     stream
+	extended stream // (RFC 4254, section 5.2)
 	queue    source
-	reading  sync.Mutex // x/crypto wakes one reader only at the end of the data
 	stalled  atomic.Bool
 
 	closing sync.Once
@@ -231,12 +232,19 @@ type channel struct {
 // wrap begins to look after a channel; ended is called when it is gone.
 func (c *Conn) wrap(ch ssh.Channel, requests <-chan *ssh.Request, ended func()) *channel {
 	w := &channel{Channel: ch, c: c, requests: make(chan *ssh.Request), done: make(chan struct{}), gone: make(chan struct{})}
-	w.data.drop, w.queue.drop, w.queue.idle = w.drop, w.drop, true
-	c.meter.add(&w.data)
-	c.meter.add(&w.queue)
+	w.data.from, w.extended.from = ch, ch.Stderr()
+	w.data.drop, w.extended.drop, w.queue.drop, w.queue.idle = w.drop, w.drop, w.drop, true
+	sources := []*source{&w.data.source, &w.queue}
+	if c.dialled {
+		sources = append(sources, &w.extended.source)
+	}
+	for _, s := range sources {
+		c.meter.add(s)
+	}
 	end := func() {
-		c.meter.remove(&w.data)
-		c.meter.remove(&w.queue)
+		for _, s := range sources {
+			c.meter.remove(s)
+		}
 		close(w.requests)
 		close(w.gone)
 		if ended != nil {
@@ -246,14 +254,41 @@ func (c *Conn) wrap(ch ssh.Channel, requests <-chan *ssh.Request, ended func()) 
 	if !c.spawn(func() { w.pump(requests); end() }) {
 		end()
 	}
-	c.spawn(w.discardExtended)
+	if !c.dialled {
+		c.spawn(w.discardExtended)
+	}
 	return w
 }
 
+// stream is one of the two directions data comes in on a channel.
+type stream struct {
+	from io.Reader // x/crypto's
+	source
+
+	reading sync.Mutex // x/crypto wakes one reader only at the end of the data
+}
+
 // Read implements [ssh.Channel].
-func (w *channel) Read(p []byte) (int, error) {
-	w.reading.Lock()
-	defer w.reading.Unlock()
+func (w *channel) Read(p []byte) (int, error) { return w.read(&w.data, p) }
+
+// Stderr implements [ssh.Channel].
+func (w *channel) Stderr() io.ReadWriter {
+	if !w.c.dialled {
+		return w.Channel.Stderr()
+	}
+	return struct {
+		io.Reader
+		io.Writer
+	}{readerFunc(func(p []byte) (int, error) { return w.read(&w.extended, p) }), w.Channel.Stderr()}
+}
+
+type readerFunc func(p []byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+func (w *channel) read(s *stream, p []byte) (int, error) {
+	s.reading.Lock()
+	defer s.reading.Unlock()
 	if w.stalled.Load() {
 		return 0, errStalled
 	}
@@ -262,15 +297,15 @@ func (w *channel) Read(p []byte) (int, error) {
 		return 0, io.EOF
 	default:
 	}
-	return w.readLocked(p)
+	return w.readLocked(s, p)
 }
 
 // readLocked reads metered. A short read has emptied x/crypto's queue.
-func (w *channel) readLocked(p []byte) (int, error) {
-	w.c.meter.rest(&w.data)
-	n, err := w.Channel.Read(p)
+func (w *channel) readLocked(s *stream, p []byte) (int, error) {
+	w.c.meter.rest(&s.source)
+	n, err := s.from.Read(p)
 	if err == nil {
-		w.c.meter.took(&w.data, n, n < len(p))
+		w.c.meter.took(&s.source, n, n < len(p))
 	}
 	return n, err
 }
@@ -281,7 +316,10 @@ func (w *channel) Close() error {
 	err := io.EOF
 	w.closing.Do(func() {
 		close(w.done)
-		w.c.spawn(w.discard)
+		w.c.spawn(func() { w.discard(&w.data) })
+		if w.c.dialled {
+			w.c.spawn(func() { w.discard(&w.extended) })
+		}
 		err = w.Channel.Close()
 	})
 	return err
@@ -297,12 +335,12 @@ func (w *channel) drop() {
 }
 
 // discard reads what nobody else does until the channel ends.
-func (w *channel) discard() {
+func (w *channel) discard(s *stream) {
 	buf := make([]byte, 4<<10)
 	for {
-		w.reading.Lock()
-		_, err := w.readLocked(buf)
-		w.reading.Unlock()
+		s.reading.Lock()
+		_, err := w.readLocked(s, buf)
+		s.reading.Unlock()
 		if err != nil {
 			return
 		}
@@ -312,7 +350,7 @@ func (w *channel) discard() {
 // discardExtended does so for extended data (RFC 4254, section 5.2), which no
 // client sends.
 func (w *channel) discardExtended() {
-	extended := w.Stderr()
+	extended := w.Channel.Stderr()
 	buf := make([]byte, 64)
 	for {
 		if _, err := extended.Read(buf); err != nil {

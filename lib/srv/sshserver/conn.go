@@ -50,6 +50,7 @@ type Conn struct {
 	net      net.Conn
 	guard    listener.Guard  // nil when the transport has none
 	version  string          // the client's identification, without CR LF
+	dialled  bool            // the peer is a server, and sends extended data
 	ctx      context.Context //nolint:containedctx // it is the connection's own: its life is the connection's
 	cancel   context.CancelCauseFunc
 	draining chan struct{}
