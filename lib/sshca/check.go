@@ -137,6 +137,7 @@ func conclude(c *ssh.Certificate, id *Identity, err error) (*Identity, error) {
 	if err != nil {
 		return nil, about(c, err)
 	}
+	id.Certificate = c.Marshal()
 	return id, nil
 }
 

@@ -1,6 +1,7 @@
 package sshca
 
 import (
+	"cmp"
 	"crypto/rand"
 	"errors"
 	"net/netip"
@@ -107,6 +108,65 @@ func MintHost(ca ssh.Signer, r HostRequest) (*ssh.Certificate, error) {
 		ValidPrincipals: slices.Compact(slices.Sorted(slices.Values(r.Principals))),
 	}
 	return mint(ca, c, func() error { return checkHostForm(c) })
+}
+
+// SessionRequest asks for the certificate with which a proxy opens one session
+// on one plain sshd node.
+type SessionRequest struct {
+	Key     ssh.PublicKey
+	User    names.UserName
+	Login   names.Login
+	Node    names.NodeName
+	Session names.SessionID
+	Role    names.RoleName // whose rule grants it; "" when that is not known
+
+	ValidAfter, ValidBefore time.Time
+	Serial                  uint64
+}
+
+// MintSession returns a certificate for one login on a plain sshd. sshd asks
+// for nothing but the one principal, the login; it has no critical options,
+// which an old sshd could refuse, and the standard extensions, since what of
+// them is used is decided in front of sshd. The key id, which sshd writes into
+// its log, says on whose behalf:
+//
+//	USER " session=" SESSION " role=" ROLE " node=" NODE
+//
+// with a blank before each word and none in any value, "-" standing for no role,
+// which is the name of none.
+func MintSession(ca ssh.Signer, r SessionRequest) (*ssh.Certificate, error) {
+	role := string(r.Role)
+	if role == "" {
+		role = "-"
+	}
+	c := &ssh.Certificate{
+		Key: r.Key, Serial: r.Serial, CertType: ssh.UserCert,
+		KeyId:      string(r.User) + " session=" + string(r.Session) + " role=" + role + " node=" + string(r.Node),
+		ValidAfter: unix(r.ValidAfter), ValidBefore: unix(r.ValidBefore),
+		ValidPrincipals: []string{string(r.Login)},
+		Permissions:     ssh.Permissions{Extensions: permits()},
+	}
+	return mint(ca, c, r.check)
+}
+
+// check refuses names that do not keep their grammars: they would mean something
+// else in a key id or to sshd.
+func (r SessionRequest) check() error {
+	_, user := names.ParseUserName(string(r.User))
+	_, login := names.ParseLogin(string(r.Login))
+	_, node := names.ParseNodeName(string(r.Node))
+	_, session := names.ParseSessionID(string(r.Session))
+	var role error
+	if r.Role != "" {
+		_, role = names.ParseRoleName(string(r.Role))
+	}
+	if err := cmp.Or(user, node, session, role); err != nil {
+		return refuse(CodeBadKeyID, "key id: %v", err)
+	}
+	if login != nil {
+		return refuse(CodeBadPrincipal, "principal: %v", login)
+	}
+	return nil
 }
 
 // mint holds c to what a check would and signs it.

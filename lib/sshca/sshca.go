@@ -9,7 +9,9 @@
 //   - host signs what proxies and nodes show ([MintHost], [Trust.CheckHost]);
 //   - node signs what members dial home with ([MintMember],
 //     [Trust.CheckMember]);
-//   - sshd is the only one that plain sshd nodes trust.
+//   - sshd is the only one that plain sshd nodes trust; it signs for one login
+//     and one session ([MintSession]), and no certificate of it is an identity
+//     here.
 //
 // The format is that of OpenSSH's PROTOCOL.certkeys. What accessd adds stands
 // in extensions named "…@accessd", each a JSON text; see [MintUser] and
@@ -85,4 +87,6 @@ type Identity struct {
 	CAFingerprint           string // "SHA256:…" of the authority's public key
 	ValidAfter, ValidBefore time.Time
 	SourceAddresses         []netip.Prefix // empty means anywhere
+
+	Certificate []byte // the certificate that was checked, in wire form
 }
