@@ -25,6 +25,7 @@ var layers = map[string]int{
 	"lib/web":           5,
 	"lib/srv/node":      5,
 	"lib/srv/proxy":     5,
+	"lib/srv/remote":    5,
 	"lib/auth":          5,
 	"lib/reversetunnel": 5,
 
@@ -32,9 +33,11 @@ var layers = map[string]int{
 
 	"lib/authz":         3,
 	"lib/events":        3,
+	"lib/srv/sftp":      3,
 	"lib/srv/sshserver": 3,
 
 	"lib/rpc":          2,
+	"lib/menu":         2,
 	"lib/services":     2,
 	"lib/srv/listener": 2,
 
@@ -43,6 +46,8 @@ var layers = map[string]int{
 	"lib/relay":   1,
 	"lib/seal":    1,
 	"lib/sshca":   1,
+
+	"lib/srv/child": 1,
 
 	"api/accessd/v1":                  0,
 	"api/accessd/v1/accessdv1connect": 0,

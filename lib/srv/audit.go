@@ -154,7 +154,7 @@ func (c *Client) portEvent(f *forward, e Endpoint, state string, err error) even
 	}
 	if err != nil {
 		ev.Success, ev.Error = false, err.Error()
-		ev.Fields["reason"] = fault.Public(err)
+		ev.Fields["reason"] = reason(err)
 	}
 	return ev
 }

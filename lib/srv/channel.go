@@ -247,7 +247,7 @@ var errNoSubsystem = fault.New(fault.BadInput, "no such subsystem")
 func (h *channel) start(s *session) (Process, error) {
 	c, r := h.client, s.request
 	return c.cfg.Executor.Start(h.ctx, Command{
-		Account: c.account(s.decision), Session: s.id, Kind: r.kind, Line: r.line, Argv: r.argv, Env: r.env, Terminal: r.terminal,
+		Account: c.account(s.decision), Session: s.id, Role: s.decision.Role, Kind: r.kind, Line: r.line, Argv: r.argv, Env: r.env, Terminal: r.terminal,
 		Open: h.opener(), Agent: r.agent, X11: r.x11, Remote: c.cfg.Remote, Local: c.cfg.Local,
 	})
 }

@@ -44,6 +44,7 @@ type Command struct {
 	Account
 
 	Session  names.SessionID
+	Role     names.RoleName // that grants it
 	Kind     Kind
 	Line     string        // what the login's shell runs, for KindExec; the name, for KindSubsystem
 	Argv     []string      // runs without a shell instead of Line, when not empty

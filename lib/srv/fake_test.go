@@ -1,10 +1,11 @@
 package srv
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"sync"
 	"testing"
 
@@ -17,18 +18,74 @@ type executor struct {
 	failed  error
 	stdout  io.Reader         // of processes, instead of their own
 	started chan *fakeProcess // has room for all of a test
+
+	addresses map[string][]netip.Addr // of hosts; the zero Addr for one that is not known here
+	dialled   chan net.Conn           // far ends; has room for all of a test
+	listening chan *memoryListener    // the same
 }
 
-func newExecutor() *executor { return &executor{started: make(chan *fakeProcess, 1000)} }
+func newExecutor() *executor {
+	return &executor{
+		started: make(chan *fakeProcess, 1000), dialled: make(chan net.Conn, 100), listening: make(chan *memoryListener, 100),
+		addresses: map[string][]netip.Addr{},
+	}
+}
 
 func (x *executor) Check(context.Context, Account) error { return x.checked }
 
-func (x *executor) Dial(context.Context, Account, Endpoint, Admit) (net.Conn, error) {
-	return nil, errors.ErrUnsupported
+// Dial asks about each of the addresses and gives the test the far end.
+func (x *executor) Dial(_ context.Context, _ Account, e Endpoint, admit Admit) (net.Conn, error) {
+	if x.failed != nil {
+		return nil, x.failed
+	}
+	err := error(nil)
+	for _, a := range x.addresses[e.Host] {
+		if err = admit(a); err == nil {
+			here, there := memoryPipe()
+			x.dialled <- there
+			return here, nil
+		}
+	}
+	return nil, err
 }
 
-func (x *executor) Listen(context.Context, Account, Endpoint) (net.Listener, error) {
-	return nil, errors.ErrUnsupported
+// Listen listens where the test connects.
+func (x *executor) Listen(_ context.Context, _ Account, e Endpoint) (net.Listener, error) {
+	if x.failed != nil {
+		return nil, x.failed
+	}
+	l := &memoryListener{at: e, conns: make(chan net.Conn), closed: make(chan struct{})}
+	x.listening <- l
+	return l, nil
+}
+
+// memoryListener yields what a test puts into conns.
+type memoryListener struct {
+	at     Endpoint
+	conns  chan net.Conn
+	once   sync.Once
+	closed chan struct{}
+}
+
+func (l *memoryListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *memoryListener) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return nil
+}
+
+func (l *memoryListener) Addr() net.Addr {
+	if l.at.Path != "" {
+		return &net.UnixAddr{Name: l.at.Path, Net: "unix"}
+	}
+	return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: cmp.Or(int(l.at.Port), 40000)}
 }
 
 func (x *executor) Start(_ context.Context, c Command) (Process, error) {

@@ -3,6 +3,7 @@ package srv
 import (
 	"bytes"
 	"errors"
+	"io"
 	"strings"
 	"sync"
 	"testing"
@@ -40,6 +41,7 @@ type remote struct {
 	*ssh.Session
 	stdout, stderr output
 	process        *fakeProcess
+	stdin          io.WriteCloser // stays open
 }
 
 // start starts a command that the test must end.
@@ -51,6 +53,9 @@ func (w *world) start(x *executor, c *ssh.Client) *remote {
 	}
 	r := &remote{Session: s}
 	s.Stdout, s.Stderr = &r.stdout, &r.stderr
+	if r.stdin, err = s.StdinPipe(); err != nil {
+		w.t.Fatal(err)
+	}
 	if err := s.Start("work"); err != nil {
 		w.t.Fatal(err)
 	}

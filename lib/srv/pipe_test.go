@@ -64,6 +64,8 @@ type memoryConn struct {
 func (c memoryConn) Read(p []byte) (int, error)  { return c.in.Read(p) }
 func (c memoryConn) Write(p []byte) (int, error) { return c.out.Write(p) }
 
+func (c memoryConn) CloseWrite() error { return c.out.Close() }
+
 func (c memoryConn) Close() error {
 	_ = c.in.Close()
 	return c.out.Close()

@@ -26,6 +26,7 @@ import (
 type policy struct {
 	mu      sync.Mutex
 	deny    map[authz.Action]string
+	targets func(authz.Target) (listed bool, deny string) // nil allows any
 	options authz.Decision
 	changed chan struct{}
 }
@@ -37,6 +38,13 @@ func (p *policy) Decide(r authz.Request) authz.Decision {
 		return authz.Decision{Reason: reason, Rule: "tester.deny[0]", Role: "tester"}
 	}
 	d := p.options
+	if p.targets != nil && r.Target != (authz.Target{}) {
+		listed, deny := p.targets(r.Target)
+		if deny != "" {
+			return authz.Decision{Reason: deny, Rule: "tester.deny[1]", Role: "tester"}
+		}
+		d.Listed = listed
+	}
 	d.Allow, d.Rule, d.Role, d.Reason = true, "tester.allow[0]", "tester", "role tester allows it"
 	return d
 }
