@@ -26,8 +26,34 @@
 // stderr and exit status 255. Tried with OpenSSH 9.2: after a failed request the
 // client says only "exec request failed on channel 0", a refused channel hides
 // which request was meant, and with a terminal what was sent before the answer
-// is lost. Requests that have no output of their own (agent, X11) fail, and are
+// is lost. A refused forward has its reason in the answer to the channel open.
+// Requests that have no room for one (agent, X11, listening) fail, and are
 // recorded.
+//
+// # Files
+//
+// The sftp subsystem, and a command that is plainly the remote end of "scp -O",
+// carry files: they take the actions sftp:read and sftp:write instead of exec.
+// What passes is read (lib/srv/sftp), so that each operation is decided on and
+// recorded with its path and outcome, and each transfer with its size and
+// SHA-256. Whoever may copy but not execute gets scp without a shell.
+//
+// # Forwards, agents, displays
+//
+// A forward is decided by its destination: first whether there is any that is
+// allowed, then, for each address that a name stands for where it is dialled,
+// that one. The decision and the opening are durable before the dial, the end
+// with its byte counts afterwards. The node's own sshd knows nothing of the
+// rules, so to go there takes a rule that names it. What listens for a client
+// belongs to its connection, which alone can cancel it. The client's agent and
+// display are there for the session they were asked for, and end with it.
+//
+// # Others in a session
+//
+// An [Observer] sees a session's output, or types into it, where the rules allow
+// (the action join; to watch, reading recordings will do). Everybody in the
+// session is told. Whoever cannot keep up is let go: a session waits for nobody
+// but its own person.
 //
 // # The end of a process
 //

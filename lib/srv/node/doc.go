@@ -1,6 +1,8 @@
 // Package node is the SSH server of a node. It lets people in by their
 // certificates, asks the rules before everything they do, and runs what is
-// allowed.
+// allowed. In a proxy it is also the server of nodes that run plain sshd: who
+// connects notices no difference, only the executor is another
+// ([Server.ServeHost]).
 //
 // A node never listens: [Server.Serve] is handed the connections that the
 // tunnel's agent gets from the proxy, one at a time. A connection is an SSH
@@ -25,12 +27,14 @@
 //
 // # What they can do
 //
-// Shells and commands (lib/srv). Everything else is decided and recorded like
-// these and then refused, with a reason where the protocol has room for one:
-// sftp and other subsystems, direct-tcpip and direct-streamlocal channels,
-// tcpip-forward and streamlocal-forward requests, agent and X11 forwarding.
-// Channel and request types that are not named here are refused and counted by
-// lib/srv/sshserver.
+// Shells, commands and sftp on session channels; direct-tcpip and
+// direct-streamlocal channels; tcpip-forward and streamlocal-forward requests and
+// their cancels; agent and X11 forwarding: all of it as lib/srv decides and
+// records. Channel and request types that are not named here are refused and
+// counted by lib/srv/sshserver.
+//
+// A person who connects as [srv.ObserverUser] comes to watch or join another's
+// session, and can do nothing else.
 //
 // # When the authority is away
 //
