@@ -109,40 +109,51 @@ func (d *Daemon) nodeView(m *member) func() authz.NodeView {
 	}
 }
 
-// startReports keeps the authority told of labels and live sessions, and takes
-// its instructions.
+// startReports keeps the authority told of labels.
 func (d *Daemon) startReports(ctx context.Context, n *nodeRole) {
 	d.run.start(ctx, rankMember, "labels", func(ctx context.Context) error { return d.labels.Run(ctx, n.seat) })
-	d.run.start(ctx, rankMember, "session reports", func(ctx context.Context) error {
-		return n.report(ctx, n.live, n.server.Sessions().Changed)
-	})
-	d.run.start(ctx, rankMember, "instructions", func(ctx context.Context) error { return n.instructions(ctx, n.obey) })
+	d.startSessionReports(ctx, n.seat, n.server.Sessions())
 }
 
-// live returns the live sessions as the authority wants them.
-func (n *nodeRole) live() []*accessdv1.LiveSession {
-	list := n.server.Sessions().List()
+// startSessionReports keeps the authority told of live sessions, and takes its
+// instructions about them.
+func (d *Daemon) startSessionReports(ctx context.Context, s *seat, sessions *srv.Manager) {
+	d.run.start(ctx, rankMember, "session reports", func(ctx context.Context) error {
+		return s.report(ctx, func() []*accessdv1.LiveSession { return d.described(sessions) }, sessions.Changed)
+	})
+	d.run.start(ctx, rankMember, "instructions", func(ctx context.Context) error {
+		return s.instructions(ctx, func(in *accessdv1.Instruction) { d.obey(sessions, in) })
+	})
+}
+
+// described returns the live sessions as the authority wants them.
+func (d *Daemon) described(sessions *srv.Manager) []*accessdv1.LiveSession {
+	list := sessions.List()
 	out := make([]*accessdv1.LiveSession, len(list))
 	for i, s := range list {
 		out[i] = &accessdv1.LiveSession{
-			Id: string(s.ID), User: string(s.User), Login: string(s.Login), Client: s.Client, Kind: s.Kind, Started: timestamppb.New(s.Started),
+			Id: string(s.ID), User: string(s.User), Login: string(s.Login), Client: s.Client, Kind: s.Kind,
+			Started: timestamppb.New(s.Started),
+		}
+		if s.Node != d.id {
+			out[i].Node = string(s.Node) // a plain sshd node that this process serves
 		}
 	}
 	return out
 }
 
-// obey does what the authority asks.
-func (n *nodeRole) obey(in *accessdv1.Instruction) {
+// obey does what the authority asks about sessions.
+func (d *Daemon) obey(sessions *srv.Manager, in *accessdv1.Instruction) {
 	k := in.GetKillSession()
 	if k == nil {
 		return // from a newer authority
 	}
 	id, err := names.ParseSessionID(k.GetSession())
 	if err == nil {
-		err = n.server.Sessions().Kill(id, k.GetReason(), k.GetBy())
+		err = sessions.Kill(id, k.GetReason(), k.GetBy())
 	}
 	if err != nil {
-		n.log.Info("a session was not killed", zap.String("session", k.GetSession()), zap.Error(err))
+		d.log.Info("a session was not killed", zap.String("session", k.GetSession()), zap.Error(err))
 	}
 }
 
