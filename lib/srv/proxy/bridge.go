@@ -46,14 +46,18 @@ func (s *Server) bridge(c *sshserver.Conn, who *person, d sshwire.DirectTCPIP, n
 	}
 	ctx, end := context.WithCancelCause(c.Context())
 	defer end(nil)
-	q := asked{who: who, host: d.Host, port: d.Port}
-	q.node, q.known = parseTarget(d.Host, d.Port).find(s.cfg.Policy)
+	q := s.ask(c, who, d.Host, d.Port)
 	b := &bridge{conn: c, who: who, node: q.node.ID, end: end}
-	if q.bar = s.live.span(b); q.bar == nil {
+	if err := s.live.span(b); err == nil {
 		defer s.live.fold(b) // spanned before the decision, so that no change of mind is missed
+	} else {
+		q.bar = err
 	}
 	if err := s.decide(ctx, c, q); err != nil {
 		return err
+	}
+	if q.node.Kind == services.NodeSSHD {
+		return s.forwardTo(ctx, b, q.node, nc)
 	}
 	down, err := s.dial(ctx, q.node, c.Remote)
 	if err != nil {
@@ -68,10 +72,24 @@ func (s *Server) bridge(c *sshserver.Conn, who *person, d sshwire.DirectTCPIP, n
 	in, out := relay.Pipe(ctx, up, down)
 	who.in.Add(in)
 	who.out.Add(out)
-	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, net.ErrClosed) {
-		s.log.Info("bridge ended early", zap.String("user", string(c.Identity.User)), zap.String("node", string(q.node.Name)), zap.Error(cause))
-	}
+	s.explain(ctx, b, q.node)
 	return nil
+}
+
+// explain logs why a bridge ended that neither side did.
+func (s *Server) explain(ctx context.Context, b *bridge, n services.Node) {
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, net.ErrClosed) {
+		s.log.Info("bridge ended early", zap.String("user", string(b.conn.Identity.User)), zap.String("node", string(n.Name)), zap.Error(cause))
+	}
+}
+
+// ask finds the node that who calls host, on port.
+func (s *Server) ask(c *sshserver.Conn, who *person, host string, port uint32) asked {
+	q := asked{who: who, host: host, port: port}
+	q.node, q.known, q.bar = parseTarget(host, port).find(s.cfg.Policy, func(n services.Node) bool {
+		return s.cfg.Engine.Reach(c.Identity, view(n)).Allow
+	})
+	return q
 }
 
 // decide asks the rules and writes the answer down, before it has an effect.
@@ -110,11 +128,8 @@ func (s *Server) answer(id *sshca.Identity, q asked) (authz.Decision, error) {
 	return d, unknown
 }
 
-// dial connects to node on behalf of a client at from.
+// dial connects to node, one of ours, on behalf of a client at from.
 func (s *Server) dial(ctx context.Context, node services.Node, from netip.AddrPort) (net.Conn, error) {
-	if node.Kind != services.NodeAccessd {
-		return nil, fault.New(fault.Unavailable, "node %q runs plain sshd, which this version does not reach", node.Name)
-	}
 	conn, err := s.cfg.Tunnels.Dial(ctx, node.ID, from)
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		return nil, cause

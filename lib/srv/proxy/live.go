@@ -53,6 +53,8 @@ type live struct {
 	// quiet ends, by hush, when the server drains and no bridge is left.
 	quiet context.Context //nolint:containedctx // a state that other contexts follow
 	hush  context.CancelFunc
+	// serving ends when the server is to stop.
+	serving context.Context //nolint:containedctx // the same
 
 	mu       sync.Mutex
 	conns    map[*sshserver.Conn]struct{}

@@ -37,6 +37,9 @@ type Config struct {
 	// Role proxy, both or neither.
 	People  *People // nil lets no people in
 	Tunnels Tunnels // nil reaches no nodes
+	// Forwarder serves connections to nodes that run plain sshd; nil reaches
+	// none.
+	Forwarder Forwarder
 
 	// Authority answers the authority's services: role auth. In a process
 	// without it, OpenAuthority reaches the authority, for a peer at origin; nil
@@ -74,6 +77,14 @@ type Tunnels interface {
 	Forward(c *sshserver.Conn, r *ssh.Request) (ok bool, payload []byte)
 }
 
+// Forwarder is the SSH server of plain sshd nodes; lib/srv/node has it.
+type Forwarder interface {
+	// ServeNode serves one connection of a client to n and returns when it has
+	// ended. It always closes conn, whose remote address is the client's. The end
+	// of ctx asks the connection to end when nothing is open on it.
+	ServeNode(ctx context.Context, conn net.Conn, n services.Node) error
+}
+
 // Server serves people, members and joiners.
 type Server struct {
 	cfg    Config
@@ -82,6 +93,8 @@ type Server struct {
 	live   *live
 	outer  *sshserver.Server // behind the listener
 	nested *sshserver.Server // on accessd-authority channels; nil without the authority
+
+	forwards sync.WaitGroup // what reach has started
 }
 
 // New returns a Server that has started nothing.
@@ -127,7 +140,9 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	wg.Go(func() { s.watch(watching) })
 	s.live.quiet, s.live.hush = context.WithCancel(watching)
 	defer s.live.hush()
+	s.live.serving = ctx
 	defer context.AfterFunc(ctx, s.live.drain)()
+	defer s.forwards.Wait() // their clients are gone by then
 	return s.outer.Serve(ctx, ln)
 }
 

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -66,7 +67,7 @@ func TestTargetSSRF(t *testing.T) {
 		{"urn:uuid:" + string(idN1), 22, ""},
 		{"11111111111141118111111111111111", 22, ""},
 	} {
-		n, ok := parseTarget(c.host, c.port).find(p.Cache)
+		n, ok, _ := parseTarget(c.host, c.port).find(p.Cache, anyNode)
 		if ok != (c.want != "") || ok && n.ID != c.want {
 			t.Errorf("target %q port %d: found %q, %v; want %q", c.host, c.port, n.ID, ok, c.want)
 		}
@@ -83,7 +84,7 @@ func FuzzTarget(f *testing.F) {
 	p := newPolicy(f)
 	p.node(services.Node{ID: idN1, Name: "n1", GatewayPort: 20001})
 	f.Fuzz(func(t *testing.T, host string, port uint32) {
-		n, ok := parseTarget(host, port).find(p.Cache)
+		n, ok, _ := parseTarget(host, port).find(p.Cache, anyNode)
 		if !ok {
 			return
 		}
@@ -110,6 +111,72 @@ func TestQuote(t *testing.T) {
 		}
 		if len(got) > 10*maxQuote {
 			t.Errorf("quote of %d bytes has %d", len(s), len(got))
+		}
+	}
+}
+
+func anyNode(services.Node) bool { return true }
+
+// TestTargetByLabels: a query means the one node that matches among those that
+// may be reached; of several it names those, and no others.
+func TestTargetByLabels(t *testing.T) {
+	p := newPolicy(t)
+	p.node(services.Node{ID: idN1, Name: "n1", Labels: names.Labels{"env": "prod", "role": "db"}})
+	p.node(services.Node{ID: idN2, Name: "n2", Labels: names.Labels{"env": "prod", "role": "Web"}})
+	p.node(services.Node{ID: idProxy, Name: "secret", Labels: names.Labels{"env": "prod", "role": "db"}})
+	may := func(n services.Node) bool { return n.Name != "secret" }
+	for _, c := range []struct {
+		query string
+		port  uint32
+		want  names.NodeID
+		err   string
+	}{
+		{"env=prod,role=db", 22, idN1, ""},
+		{"role=db", 22, idN1, ""},
+		{"role=web", 22, idN2, ""}, // ssh writes host names in lower case
+		{"env=prod%role=web", 22, idN2, ""},
+		{"env=prod", 22, "", "that is more than one node: n1, n2"},
+		{"role=db", 80, "", ""},
+		{"role=d", 22, "", ""},
+		{"role=*", 22, "", ""},
+		{"=", 22, "", ""},
+		{"role=", 22, "", ""},
+		{"=db", 22, "", ""},
+		{"role=db,", 22, idN1, ""},
+		{"role=db,oops", 22, "", ""},
+		{"role=db,role=web", 22, "", ""},
+		{strings.Repeat("role=db,", maxTerms+1), 22, "", ""},
+		{"role=\x1b[2J", 22, "", ""},
+	} {
+		n, ok, err := parseTarget(c.query, c.port).find(p.Cache, may)
+		if ok != (c.want != "") || n.ID != c.want || (err == nil) != (c.err == "") || err != nil && err.Error() != c.err {
+			t.Errorf("query %q port %d: node %q, %v, error %v; want node %q, error %q", c.query, c.port, n.ID, ok, err, c.want, c.err)
+		}
+	}
+	for i := range 2 * maxListed {
+		p.node(services.Node{ID: names.NodeID(fmt.Sprintf("44444444-4444-4444-8444-%012d", i)), Name: names.NodeName(fmt.Sprintf("x%d", i)), Labels: names.Labels{"many": "1"}})
+	}
+	if _, _, err := parseTarget("many=1", 22).find(p.Cache, may); err == nil || strings.Count(err.Error(), "x") != maxListed || !strings.HasSuffix(err.Error(), "...") {
+		t.Errorf("a query that means many nodes: %v", err)
+	}
+}
+
+func TestParsePlace(t *testing.T) {
+	for _, c := range []struct {
+		in, host string
+		port     uint32
+	}{
+		{"n1", "n1", 22},
+		{"n1:20001", "n1", 20001},
+		{"localhost:20001", "localhost", 20001},
+		{"n1:", "n1:", 22},
+		{"n1:70000", "n1:70000", 22},
+		{"addr=a:22", "addr=a:22", 22},
+		{":22", ":22", 22},
+		{"", "", 22},
+	} {
+		if host, port := parsePlace(c.in); host != c.host || port != c.port {
+			t.Errorf("parsePlace(%q) = %q, %d; want %q, %d", c.in, host, port, c.host, c.port)
 		}
 	}
 }

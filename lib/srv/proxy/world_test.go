@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -77,7 +78,7 @@ func (p policy) apply(u *accessdv1.PolicyUpdate) {
 
 func (p policy) node(n services.Node) {
 	p.t.Helper()
-	n.Kind = services.NodeAccessd
+	n.Kind = cmp.Or(n.Kind, services.NodeAccessd)
 	p.put("node", n.ID, n)
 }
 
@@ -96,6 +97,7 @@ type world struct {
 	audit  *recorder
 	login  *fakeLogin
 	tunnel *fakeTunnels
+	sshd   *fakeForwarder
 	offend *offences
 	server *Server
 	addr   string
@@ -123,9 +125,10 @@ func newWorld(t testing.TB, change ...func(*world)) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
+	w.sshd = &fakeForwarder{w: w}
 	w.cfg = Config{
 		HostKeys: func() []ssh.Signer { return []ssh.Signer{w.host} },
-		Policy:   w.policy.Cache, Engine: engine, Events: w.audit, People: w.login.people(), Tunnels: w.tunnel,
+		Policy:   w.policy.Cache, Engine: engine, Events: w.audit, People: w.login.people(), Tunnels: w.tunnel, Forwarder: w.sshd,
 		Authority: http.NotFoundHandler(),
 		Limits:    sshserver.Limits{FailureDelay: time.Millisecond},
 		Grace:     time.Second,
@@ -583,14 +586,36 @@ func (w *world) connectNode() {
 	w.tunnel.nodes[idN1] = addr
 }
 
-// startNode serves SSH as a node would: certificates of the user authority are
-// let in, "echo X" prints X, "cat" copies, "exit" ends with 7.
-func startNode(t testing.TB, w *world) string {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+// fakeForwarder serves every plain sshd node as startNode serves others.
+type fakeForwarder struct {
+	w *world
+
+	mu     sync.Mutex
+	served []string // node and address of the client
+	open   int
+}
+
+// ServeNode implements [Forwarder].
+func (f *fakeForwarder) ServeNode(_ context.Context, conn net.Conn, n services.Node) error {
+	f.mu.Lock()
+	f.served = append(f.served, fmt.Sprintf("%s for %s", n.Name, conn.RemoteAddr()))
+	f.open++
+	f.mu.Unlock()
+	serveNode(conn, f.w.nodeConfig())
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.open--
+	return nil
+}
+
+func (f *fakeForwarder) state() (served []string, open int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.served), f.open
+}
+
+// nodeConfig lets certificates of the user authority in.
+func (w *world) nodeConfig() *ssh.ServerConfig {
 	cfg := &ssh.ServerConfig{PublicKeyCallback: func(m ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
 		cert, ok := key.(*ssh.Certificate)
 		if !ok {
@@ -600,6 +625,18 @@ func startNode(t testing.TB, w *world) string {
 		return nil, err
 	}}
 	cfg.AddHostKey(w.host)
+	return cfg
+}
+
+// startNode serves SSH as a node would: certificates of the user authority are
+// let in, "echo X" prints X, "cat" copies, "exit" ends with 7.
+func startNode(t testing.TB, w *world) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := w.nodeConfig()
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {
