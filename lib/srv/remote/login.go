@@ -1,0 +1,252 @@
+package remote
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"syscall"
+
+	"connectrpc.com/connect"
+	"golang.org/x/crypto/ssh"
+
+	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
+	"github.com/accessd/accessd/lib/events"
+	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/services"
+	"github.com/accessd/accessd/lib/sshca"
+)
+
+// maxBanner bounds what is kept of a banner (RFC 4252, section 5.4), in bytes.
+const maxBanner = 16 << 10
+
+// login is one attempt to log in. x/crypto calls its methods one after the
+// other.
+type login struct {
+	purpose
+
+	x    *Executor
+	node services.Node
+
+	banner strings.Builder
+
+	mu      sync.Mutex    // a login that took too long is explained while it still runs
+	trusted ssh.PublicKey // the host key that was taken
+	signed  bool          // the key for this login has a certificate
+	refused error         // why nothing comes of it, if this package says so
+}
+
+// config returns how to log in while ctx lives.
+func (g *login) config(ctx context.Context) ssh.ClientConfig {
+	return ssh.ClientConfig{
+		User: string(g.login),
+		Auth: []ssh.AuthMethod{ssh.PublicKeysCallback(func() ([]ssh.Signer, error) {
+			signer, err := g.certify(ctx)
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			g.signed, g.refused = err == nil, err
+			return []ssh.Signer{signer}, err
+		})},
+		HostKeyAlgorithms: hostKeyAlgorithms(g.node),
+		HostKeyCallback: func(_ string, _ net.Addr, key ssh.PublicKey) error {
+			if again, err := g.sameHost(key); again {
+				return err
+			}
+			err := g.checkHost(ctx, key)
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			if g.refused = err; err == nil {
+				g.trusted = key
+			}
+			return err
+		},
+		BannerCallback: func(message string) error {
+			if room := maxBanner - g.banner.Len(); room > 0 {
+				g.banner.WriteString(message[:min(len(message), room)])
+			}
+			return nil
+		},
+	}
+}
+
+// certify returns a fresh key with a certificate for this login and no other.
+func (g *login) certify(ctx context.Context) (ssh.Signer, error) {
+	_, key := sshca.Generate()
+	resp, err := g.x.cfg.Certs.SignSession(ctx, connect.NewRequest(&accessdv1.SignSessionRequest{
+		Certificate: g.x.credential, PublicKey: string(ssh.MarshalAuthorizedKey(key.PublicKey())),
+		Client: g.x.cfg.Client.String(), Node: string(g.node.ID), Login: string(g.login),
+		Session: g.session, Role: string(g.role),
+	}))
+	if err != nil {
+		if fault.KindOf(err) == fault.Internal {
+			err = fault.Wrap(fault.Unavailable, err, "the authority signs no certificate for the node now")
+		}
+		return nil, err
+	}
+	parsed, _, _, _, err := ssh.ParseAuthorizedKey([]byte(resp.Msg.GetCertificate()))
+	if err != nil {
+		return nil, fmt.Errorf("read the certificate for a session: %w", err)
+	}
+	cert, ok := parsed.(*ssh.Certificate)
+	if !ok {
+		return nil, errors.New("read the certificate for a session: it is a plain key")
+	}
+	signer, err := ssh.NewCertSigner(cert, key)
+	if err != nil {
+		return nil, fmt.Errorf("use the certificate for a session: %w", err)
+	}
+	return signer, nil
+}
+
+// hostKeyAlgorithms are the signatures by which n may prove itself, those of
+// certificates and of the keys on record first: an sshd has several keys. SHA-1
+// is in none.
+func hostKeyAlgorithms(n services.Node) []string {
+	list := []string{
+		ssh.CertAlgoED25519v01, ssh.CertAlgoECDSA256v01, ssh.CertAlgoECDSA384v01, ssh.CertAlgoECDSA521v01,
+		ssh.CertAlgoRSASHA512v01, ssh.CertAlgoRSASHA256v01,
+	}
+	plain := [][]string{
+		{ssh.KeyAlgoED25519},
+		{ssh.KeyAlgoECDSA256},
+		{ssh.KeyAlgoECDSA384},
+		{ssh.KeyAlgoECDSA521},
+		{ssh.KeyAlgoRSASHA512, ssh.KeyAlgoRSASHA256},
+	}
+	known := map[string]bool{}
+	for _, k := range pinned(n) {
+		known[k.Type()] = true
+	}
+	known[ssh.KeyAlgoRSASHA512] = known[ssh.KeyAlgoRSA]
+	for _, first := range []bool{true, false} {
+		for _, algorithms := range plain {
+			if known[algorithms[0]] == first {
+				list = append(list, algorithms...)
+			}
+		}
+	}
+	return list
+}
+
+// pinned returns the host keys on record for n.
+func pinned(n services.Node) []ssh.PublicKey {
+	var keys []ssh.PublicKey
+	for _, line := range n.HostKeys {
+		if k, _, _, _, err := ssh.ParseAuthorizedKey([]byte(line)); err == nil {
+			keys = append(keys, k)
+		}
+	}
+	return keys
+}
+
+// sameHost reports whether key comes with a renewed key exchange (RFC 4253,
+// section 9), and refuses it if it is not the one that was taken, which may have
+// expired since.
+func (g *login) sameHost(key ssh.PublicKey) (again bool, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.trusted == nil {
+		return false, nil
+	}
+	if !bytes.Equal(key.Marshal(), g.trusted.Marshal()) {
+		return true, errors.New("the host key changed within the connection")
+	}
+	return true, nil
+}
+
+// checkHost refuses a host key that is not the node's.
+func (g *login) checkHost(ctx context.Context, key ssh.PublicKey) error {
+	why := "it is not the one on record"
+	plain := key
+	if cert, ok := key.(*ssh.Certificate); ok {
+		err := g.x.checkCertificate(cert, g.node)
+		if err == nil {
+			return nil
+		}
+		// An sshd may show a certificate of other people's for a key we know.
+		why = err.Error()
+		plain = cert.Key
+	}
+	keys := pinned(g.node)
+	for _, k := range keys {
+		if bytes.Equal(k.Marshal(), plain.Marshal()) {
+			return nil
+		}
+	}
+	if len(g.node.HostKeys) == 0 && g.node.Address == "" {
+		return g.pin(ctx, plain)
+	}
+	refusal := fault.New(fault.Denied,
+		"the host key of node %q is not the one that is expected (it is %s); nobody logs in until that is settled", g.node.Name, ssh.FingerprintSHA256(plain))
+	ev := g.hostKeyEvent(plain, why)
+	if err := g.x.cfg.Events.Emit(context.WithoutCancel(ctx), ev); err != nil {
+		return fault.Wrap(fault.Unavailable, err, "the audit log cannot be written, and "+refusal.Public)
+	}
+	return refusal
+}
+
+// checkCertificate refuses c unless it is a host certificate of the cluster for
+// n.
+func (x *Executor) checkCertificate(c *ssh.Certificate, n services.Node) error {
+	t, now := x.cfg.Trust(), x.cfg.Now()
+	err := t.CheckHost(c, string(n.ID), now)
+	if err != nil && t.CheckHost(c, string(n.Name), now) == nil {
+		return nil
+	}
+	return err
+}
+
+// pin puts key on record as that of a node that has none.
+func (g *login) pin(ctx context.Context, key ssh.PublicKey) error {
+	_, err := g.x.cfg.Certs.PinHostKey(ctx, connect.NewRequest(&accessdv1.PinHostKeyRequest{
+		Node: string(g.node.ID), HostKey: string(ssh.MarshalAuthorizedKey(key)),
+	}))
+	ev := g.hostKeyEvent(key, "")
+	if err != nil {
+		ev = g.hostKeyEvent(key, "cannot be pinned: "+err.Error())
+	}
+	if emitErr := g.x.cfg.Events.Emit(context.WithoutCancel(ctx), ev); emitErr != nil {
+		return fault.Wrap(fault.Unavailable, emitErr, "the audit log cannot be written, so no host key is pinned")
+	}
+	if err != nil {
+		return fault.Wrap(fault.Unavailable, err, fmt.Sprintf("the host key of node %q cannot be put on record", g.node.Name))
+	}
+	return nil
+}
+
+// hostKeyEvent is about key, which was pinned, or refused for a reason.
+func (g *login) hostKeyEvent(key ssh.PublicKey, refused string) events.Event {
+	id := g.x.cfg.Identity
+	e := events.Event{
+		Name: events.NodeHostKey, User: id.User, Login: g.login, Proto: "ssh", Success: refused == "", Error: refused,
+		Fields: map[string]any{
+			"connection": g.x.cfg.ID, "node_id": g.node.ID, "node_name": g.node.Name, "node_labels": g.node.Labels,
+			"fingerprint": ssh.FingerprintSHA256(key),
+		},
+	}
+	if g.x.cfg.Client.IsValid() {
+		e.AddrRemote = g.x.cfg.Client.String()
+	}
+	if g.node.Address != "" {
+		e.Fields["address"] = g.node.Address
+	}
+	if refused != "" {
+		e.Fields["reason"] = refused
+	}
+	var expected []string
+	for _, k := range pinned(g.node) {
+		expected = append(expected, ssh.FingerprintSHA256(k))
+	}
+	if expected != nil {
+		e.Fields["expected"] = expected
+	}
+	return e
+}
+
+// isReset reports whether err is that of a connection the other side reset.
+func isReset(err error) bool {
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, net.ErrClosed)
+}
