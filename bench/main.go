@@ -55,6 +55,8 @@ func scenarios() []scenario {
 		{"echo", "6", measureEcho},
 		{"link", "7", measureLink},
 		{"session", "8, 9", measureSessions},
+		{"channel", "8", measureChannels},
+		{"files", "", measureFiles},
 		{"tunnel", "8", measureTunnels},
 		{"reattach", "10", measureReattach},
 		{"decide", "13", measureDecisions},

@@ -33,6 +33,7 @@ PrintMotd no
 MaxStartups 10000
 MaxSessions 10000
 AllowTcpForwarding yes
+Subsystem sftp /usr/lib/openssh/sftp-server
 LogLevel ERROR
 `
 
