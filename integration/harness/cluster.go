@@ -55,7 +55,7 @@ func account(t testing.TB) string {
 	makeAccount.Lock()
 	defer makeAccount.Unlock()
 	if _, err := user.Lookup(testAccount); err != nil {
-		if r := Run(t, nil, "useradd", "--create-home", "--shell", "/bin/sh", testAccount); r.Code != 0 {
+		if r := Run(t, nil, "useradd", "--create-home", "--password", "*", "--shell", "/bin/sh", testAccount); r.Code != 0 {
 			t.Fatalf("useradd: %s", r.Stderr)
 		}
 	}

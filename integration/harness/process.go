@@ -112,25 +112,35 @@ func (b *buffer) String() string {
 func Start(t testing.TB, args ...string) *Process {
 	t.Helper()
 	p, ready := Launch(t, args...)
+	p.await(ready)
+	return p
+}
+
+// await waits for the ready line.
+func (p *Process) await(ready <-chan string) {
+	p.t.Helper()
 	select {
 	case line, ok := <-ready:
 		if !ok {
 			<-p.done
-			t.Fatalf("accessd %q ended before it was ready:\n%s", args, p.log.String())
+			p.t.Fatalf("%q ended before it was ready:\n%s", p.cmd.Args, p.log.String())
 		}
 		p.Ready = line
 	case <-time.After(Patience):
-		t.Fatalf("accessd %q was not ready within %v:\n%s", args, Patience, p.log.String())
+		p.t.Fatalf("%q was not ready within %v:\n%s", p.cmd.Args, Patience, p.log.String())
 	}
-	return p
 }
 
 // Launch runs the binary without waiting; the channel yields its ready line, or
 // closes when it ends without one.
 func Launch(t testing.TB, args ...string) (*Process, <-chan string) {
 	t.Helper()
-	p := &Process{t: t, done: make(chan struct{}), log: &buffer{}}
-	p.cmd = exec.Command(Binary(t), args...)
+	return launch(t, exec.Command(Binary(t), args...))
+}
+
+func launch(t testing.TB, cmd *exec.Cmd) (*Process, <-chan string) {
+	t.Helper()
+	p := &Process{t: t, cmd: cmd, done: make(chan struct{}), log: &buffer{}}
 	p.cmd.Env = append(os.Environ(), "GORACE=halt_on_error=0 exitcode=66")
 	p.cmd.Stderr = p.log
 	stdout, err := p.cmd.StdoutPipe()
@@ -156,9 +166,9 @@ func Launch(t testing.TB, args ...string) (*Process, <-chan string) {
 	t.Cleanup(func() {
 		p.Kill()
 		if log := p.log.String(); strings.Contains(log, "DATA RACE") || t.Failed() {
-			t.Logf("accessd %q:\n%s", args, tail(log, 8000))
+			t.Logf("%q:\n%s", cmd.Args, tail(log, 8000))
 			if strings.Contains(log, "DATA RACE") {
-				t.Errorf("accessd %q: data race", args)
+				t.Errorf("%q: data race", cmd.Args)
 			}
 		}
 	})

@@ -2,6 +2,7 @@ package harness
 
 import (
 	"bytes"
+	"os"
 	"os/exec"
 	"regexp"
 	"syscall"
@@ -16,7 +17,7 @@ import (
 type Terminal struct {
 	t      testing.TB
 	cmd    *exec.Cmd
-	pty    interface{ Write([]byte) (int, error) }
+	pty    *os.File
 	screen *buffer
 	moved  chan struct{} // something new is on the screen
 	done   chan struct{}
@@ -27,13 +28,28 @@ type Terminal struct {
 // Type starts a command that finds a terminal to ask its questions on.
 func Type(t testing.TB, name string, args ...string) *Terminal {
 	t.Helper()
+	return sit(t, exec.Command(name, args...), false)
+}
+
+// Sit starts a command with all of its streams on a terminal of 80 columns and
+// 24 rows, as a person does who sits before it.
+func Sit(t testing.TB, cmd *exec.Cmd) *Terminal {
+	t.Helper()
+	return sit(t, cmd, true)
+}
+
+func sit(t testing.TB, cmd *exec.Cmd, all bool) *Terminal {
+	t.Helper()
 	master, slave, err := pty.Open()
 	if err != nil {
 		t.Fatal(err)
 	}
-	k := &Terminal{t: t, pty: master, screen: &buffer{}, moved: make(chan struct{}, 1), done: make(chan struct{})}
-	k.cmd = exec.Command(name, args...)
+	k := &Terminal{t: t, cmd: cmd, pty: master, screen: &buffer{}, moved: make(chan struct{}, 1), done: make(chan struct{})}
 	k.cmd.Stdin, k.cmd.Stderr, k.cmd.Stdout = slave, slave, &k.stdout
+	if all {
+		k.cmd.Stdout = slave
+		k.Resize(80, 24)
+	}
 	k.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 0}
 	if err := k.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -96,7 +112,21 @@ func (k *Terminal) Expect(re string) []string {
 // Send types a line.
 func (k *Terminal) Send(line string) {
 	k.t.Helper()
-	if _, err := k.pty.Write([]byte(line + "\n")); err != nil {
+	k.Press(line + "\n")
+}
+
+// Press types keys.
+func (k *Terminal) Press(keys string) {
+	k.t.Helper()
+	if _, err := k.pty.Write([]byte(keys)); err != nil {
+		k.t.Fatal(err)
+	}
+}
+
+// Resize gives the terminal another size.
+func (k *Terminal) Resize(columns, rows uint16) {
+	k.t.Helper()
+	if err := pty.Setsize(k.pty, &pty.Winsize{Cols: columns, Rows: rows}); err != nil {
 		k.t.Fatal(err)
 	}
 }

@@ -1,0 +1,160 @@
+package integration
+
+import (
+	"bytes"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/accessd/accessd/integration/harness"
+)
+
+// forwardChecks are ports and sockets.
+func forwardChecks() []check {
+	strict := []string{"-N", "-o", "ExitOnForwardFailure=yes"}
+	return []check{
+		{openssh, "-L", "a local port leads to a service the node reaches, half-close included", nil, func(t *testing.T, x target) {
+			at := "127.0.0.1:" + port(t)
+			x.background(t, x.command(append(strict, "-L", at+":"+echo(t))))
+			throughEcho(t, "tcp", at, 1<<20)
+		}},
+		{openssh, "-R", "a port on the node leads to a service the person reaches", nil, func(t *testing.T, x target) {
+			at := "127.0.0.1:" + port(t)
+			x.background(t, x.command(append(strict, "-R", at+":"+echo(t))))
+			throughEcho(t, "tcp", at, 1<<20)
+		}},
+		{openssh, "-R 0", "the node chooses the port and says which", nil, func(t *testing.T, x target) {
+			words := filepath.Join(t.TempDir(), "words")
+			x.background(t, x.command(append(strict, "-E", words, "-R", "127.0.0.1:0:"+echo(t))))
+			var at string
+			harness.Eventually(t, "the port is told", func() bool {
+				text, _ := os.ReadFile(words)
+				m := regexp.MustCompile(`Allocated port (\d+) for remote forward`).FindSubmatch(text)
+				if m == nil {
+					return false
+				}
+				at = "127.0.0.1:" + string(m[1])
+				return true
+			})
+			throughEcho(t, "tcp", at, 1<<20)
+		}},
+		{openssh, "-R cancelled", "ssh -O cancel closes the port on the node", nil, cancelRemote},
+		{openssh, "-R SOCKS", "a port on the node is a proxy into the person's network", nil, func(t *testing.T, x target) {
+			at := "127.0.0.1:" + port(t)
+			x.background(t, x.command(append(strict, "-R", at)))
+			socks(t, x, at)
+		}},
+		{openssh, "-D", "curl --socks5-hostname through the node", nil, func(t *testing.T, x target) {
+			at := "127.0.0.1:" + port(t)
+			x.background(t, x.command(append(strict, "-D", at)))
+			socks(t, x, at)
+		}},
+		{openssh, "-W", "standard streams lead to a service the node reaches", nil, func(t *testing.T, x target) {
+			body := noise(1 << 20)
+			r := x.feed(t, bytes.NewReader(body), []string{"-W", echo(t)})
+			if r.Code != 0 || digest([]byte(r.Stdout)) != digest(body) {
+				t.Errorf("exit %d, %d of %d bytes or others came back: %s", r.Code, len(r.Stdout), len(body), r.Stderr)
+			}
+		}},
+		{openssh, "-L refused", "a closed port behind the node is a failed open, and the connection lives", nil, func(t *testing.T, x target) {
+			r := x.ssh(t, []string{"-W", "127.0.0.1:1"})
+			if r.Code != 255 || !strings.Contains(r.Stderr, "open failed") {
+				t.Errorf("exit %d, stderr %q", r.Code, r.Stderr)
+			}
+		}},
+		{openssh, "-L to a unix socket", "a local socket leads to one on the node, opened as the login", nil, localSocket},
+		{openssh, "-R of a unix socket", "a socket on the node, owned by the login, leads to one here", nil, remoteSocket},
+	}
+}
+
+// socks fetches a page through a SOCKS proxy.
+func socks(t *testing.T, x target, at string) {
+	t.Helper()
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("page")) }))
+	t.Cleanup(web.Close)
+	var r harness.Result
+	harness.Eventually(t, "the proxy answers", func() bool {
+		r = x.run(t, nil, "curl", "-sS", "--noproxy", "", "--socks5-hostname", at, web.URL)
+		return r.Code != 7 // no connection yet
+	})
+	same(t, r, 0, "page", "")
+}
+
+func cancelRemote(t *testing.T, x target) {
+	sock := filepath.Join(shortDir(t), "m")
+	x.background(t, x.command([]string{"-M", "-N", "-S", sock}))
+	awaitFile(t, sock)
+	at := "127.0.0.1:" + port(t)
+	forward := at + ":" + echo(t)
+	must(t, x.run(t, nil, "ssh", "-F", x.config, "-S", sock, "-O", "forward", "-R", forward, x.alias()))
+	throughEcho(t, "tcp", at, 1000)
+	must(t, x.run(t, nil, "ssh", "-F", x.config, "-S", sock, "-O", "cancel", "-R", forward, x.alias()))
+	harness.Eventually(t, "the port is closed", func() bool {
+		c, err := net.Dial("tcp", at)
+		if err == nil {
+			c.Close()
+		}
+		return err != nil
+	})
+	must(t, x.run(t, nil, "ssh", "-F", x.config, "-S", sock, "-O", "forward", "-R", forward, x.alias()))
+	throughEcho(t, "tcp", at, 1000)
+}
+
+// echoSocket is an echo service at a unix socket that everybody may use.
+func echoSocket(t *testing.T, path string) {
+	t.Helper()
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	if err := os.Chmod(path, 0o777); err != nil { //nolint:gosec // the point
+		t.Fatal(err)
+	}
+	serveEcho(ln)
+}
+
+func localSocket(t *testing.T, x target) {
+	far, near := filepath.Join(x.scratch(t), "far"), filepath.Join(shortDir(t), "near")
+	echoSocket(t, far)
+	x.background(t, x.command([]string{"-N", "-L", near + ":" + far}))
+	throughEcho(t, "unix", near, 1<<20)
+	closed := filepath.Join(x.scratch(t), "closed")
+	echoSocket(t, closed)
+	if err := os.Chmod(closed, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	barred := filepath.Join(shortDir(t), "barred")
+	x.background(t, x.command([]string{"-N", "-L", barred + ":" + closed}))
+	awaitFile(t, barred)
+	c, err := net.Dial("unix", barred)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_, _ = c.Write([]byte("x"))
+	if n, err := c.Read(make([]byte, 1)); err == nil {
+		t.Errorf("a socket that the login may not open answered with %d bytes", n)
+	}
+}
+
+func remoteSocket(t *testing.T, x target) {
+	far, near := filepath.Join(x.scratch(t), "far"), filepath.Join(shortDir(t), "near")
+	echoSocket(t, near)
+	x.background(t, x.command([]string{"-N", "-o", "ExitOnForwardFailure=yes", "-R", far + ":" + near}))
+	awaitFile(t, far)
+	fi, err := os.Stat(far)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st, ok := fi.Sys().(*syscall.Stat_t); !ok || st.Uid != 4801 || fi.Mode().Perm() != 0o600 {
+		t.Errorf("the socket is %v of uid %d, want 0600 of the login", fi.Mode(), st.Uid)
+	}
+	throughEcho(t, "unix", far, 1<<20)
+}
