@@ -12,6 +12,11 @@
 //   - deny rules count of every role the user holds now, so that a certificate
 //     from before a prohibition does not evade it.
 //
+// Where a local forward leads is part of the question. A rule with destinations
+// is about forwards to these alone. A rule that denies one holds when the name or
+// the address is meant; one that allows a network holds for an address that is
+// known, never for a name.
+//
 // Logins and traits in rules are those of the live user. That the login is
 // among the certificate's principals is [sshca.Trust.CheckLogin]'s to see to.
 //
@@ -33,8 +38,10 @@ package authz
 import (
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 
@@ -74,12 +81,21 @@ func (n NodeView) equal(o NodeView) bool {
 	return n.ID == o.ID && n.Name == o.Name && maps.Equal(n.Labels, o.Labels)
 }
 
-// Target is where a forward leads, for [ActionForwardLocal].
+// Target is where a forward leads, for [ActionForwardLocal]; other actions have
+// none.
 type Target struct {
 	Host string     // as the client wrote it
 	Port uint16     // of a host
 	Addr netip.Addr // what Host stands for where it is dialled; zero when that is not known
 	Path string     // of a Unix socket; the others mean nothing then
+}
+
+// String returns t as a client writes it.
+func (t Target) String() string {
+	if t.Path != "" {
+		return t.Path
+	}
+	return net.JoinHostPort(t.Host, strconv.Itoa(int(t.Port)))
 }
 
 // Request asks whether somebody may do something on a node.
@@ -162,7 +178,9 @@ type answer struct {
 // ask is one question as the matchers see it.
 type ask struct {
 	question
-	node NodeView
+	node        NodeView
+	target      Target
+	destination *services.Destination // of target; nil asks for any
 }
 
 // New returns an Engine.
@@ -192,7 +210,10 @@ func (e *Engine) Decide(r Request) Decision {
 	if !slices.Contains(e.actions, string(r.Action)) {
 		return Decision{Reason: fmt.Sprintf("there is no action %.80q", string(r.Action))}
 	}
-	a := ask{question{node: r.Node.ID, login: r.Login, action: r.Action}, r.Node}
+	a := ask{question: question{node: r.Node.ID, login: r.Login, action: r.Action}, node: r.Node}
+	if r.Action == ActionForwardLocal {
+		a.lead(r.Target)
+	}
 	return e.answer(r.Identity, a, (*ruleSet).decide)
 }
 
@@ -200,7 +221,7 @@ func (e *Engine) Decide(r Request) Decision {
 // login and an action that [Engine.Decide] allows. The decision is that of one
 // such pair.
 func (e *Engine) Reach(id *sshca.Identity, n NodeView) Decision {
-	return e.answer(id, ask{question{node: n.ID}, n}, (*ruleSet).reach)
+	return e.answer(id, ask{question: question{node: n.ID}, node: n}, (*ruleSet).reach)
 }
 
 // Resource answers whether id may do what verb says with a resource of the
@@ -222,8 +243,12 @@ func (e *Engine) answer(id *sshca.Identity, a ask, decide func(*ruleSet, *ask) D
 		return broken(err)
 	}
 	a.holder = holderOf(id)
-	if got, ok := m.answers.Get(a.question); ok && got.node.equal(a.node) {
-		return got.decision
+	// Clients choose targets, and could fill what is remembered with them.
+	forget := a.destination != nil
+	if !forget {
+		if got, ok := m.answers.Get(a.question); ok && got.node.equal(a.node) {
+			return got.decision
+		}
 	}
 	set, ok := m.sets.Get(a.holder)
 	if !ok {
@@ -233,9 +258,24 @@ func (e *Engine) answer(id *sshca.Identity, a ask, decide func(*ruleSet, *ask) D
 		m.sets.Add(a.holder, set)
 	}
 	d := decide(set, &a)
+	if forget {
+		return d
+	}
 	a.node.Labels = maps.Clone(a.node.Labels)
 	m.answers.Add(a.question, answer{a.node, d})
 	return d
+}
+
+// lead makes t the target of a, unless it is the zero one.
+func (a *ask) lead(t Target) {
+	if t == (Target{}) {
+		return
+	}
+	d := services.NewDestination(t.Host, t.Port, t.Addr)
+	if t.Path != "" {
+		d = services.NewSocketDestination(t.Path)
+	}
+	a.target, a.destination = t, &d
 }
 
 // broken is the answer when the machinery fails, which no input can bring

@@ -3,6 +3,7 @@ package authz_test
 import (
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"regexp"
 	"slices"
 	"strings"
@@ -19,6 +20,7 @@ import (
 type plainRule struct {
 	nodes           map[string][]string
 	logins, actions []string
+	forward         []string
 }
 
 type plainRole struct {
@@ -35,7 +37,8 @@ type world struct {
 
 // reference is what a decision should be, in as few lines as it takes, without
 // any code of the product: whether it is allowed and the session TTL that binds.
-func (w *world) reference(u services.User, cert []names.RoleName, labels names.Labels, login, action string) (allow bool, ttl time.Duration) {
+// A target of nil asks for any.
+func (w *world) reference(u services.User, cert []names.RoleName, labels names.Labels, login, action string, target *authz.Target) (allow bool, ttl time.Duration) {
 	expand := func(s string) []string {
 		switch {
 		case s == "{{user.logins}}":
@@ -61,6 +64,13 @@ func (w *world) reference(u services.User, cert []names.RoleName, labels names.L
 				return false
 			}
 		}
+		if r.forward != nil && action != "forward:local" {
+			if unset {
+				return false
+			}
+		} else if r.forward != nil && (target == nil && unset || target != nil && !leads(r.forward, *target, unset)) {
+			return false
+		}
 		return (r.nodes != nil || unset) && (has(r.logins, login) || unset && r.logins == nil) && (has(r.actions, action) || unset && r.actions == nil)
 	}
 	for _, name := range u.Roles {
@@ -79,6 +89,82 @@ func (w *world) reference(u services.User, cert []names.RoleName, labels names.L
 		ttl = 0
 	}
 	return allow, ttl
+}
+
+// leads is what patterns mean, in the plainest words: whether one of them names
+// the target, for a rule that denies or for one that allows.
+func leads(patterns []string, t authz.Target, deny bool) bool {
+	host := strings.ToLower(strings.TrimSuffix(t.Host, "."))
+	local := host == "localhost" || deny && strings.HasSuffix(host, ".localhost")
+	var addrs []netip.Addr
+	for _, text := range []string{t.Addr.String(), t.Host} {
+		if a, err := netip.ParseAddr(text); err == nil {
+			addrs = append(addrs, a.WithZone("").Unmap())
+		}
+	}
+	loopback := []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1")}
+	if deny && (slices.ContainsFunc(addrs, netip.Addr.IsUnspecified) || local && addrs == nil) {
+		addrs = append(addrs, loopback...)
+	}
+	match := func(is func(netip.Addr) bool) bool {
+		n := 0
+		for _, a := range addrs {
+			if is(a) {
+				n++
+			}
+		}
+		return n > 0 && (deny || n == len(addrs))
+	}
+	for _, p := range patterns {
+		if glob, ok := strings.CutPrefix(p, "unix:"); ok || t.Path != "" {
+			re := regexp.MustCompile("^" + strings.ReplaceAll(regexp.QuoteMeta(glob), `\*`, "[^/]*") + "$")
+			if ok && t.Path != "" && re.MatchString(t.Path) {
+				return true
+			}
+			continue
+		}
+		cut := strings.LastIndex(p, ":")
+		name, port := strings.Trim(p[:cut], "[]"), p[cut+1:]
+		var low, high uint16
+		if n, _ := fmt.Sscanf(port, "%d-%d", &low, &high); port != "*" && (n == 1 && t.Port != low || n == 2 && (t.Port < low || t.Port > high)) {
+			continue
+		}
+		network, err := netip.ParsePrefix(name)
+		if a, literal := netip.ParseAddr(name); literal == nil {
+			network, err = netip.PrefixFrom(a, a.BitLen()), nil
+		}
+		switch {
+		case name == "*", err != nil && name == host, strings.HasPrefix(name, "*.") && strings.HasSuffix(host, name[1:]) && host != name[1:],
+			err == nil && match(network.Contains), name == "localhost" && (local || match(netip.Addr.IsLoopback)):
+			return true
+		}
+	}
+	return false
+}
+
+// targets are where forwards of the matrix lead: names and addresses that agree,
+// disagree and are not known, and ways to write them that are not the plain one.
+func targets() []*authz.Target {
+	out := []*authz.Target{nil, {Path: "/run/app/a.sock"}, {Path: "/run/app/b/a.sock"}, {Path: "/run/docker.sock"}}
+	for _, host := range []string{"db.example.com", "DB.Example.com.", "example.com", "badexample.com", "localhost", "x.localhost", "10.1.2.3", "169.254.169.254", "127.0.0.1", "::1", "fe80::1%eth0", "2001:db8::5", "::ffff:169.254.169.254", "0.0.0.0", "2852039166"} {
+		for _, addr := range []string{"", "10.1.2.3", "169.254.169.254", "127.0.0.1", "::ffff:10.1.2.3", "::", "2001:db8::5", "fe80::1%eth0"} {
+			for _, port := range []uint16{22, 443, 5432, 8080} {
+				t := &authz.Target{Host: host, Port: port}
+				if addr != "" {
+					t.Addr = netip.MustParseAddr(addr)
+				}
+				out = append(out, t)
+			}
+		}
+	}
+	return out
+}
+
+// matrixForwards are patterns of destinations.
+var matrixForwards = []string{
+	"*:*", "*:443", "*:22", "*.example.com:*", "*.com:400-500", "db.example.com:5432", "example.com:8000-8999", "localhost:*", "localhost:22",
+	"10.0.0.0/8:5432", "10.1.2.3:*", "169.254.0.0/16:*", "127.0.0.0/8:22", "127.0.0.1:8080", "0.0.0.0/0:443", "[2001:db8::/32]:*", "[::1]:*", "[fe80::/10]:*",
+	"unix:/run/app/*.sock", "unix:/run/*", "unix:/run/docker.sock",
 }
 
 // Names that are prefixes of each other or mean something to casbin or a shell
@@ -121,7 +207,7 @@ func generate(seed uint64) *world {
 	for _, name := range matrixRoles {
 		role := plainRole{ttl: time.Duration(r.IntN(4)) * time.Hour}
 		for range r.IntN(4) {
-			role.allow = append(role.allow, plainRule{nodes(), dedupe(some(3, logins...)), dedupe(some(4, words...))})
+			role.allow = append(role.allow, plainRule{nodes: nodes(), logins: dedupe(some(3, logins...)), actions: dedupe(some(4, words...))})
 		}
 		for range max(0, r.IntN(5)-3) {
 			rule := plainRule{nodes: nodes()}
@@ -176,6 +262,9 @@ func (w *world) policy(t *testing.T) *policy {
 		rules := make([]services.Rule, len(list))
 		for i, r := range list {
 			rules[i] = services.Rule{Logins: r.logins, Actions: r.actions}
+			for _, f := range r.forward {
+				rules[i].ForwardTo = append(rules[i].ForwardTo, pattern(t, f))
+			}
 			if r.nodes != nil {
 				rules[i].Nodes = selector(t, r.nodes)
 			}
@@ -205,7 +294,7 @@ func TestMatrix(t *testing.T) {
 					some := false
 					for _, login := range append(matrixLogins, "dev", "db", "prod", "", "*", "{{user.logins}}") {
 						for _, action := range services.Actions() {
-							want, ttl := w.reference(u, cert, node.Labels, login, action)
+							want, ttl := w.reference(u, cert, node.Labels, login, action, nil)
 							got := e.Decide(authz.Request{Identity: id, Node: node, Login: names.Login(login), Action: authz.Action(action)})
 							if got.Allow != want || got.Options.SessionTTL != ttl || got.Reason == "" {
 								t.Fatalf("seed %d, %s %v, certificate %v, node %s %v, login %q, %s: got %+v, want %v and %v",
@@ -231,6 +320,63 @@ func TestMatrix(t *testing.T) {
 	}
 }
 
+// TestForwardMatrix compares decisions about forwards with the reference
+// evaluator: roles with and without destinations, by every target.
+func TestForwardMatrix(t *testing.T) {
+	var allowed, refused, listed int
+	r := rand.New(rand.NewPCG(7, 7)) // the same cases every time
+	all := targets()
+	for seed := range uint64(100) {
+		w := &world{roles: map[names.RoleName]plainRole{}, users: map[names.UserName]services.User{}}
+		u := services.User{Name: "alice"}
+		for i := range 1 + r.IntN(3) {
+			role, name := plainRole{ttl: time.Duration(r.IntN(3)) * time.Hour}, matrixRoles[i]
+			for range 1 + r.IntN(2) {
+				rule := plainRule{nodes: map[string][]string{"env": {"dev"}}, logins: []string{"root"}, actions: []string{"forward:local", "shell"}}
+				for range r.IntN(4) {
+					rule.forward = append(rule.forward, matrixForwards[r.IntN(len(matrixForwards))])
+				}
+				role.allow = append(role.allow, rule)
+			}
+			for range r.IntN(2) {
+				rule := plainRule{forward: []string{matrixForwards[r.IntN(len(matrixForwards))]}}
+				if r.IntN(2) == 0 {
+					rule.nodes, rule.actions = map[string][]string{"env": {"dev"}}, []string{"forward:local"}
+				}
+				role.deny = append(role.deny, rule)
+			}
+			w.roles[name], u.Roles = role, append(u.Roles, name)
+		}
+		w.users["alice"] = u
+		e := engine(t, w.policy(t))
+		id := &sshca.Identity{Kind: sshca.KindUser, User: "alice", Roles: u.Roles}
+		for _, target := range all {
+			for _, action := range []authz.Action{authz.ActionForwardLocal, authz.ActionShell} {
+				req := authz.Request{Identity: id, Node: n1, Login: "root", Action: action}
+				if target != nil {
+					req.Target = *target
+				}
+				want, ttl := w.reference(u, u.Roles, n1.Labels, "root", string(action), target)
+				got := e.Decide(req)
+				if got.Allow != want || got.Options.SessionTTL != ttl || got.Reason == "" || got.Listed && !want {
+					t.Fatalf("seed %d, roles %+v, %s to %+v: got %+v, want %v and %v", seed, w.roles, action, req.Target, got, want, ttl)
+				}
+				switch {
+				case got.Listed:
+					listed++
+				case want:
+					allowed++
+				default:
+					refused++
+				}
+			}
+		}
+	}
+	if allowed < 1000 || refused < 1000 || listed < 1000 {
+		t.Errorf("the matrix allows %d, lists %d and refuses %d: it proves too little", allowed, listed, refused)
+	}
+}
+
 // TestLoginsMatrix: a login is a principal exactly when a rule names it and no
 // deny rule takes it away everywhere.
 func TestLoginsMatrix(t *testing.T) {
@@ -246,7 +392,7 @@ func TestLoginsMatrix(t *testing.T) {
 			for _, node := range w.nodes {
 				for _, login := range append(matrixLogins, "dev", "db", "prod") {
 					for _, action := range services.Actions() {
-						if ok, _ := w.reference(u, u.Roles, node.Labels, login, action); ok {
+						if ok, _ := w.reference(u, u.Roles, node.Labels, login, action, nil); ok {
 							reachable[login] = true
 						}
 					}

@@ -62,3 +62,12 @@ func selector(tb testing.TB, m map[string][]string) services.LabelSelector {
 	}
 	return s
 }
+
+func pattern(tb testing.TB, s string) services.ForwardPattern {
+	tb.Helper()
+	p, err := services.ParseForwardPattern(s)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return p
+}

@@ -59,9 +59,38 @@ func (r *rule) coversLogin(a *ask) bool {
 	return r.deny && len(r.Logins) == 0 || slices.Contains(r.logins, a.login)
 }
 
-// coversAction reports whether r names a's action.
+// coversAction reports whether r names a's action. A deny rule with
+// destinations is about forwards alone.
 func (r *rule) coversAction(a *ask) bool {
+	if r.deny && len(r.ForwardTo) > 0 && a.action != ActionForwardLocal {
+		return false
+	}
 	return r.deny && len(r.Actions) == 0 || named(r.Actions, string(a.action))
+}
+
+// coversTarget reports whether r names a's target. Where a asks for any, there
+// is one that a rule with destinations allows, and one that it does not deny.
+func (r *rule) coversTarget(a *ask) bool {
+	if len(r.ForwardTo) == 0 || a.action != ActionForwardLocal {
+		return true
+	}
+	if a.destination == nil {
+		return !r.deny
+	}
+	return slices.ContainsFunc(r.ForwardTo, func(p services.ForwardPattern) bool {
+		if r.deny {
+			return p.Forbids(*a.destination)
+		}
+		return p.Grants(*a.destination)
+	})
+}
+
+// lists reports whether r, which allows a, has a pattern for a's target that is
+// not one for everything.
+func (r *rule) lists(a *ask) bool {
+	return a.destination != nil && slices.ContainsFunc(r.ForwardTo, func(p services.ForwardPattern) bool {
+		return !p.Everything() && p.Grants(*a.destination)
+	})
 }
 
 // coversResource reports whether r is about resources and names a's, with its
@@ -103,6 +132,20 @@ func Logins(user services.User, roles []services.Role) []names.Login {
 	return slices.DeleteFunc(slices.Compact(allowed), func(l names.Login) bool {
 		return slices.ContainsFunc(denied, func(r rule) bool { return r.total(l) })
 	})
+}
+
+// PlainKeyRoles returns those of roles that user holds and that let in who
+// proves a key enrolled for the user: the ones a certificate may carry that
+// stands on no better proof. What the user's other roles deny is denied all the
+// same.
+func PlainKeyRoles(user services.User, roles []services.Role) []services.Role {
+	var out []services.Role
+	for _, r := range roles {
+		if r.Options.PlainKeys && slices.Contains(user.Roles, r.Name) {
+			out = append(out, r)
+		}
+	}
+	return out
 }
 
 // pairs yields a with every login and action that r, an allow rule, names.

@@ -27,7 +27,7 @@ p2 = rule, eft
 e = some(where (p.eft == allow)) && !some(where (p.eft == deny))
 
 [matchers]
-m  = node(r.ask, p.rule) && login(r.ask, p.rule) && action(r.ask, p.rule)
+m  = node(r.ask, p.rule) && login(r.ask, p.rule) && action(r.ask, p.rule) && target(r.ask, p.rule)
 m2 = resource(r.ask, p2.rule)
 `
 
@@ -38,6 +38,7 @@ func functions() map[string]func(*rule, *ask) bool {
 		"login":    (*rule).coversLogin,
 		"node":     (*rule).coversNode,
 		"resource": (*rule).coversResource,
+		"target":   (*rule).coversTarget,
 	}
 }
 
@@ -125,7 +126,9 @@ func (s *ruleSet) function(covers func(*rule, *ask) bool) func(args ...any) (any
 
 // decide answers a question about a login and an action on a node.
 func (s *ruleSet) decide(a *ask) Decision {
-	grants := func(r *rule) bool { return r.coversNode(a) && r.coversLogin(a) && r.coversAction(a) }
+	grants := func(r *rule) bool {
+		return r.coversNode(a) && r.coversLogin(a) && r.coversAction(a) && r.coversTarget(a)
+	}
 	return s.enforce(grants, s.noRule, a, a)
 }
 
@@ -161,6 +164,7 @@ func (s *ruleSet) enforce(grants func(*rule) bool, why func(*ask) string, a *ask
 	for i := range s.rules {
 		if r := &s.rules[i]; !r.deny && grants(r) {
 			d.Options = d.Options.Strictest(r.options)
+			d.Listed = d.Listed || r.lists(a)
 		}
 	}
 	return d
@@ -190,13 +194,14 @@ func (s *ruleSet) reach(a *ask) Decision {
 }
 
 // noRule returns why no rule decided a question about a node: the first of
-// node, login and action for which no allow rule stands.
+// node, login, action and target for which no allow rule stands.
 func (s *ruleSet) noRule(a *ask) string {
-	var node, login bool
+	var node, login, action bool
 	for i := range s.rules {
 		if r := &s.rules[i]; !r.deny && r.coversNode(a) {
 			node = true
 			login = login || r.coversLogin(a)
+			action = action || r.coversLogin(a) && r.coversAction(a)
 		}
 	}
 	switch {
@@ -204,6 +209,8 @@ func (s *ruleSet) noRule(a *ask) string {
 		return fmt.Sprintf("no role of %s reaches node %q", s.user, a.node.Name)
 	case !login:
 		return fmt.Sprintf("no role of %s allows login %.80q on node %q", s.user, string(a.login), a.node.Name)
+	case action:
+		return fmt.Sprintf("no role of %s allows %s to %.80q as login %.80q on node %q", s.user, a.action, a.target.String(), string(a.login), a.node.Name)
 	}
 	return fmt.Sprintf("no role of %s allows %s as login %.80q on node %q", s.user, a.action, string(a.login), a.node.Name)
 }

@@ -201,7 +201,7 @@ func fields(groups ...any) []Field {
 // source of names, codes and fields.
 func Table() []Spec {
 	var all []Spec
-	for _, part := range [][]Spec{people(), sessions(), members(), administration()} {
+	for _, part := range [][]Spec{people(), sessions(), within(), members(), administration()} {
 		all = append(all, part...)
 	}
 	return all
@@ -327,6 +327,12 @@ func sessions() []Spec {
 				serial(), fingerprint(), connection(),
 			),
 		},
+	}
+}
+
+// within are the events of what goes on beside the session's own process.
+func within() []Spec {
+	return []Spec{
 		{
 			Name: Port, Code: "A3006", Outcome: Either, Meaning: "a forwarded connection or a listener of one began, ended, or was refused",
 			Fields: fields(

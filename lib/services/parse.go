@@ -336,8 +336,10 @@ func (p *roleParser) rule(n *yaml.Node, what string) Rule {
 			r.Actions = p.words(value, "actions", Actions())
 		case "resources":
 			r.Resources = p.resources(value)
-		case "commands", "forward_to":
-			p.fail(key, "%s: not supported yet", key.Value)
+		case "forward_to":
+			r.ForwardTo = p.forwards(value)
+		case "commands":
+			p.fail(key, "commands: not supported yet")
 		default:
 			p.fail(key, "unknown field %q in a rule", clip(key.Value))
 		}
@@ -351,12 +353,23 @@ func checkAllow(r Rule) string {
 	if r.aboutNodes() && len(r.Resources) == 0 && (r.Nodes.IsZero() || len(r.Logins) == 0 || len(r.Actions) == 0) {
 		return "a rule about nodes needs nodes, logins and actions"
 	}
-	return checkDeny(r)
+	if wrong := checkForwards(r, false); wrong != "" {
+		return wrong
+	}
+	return checkSubject(r)
 }
 
 // checkDeny returns what is wrong with a deny rule as a whole, or "". What it
 // does not name it denies in every form.
 func checkDeny(r Rule) string {
+	if wrong := checkForwards(r, true); wrong != "" {
+		return wrong
+	}
+	return checkSubject(r)
+}
+
+// checkSubject returns what is wrong with what r is about, or "".
+func checkSubject(r Rule) string {
 	switch {
 	case r.aboutNodes() && len(r.Resources) > 0:
 		return "a rule is about nodes or about resources; make two of it"
@@ -367,7 +380,7 @@ func checkDeny(r Rule) string {
 }
 
 func (r Rule) aboutNodes() bool {
-	return !r.Nodes.IsZero() || len(r.Logins) > 0 || len(r.Actions) > 0
+	return !r.Nodes.IsZero() || len(r.Logins) > 0 || len(r.Actions) > 0 || len(r.ForwardTo) > 0
 }
 
 // selector reads label conditions: "*", or a mapping from keys to a value or a
@@ -414,6 +427,19 @@ func (p *roleParser) logins(n *yaml.Node) []string {
 	return out
 }
 
+func (p *roleParser) forwards(n *yaml.Node) []ForwardPattern {
+	var out []ForwardPattern
+	p.list(n, "forward_to", func(entry *yaml.Node, s string) {
+		pattern, err := ParseForwardPattern(s)
+		if err != nil {
+			p.fail(entry, "forward_to: %v", err)
+			return
+		}
+		out = append(out, pattern)
+	})
+	return out
+}
+
 func (p *roleParser) resources(n *yaml.Node) map[string][]string {
 	known := Resources()
 	out := map[string][]string{}
@@ -438,10 +464,11 @@ func (p *roleParser) options(n *yaml.Node) RoleOptions {
 		case "max_sessions":
 			o.MaxSessions = p.count(value, "max_sessions")
 		case "pin_source":
-			if !p.is(value, yaml.ScalarNode, "!!bool") {
-				p.fail(value, "pin_source: want true or false, got %s", describe(value))
-			}
-			o.PinSource = strings.EqualFold(value.Value, "true")
+			o.PinSource = p.boolean(value, "pin_source")
+		case "plain_keys":
+			o.PlainKeys = p.boolean(value, "plain_keys")
+		case "create_account":
+			o.CreateAccount = p.createAccount(value)
 		case "mfa", "record":
 			p.fail(key, "%s: not supported yet", key.Value)
 		default:
@@ -449,6 +476,13 @@ func (p *roleParser) options(n *yaml.Node) RoleOptions {
 		}
 	})
 	return o
+}
+
+func (p *roleParser) boolean(n *yaml.Node, what string) bool {
+	if !p.is(n, yaml.ScalarNode, "!!bool") {
+		p.fail(n, "%s: want true or false, got %s", what, describe(n))
+	}
+	return strings.EqualFold(n.Value, "true")
 }
 
 func (p *roleParser) duration(n *yaml.Node, what string) time.Duration {

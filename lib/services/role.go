@@ -20,14 +20,19 @@ type Role struct {
 	Revision int64 `json:"-"`
 }
 
-// Rule is about nodes (Nodes, Logins, Actions) or about resources of the
-// cluster (Resources), never both. In an allow rule about nodes all three are
-// set; in a deny rule what is not set means every one.
+// Rule is about nodes (Nodes, Logins, Actions, ForwardTo) or about resources of
+// the cluster (Resources), never both. In an allow rule about nodes the first
+// three are set; in a deny rule what is not set means every one.
+//
+// ForwardTo limits a rule to forwards to these destinations, as far as the action
+// forward:local goes; the other actions of an allow rule are as if it was not
+// there, and a deny rule that has it is about no others.
 type Rule struct {
 	Nodes     LabelSelector       `json:"nodes,omitzero"`
-	Logins    []string            `json:"logins,omitempty"`    // exact names and templates; see [Rule.ExpandLogins]
-	Actions   []string            `json:"actions,omitempty"`   // of [Actions], or "*"
-	Resources map[string][]string `json:"resources,omitempty"` // of [Resources] or "*", to some of [Verbs] or "*"
+	Logins    []string            `json:"logins,omitempty"`     // exact names and templates; see [Rule.ExpandLogins]
+	Actions   []string            `json:"actions,omitempty"`    // of [Actions], or "*"
+	ForwardTo []ForwardPattern    `json:"forward_to,omitempty"` // none: wherever they lead
+	Resources map[string][]string `json:"resources,omitempty"`  // of [Resources] or "*", to some of [Verbs] or "*"
 }
 
 // loginsTemplate stands for the user's own logins in a rule; a trait's template
@@ -78,21 +83,16 @@ type RoleOptions struct {
 	CreateAccount *CreateAccount `json:"create_account,omitempty"` // nil: accounts are there or not
 }
 
-// CreateAccount says how a node makes the account of a login that it lacks.
-type CreateAccount struct {
-	Groups  []string `json:"groups,omitempty"`  // of the node, that it is put into
-	Sudoers []string `json:"sudoers,omitempty"` // lines of sudoers(5) without the user
-	Shell   string   `json:"shell,omitempty"`   // "" means the system's default
-	Keep    bool     `json:"keep,omitempty"`    // else it is removed after its last session
-}
-
-// Strictest returns the options that keep every limit of o and of p.
+// Strictest returns the options that keep every limit of o and of p. PlainKeys is
+// about signing in and no limit of what a role grants; the result has none.
 func (o RoleOptions) Strictest(p RoleOptions) RoleOptions {
 	return RoleOptions{
 		SessionTTL:  lower(o.SessionTTL, p.SessionTTL),
 		IdleTimeout: lower(o.IdleTimeout, p.IdleTimeout),
 		MaxSessions: lower(o.MaxSessions, p.MaxSessions),
 		PinSource:   o.PinSource || p.PinSource,
+
+		CreateAccount: o.CreateAccount.strictest(p.CreateAccount),
 	}
 }
 

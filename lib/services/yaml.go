@@ -22,6 +22,7 @@ type ruleDoc struct {
 	Nodes     map[string][]string `yaml:"nodes,omitempty,flow"`
 	Logins    []string            `yaml:"logins,omitempty,flow"`
 	Actions   []string            `yaml:"actions,omitempty,flow"`
+	ForwardTo []string            `yaml:"forward_to,omitempty,flow"`
 	Resources map[string][]string `yaml:"resources,omitempty,flow"`
 }
 
@@ -30,13 +31,26 @@ type optionsDoc struct {
 	IdleTimeout string `yaml:"idle_timeout,omitempty"`
 	MaxSessions int    `yaml:"max_sessions,omitempty"`
 	PinSource   bool   `yaml:"pin_source,omitempty"`
+	PlainKeys   bool   `yaml:"plain_keys,omitempty"`
+
+	CreateAccount *accountDoc `yaml:"create_account,omitempty"`
+}
+
+// accountDoc is a [CreateAccount] as it stands in YAML.
+type accountDoc struct {
+	Groups  []string `yaml:"groups,omitempty,flow"`
+	Sudoers []string `yaml:"sudoers,omitempty"`
+	Shell   string   `yaml:"shell,omitempty"`
+	Keep    bool     `yaml:"keep,omitempty"`
 }
 
 // YAML returns r as a document that [ParseRoles] reads into the same role.
 func (r Role) YAML() []byte {
 	doc := roleDoc{Kind: KindRole, Name: string(r.Name), Allow: ruleDocs(r.Allow), Deny: ruleDocs(r.Deny)}
 	if o := r.Options; o != (RoleOptions{}) {
-		doc.Options = &optionsDoc{shortDuration(o.SessionTTL), shortDuration(o.IdleTimeout), o.MaxSessions, o.PinSource}
+		doc.Options = &optionsDoc{
+			shortDuration(o.SessionTTL), shortDuration(o.IdleTimeout), o.MaxSessions, o.PinSource, o.PlainKeys, (*accountDoc)(o.CreateAccount),
+		}
 	}
 	var out bytes.Buffer
 	enc := yaml.NewEncoder(&out)
@@ -50,7 +64,7 @@ func (r Role) YAML() []byte {
 func ruleDocs(rules []Rule) []ruleDoc {
 	out := make([]ruleDoc, len(rules))
 	for i, r := range rules {
-		out[i] = ruleDoc{r.Nodes.values(), r.Logins, r.Actions, r.Resources}
+		out[i] = ruleDoc{r.Nodes.values(), r.Logins, r.Actions, forwards(r.ForwardTo), r.Resources}
 	}
 	return out
 }
