@@ -235,11 +235,25 @@ func (x target) feed(t *testing.T, stdin io.Reader, options []string, words ...s
 	return harness.RunFor(t, long, cmd)
 }
 
-// run runs a client of this machine; env goes in addition to the test's own.
-func (x target) run(t *testing.T, env []string, name string, args ...string) harness.Result {
-	t.Helper()
+// client returns a client of this machine; env goes in addition to the test's
+// own.
+func (x target) client(env []string, name string, args ...string) *exec.Cmd {
 	cmd := exec.Command(name, args...)
 	cmd.Env = append(os.Environ(), env...)
+	return cmd
+}
+
+// run runs a client with no input.
+func (x target) run(t *testing.T, env []string, name string, args ...string) harness.Result {
+	t.Helper()
+	return harness.RunFor(t, long, x.client(env, name, args...))
+}
+
+// start runs a client with an input.
+func (x target) start(t *testing.T, stdin []byte, env []string, name string, args ...string) harness.Result {
+	t.Helper()
+	cmd := x.client(env, name, args...)
+	cmd.Stdin = bytes.NewReader(stdin)
 	return harness.RunFor(t, long, cmd)
 }
 
@@ -269,6 +283,25 @@ type background struct {
 func (b *background) stop() {
 	_ = b.cmd.Process.Kill()
 	<-b.done
+}
+
+// eventually asks done again and again until it says true or the client ends.
+func (b *background) eventually(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	harness.Eventually(t, what, func() bool {
+		select {
+		case <-b.done:
+			t.Fatalf("%s: not before %q ended: %s", what, b.cmd.Args, b.words.String())
+		default:
+		}
+		return done()
+	})
+}
+
+// exists waits until something is at path.
+func (b *background) exists(t *testing.T, path string) {
+	t.Helper()
+	b.eventually(t, path+" is there", func() bool { _, err := os.Lstat(path); return err == nil })
 }
 
 // wait waits for the client's own end.
@@ -370,12 +403,12 @@ func port(t *testing.T) string {
 	return p
 }
 
-// throughEcho sends bytes to an echo service, closes its half, and wants all of
-// them back.
-func throughEcho(t *testing.T, network, addr string, n int) {
+// throughEcho sends n bytes to the echo service that the client leads to, closes
+// its half, and wants all of them back.
+func (b *background) throughEcho(t *testing.T, network, addr string, n int) {
 	t.Helper()
 	var c net.Conn
-	harness.Eventually(t, "somebody listens on "+addr, func() (ok bool) {
+	b.eventually(t, "somebody listens on "+addr, func() (ok bool) {
 		var err error
 		c, err = net.DialTimeout(network, addr, 5*time.Second)
 		return err == nil

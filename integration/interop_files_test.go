@@ -190,12 +190,7 @@ func sshfs(t *testing.T, x target) {
 	cmd := exec.Command("sshfs", "-f", "-F", x.config, x.alias()+":"+far, mnt)
 	fs := x.background(t, cmd)
 	t.Cleanup(func() { _ = exec.Command("fusermount3", "-u", "-z", mnt).Run() })
-	harness.Eventually(t, "the mount is there", func() bool {
-		select {
-		case <-fs.done:
-			t.Fatalf("sshfs ended: %s", fs.words.String())
-		default:
-		}
+	fs.eventually(t, "the mount is there", func() bool {
 		return exec.Command("mountpoint", "-q", mnt).Run() == nil
 	})
 	want := blob(t, mnt+"/file", 2<<20)

@@ -21,19 +21,19 @@ func forwardChecks() []check {
 	return []check{
 		{openssh, "-L", "a local port leads to a service the node reaches, half-close included", nil, func(t *testing.T, x target) {
 			at := "127.0.0.1:" + port(t)
-			x.background(t, x.command(append(strict, "-L", at+":"+echo(t))))
-			throughEcho(t, "tcp", at, 1<<20)
+			b := x.background(t, x.command(append(strict, "-L", at+":"+echo(t))))
+			b.throughEcho(t, "tcp", at, 1<<20)
 		}},
 		{openssh, "-R", "a port on the node leads to a service the person reaches", nil, func(t *testing.T, x target) {
 			at := "127.0.0.1:" + port(t)
-			x.background(t, x.command(append(strict, "-R", at+":"+echo(t))))
-			throughEcho(t, "tcp", at, 1<<20)
+			b := x.background(t, x.command(append(strict, "-R", at+":"+echo(t))))
+			b.throughEcho(t, "tcp", at, 1<<20)
 		}},
 		{openssh, "-R 0", "the node chooses the port and says which", nil, func(t *testing.T, x target) {
 			words := filepath.Join(t.TempDir(), "words")
-			x.background(t, x.command(append(strict, "-E", words, "-R", "127.0.0.1:0:"+echo(t))))
+			b := x.background(t, x.command(append(strict, "-E", words, "-R", "127.0.0.1:0:"+echo(t))))
 			var at string
-			harness.Eventually(t, "the port is told", func() bool {
+			b.eventually(t, "the port is told", func() bool {
 				text, _ := os.ReadFile(words)
 				m := regexp.MustCompile(`Allocated port (\d+) for remote forward`).FindSubmatch(text)
 				if m == nil {
@@ -42,18 +42,18 @@ func forwardChecks() []check {
 				at = "127.0.0.1:" + string(m[1])
 				return true
 			})
-			throughEcho(t, "tcp", at, 1<<20)
+			b.throughEcho(t, "tcp", at, 1<<20)
 		}},
 		{openssh, "-R cancelled", "ssh -O cancel closes the port on the node", nil, cancelRemote},
 		{openssh, "-R SOCKS", "a port on the node is a proxy into the person's network", nil, func(t *testing.T, x target) {
 			at := "127.0.0.1:" + port(t)
-			x.background(t, x.command(append(strict, "-R", at)))
-			socks(t, x, at)
+			b := x.background(t, x.command(append(strict, "-R", at)))
+			socks(t, x, b, at)
 		}},
 		{openssh, "-D", "curl --socks5-hostname through the node", nil, func(t *testing.T, x target) {
 			at := "127.0.0.1:" + port(t)
-			x.background(t, x.command(append(strict, "-D", at)))
-			socks(t, x, at)
+			b := x.background(t, x.command(append(strict, "-D", at)))
+			socks(t, x, b, at)
 		}},
 		{openssh, "-W", "standard streams lead to a service the node reaches", nil, func(t *testing.T, x target) {
 			body := noise(1 << 20)
@@ -74,12 +74,12 @@ func forwardChecks() []check {
 }
 
 // socks fetches a page through a SOCKS proxy.
-func socks(t *testing.T, x target, at string) {
+func socks(t *testing.T, x target, b *background, at string) {
 	t.Helper()
 	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("page")) }))
 	t.Cleanup(web.Close)
 	var r harness.Result
-	harness.Eventually(t, "the proxy answers", func() bool {
+	b.eventually(t, "the proxy answers", func() bool {
 		r = x.run(t, nil, "curl", "-sS", "--noproxy", "", "--socks5-hostname", at, web.URL)
 		return r.Code != 7 // no connection yet
 	})
@@ -88,12 +88,12 @@ func socks(t *testing.T, x target, at string) {
 
 func cancelRemote(t *testing.T, x target) {
 	sock := filepath.Join(shortDir(t), "m")
-	x.background(t, x.command([]string{"-M", "-N", "-S", sock}))
-	awaitFile(t, sock)
+	b := x.background(t, x.command([]string{"-M", "-N", "-S", sock}))
+	b.exists(t, sock)
 	at := "127.0.0.1:" + port(t)
 	forward := at + ":" + echo(t)
 	must(t, x.run(t, nil, "ssh", "-F", x.config, "-S", sock, "-O", "forward", "-R", forward, x.alias()))
-	throughEcho(t, "tcp", at, 1000)
+	b.throughEcho(t, "tcp", at, 1000)
 	must(t, x.run(t, nil, "ssh", "-F", x.config, "-S", sock, "-O", "cancel", "-R", forward, x.alias()))
 	harness.Eventually(t, "the port is closed", func() bool {
 		c, err := net.Dial("tcp", at)
@@ -103,7 +103,7 @@ func cancelRemote(t *testing.T, x target) {
 		return err != nil
 	})
 	must(t, x.run(t, nil, "ssh", "-F", x.config, "-S", sock, "-O", "forward", "-R", forward, x.alias()))
-	throughEcho(t, "tcp", at, 1000)
+	b.throughEcho(t, "tcp", at, 1000)
 }
 
 // echoSocket is an echo service at a unix socket that everybody may use.
@@ -123,16 +123,16 @@ func echoSocket(t *testing.T, path string) {
 func localSocket(t *testing.T, x target) {
 	far, near := filepath.Join(x.scratch(t), "far"), filepath.Join(shortDir(t), "near")
 	echoSocket(t, far)
-	x.background(t, x.command([]string{"-N", "-L", near + ":" + far}))
-	throughEcho(t, "unix", near, 1<<20)
+	b := x.background(t, x.command([]string{"-N", "-L", near + ":" + far}))
+	b.throughEcho(t, "unix", near, 1<<20)
 	closed := filepath.Join(x.scratch(t), "closed")
 	echoSocket(t, closed)
 	if err := os.Chmod(closed, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	barred := filepath.Join(shortDir(t), "barred")
-	x.background(t, x.command([]string{"-N", "-L", barred + ":" + closed}))
-	awaitFile(t, barred)
+	b = x.background(t, x.command([]string{"-N", "-L", barred + ":" + closed}))
+	b.exists(t, barred)
 	c, err := net.Dial("unix", barred)
 	if err != nil {
 		t.Fatal(err)
@@ -147,8 +147,8 @@ func localSocket(t *testing.T, x target) {
 func remoteSocket(t *testing.T, x target) {
 	far, near := filepath.Join(x.scratch(t), "far"), filepath.Join(shortDir(t), "near")
 	echoSocket(t, near)
-	x.background(t, x.command([]string{"-N", "-o", "ExitOnForwardFailure=yes", "-R", far + ":" + near}))
-	awaitFile(t, far)
+	b := x.background(t, x.command([]string{"-N", "-o", "ExitOnForwardFailure=yes", "-R", far + ":" + near}))
+	b.exists(t, far)
 	fi, err := os.Stat(far)
 	if err != nil {
 		t.Fatal(err)
@@ -156,5 +156,5 @@ func remoteSocket(t *testing.T, x target) {
 	if st, ok := fi.Sys().(*syscall.Stat_t); !ok || st.Uid != 4801 || fi.Mode().Perm() != 0o600 {
 		t.Errorf("the socket is %v of uid %d, want 0600 of the login", fi.Mode(), st.Uid)
 	}
-	throughEcho(t, "unix", far, 1<<20)
+	b.throughEcho(t, "unix", far, 1<<20)
 }

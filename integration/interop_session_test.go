@@ -150,7 +150,7 @@ func environment(t *testing.T, x target) {
 func controlMaster(t *testing.T, x target) {
 	sock := filepath.Join(shortDir(t), "m")
 	master := x.background(t, x.command([]string{"-M", "-N", "-S", sock}))
-	awaitFile(t, sock)
+	master.exists(t, sock)
 	const sessions = 50
 	var all sync.WaitGroup
 	for i := range sessions {
