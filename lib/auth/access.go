@@ -38,6 +38,11 @@ func accessTable() map[string]rule {
 		accessdv1connect.UserServiceResetUserProcedure:  admin("users", "update"),
 		accessdv1connect.UserServiceSignUserProcedure:   admin("users", "sign"),
 
+		// An enrolled key signs in as its user, so to add one is to change how.
+		accessdv1connect.UserServiceAddUserKeyProcedure:    admin("users", "update"),
+		accessdv1connect.UserServiceListUserKeysProcedure:  admin("users", "read"),
+		accessdv1connect.UserServiceRemoveUserKeyProcedure: admin("users", "update"),
+
 		accessdv1connect.RoleServiceApplyRolesProcedure: admin("roles", "update"),
 		accessdv1connect.RoleServiceListRolesProcedure:  admin("roles", "read"),
 		accessdv1connect.RoleServiceGetRoleProcedure:    admin("roles", "read"),
@@ -47,8 +52,10 @@ func accessTable() map[string]rule {
 		accessdv1connect.TokenServiceListTokensProcedure:  admin("tokens", "read"),
 		accessdv1connect.TokenServiceRemoveTokenProcedure: admin("tokens", "delete"),
 
-		accessdv1connect.NodeServiceListNodesProcedure:  admin("nodes", "read"),
-		accessdv1connect.NodeServiceRemoveNodeProcedure: admin("nodes", "delete"),
+		accessdv1connect.NodeServiceListNodesProcedure:   admin("nodes", "read"),
+		accessdv1connect.NodeServiceRemoveNodeProcedure:  admin("nodes", "delete"),
+		accessdv1connect.NodeServiceAddNodeProcedure:     admin("nodes", "create"),
+		accessdv1connect.NodeServiceSignHostKeyProcedure: admin("nodes", "sign"),
 
 		accessdv1connect.SessionServiceListSessionsProcedure: admin("sessions", "read"),
 		accessdv1connect.SessionServiceKillSessionProcedure:  admin("sessions", "kill"),
@@ -74,6 +81,11 @@ func accessTable() map[string]rule {
 		accessdv1connect.LoginServiceContinueProcedure: proxy,
 		accessdv1connect.LoginServiceCancelProcedure:   proxy,
 		accessdv1connect.GrantServiceRedeemProcedure:   proxy,
+
+		accessdv1connect.DelegationServiceDelegateProcedure:     proxy,
+		accessdv1connect.DelegationServiceSignSessionProcedure:  proxy,
+		accessdv1connect.DelegationServiceSignNodeHostProcedure: proxy,
+		accessdv1connect.DelegationServicePinHostKeyProcedure:   proxy,
 	}
 }
 

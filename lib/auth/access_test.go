@@ -28,6 +28,9 @@ UserService/ListUsers          L A
 UserService/RemoveUser         L A
 UserService/ResetUser          L A
 UserService/SignUser           L A
+UserService/AddUserKey         L A
+UserService/ListUserKeys       L A
+UserService/RemoveUserKey      L A
 RoleService/ApplyRoles         L A
 RoleService/ListRoles          L A
 RoleService/GetRole            L A
@@ -37,6 +40,8 @@ TokenService/ListTokens        L A
 TokenService/RemoveToken       L A
 NodeService/ListNodes          L A R
 NodeService/RemoveNode         L A
+NodeService/AddNode            L A
+NodeService/SignHostKey        L A
 SessionService/ListSessions    L A R
 SessionService/KillSession     L A
 AuditService/ListEvents        L A R
@@ -55,6 +60,10 @@ LoginService/Begin             P H
 LoginService/Continue          P H
 LoginService/Cancel            P H
 GrantService/Redeem            P H
+DelegationService/Delegate     P H
+DelegationService/SignSession  P H
+DelegationService/SignNodeHost P H
+DelegationService/PinHostKey   P H
 `
 
 func parseAccess(t *testing.T) map[string]string {

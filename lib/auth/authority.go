@@ -153,6 +153,7 @@ func (a *Authority) Handler() http.Handler {
 	mux.Handle(accessdv1connect.NewMemberServiceHandler(memberService{a}, opts...))
 	mux.Handle(accessdv1connect.NewLoginServiceHandler(loginService{a}, opts...))
 	mux.Handle(accessdv1connect.NewGrantServiceHandler(grantService{a}, opts...))
+	mux.Handle(accessdv1connect.NewDelegationServiceHandler(delegationService{a}, opts...))
 	return mux
 }
 

@@ -98,39 +98,48 @@ func (s subject) pinned() (names.RoleName, bool) {
 	return "", false
 }
 
+// sources returns the addresses a certificate for the person at client is good
+// at: that one when a role pins it, else any.
+func (s subject) sources(client netip.AddrPort) []netip.Prefix {
+	if _, pin := s.pinned(); !pin {
+		return nil
+	}
+	addr := client.Addr().Unmap().WithZone("")
+	return []netip.Prefix{netip.PrefixFrom(addr, addr.BitLen())}
+}
+
+// request asks for a certificate with all that the person has now; key, times,
+// addresses and second factor are the caller's to add.
+func (s subject) request() sshca.UserRequest {
+	return sshca.UserRequest{User: s.Name, Roles: s.Roles, Logins: authz.Logins(s.User, s.roles), Traits: s.Traits}
+}
+
 // A userCert asks for a person's certificate.
 type userCert struct {
-	subject subject
-	key     ssh.PublicKey
-	before  time.Time
-	sources []netip.Prefix
-	mfa     string
+	sshca.UserRequest // without a serial number; no start means now
 
 	method, by, client string // for the event
 }
 
-// issueUser signs a certificate with the roles and logins the person has now,
-// and records it before anybody sees it.
+// issueUser signs a person's certificate and records it before anybody sees it.
 func (a *Authority) issueUser(ctx context.Context, r userCert) (*ssh.Certificate, error) {
-	serial, err := a.cfg.Store.Serial(ctx)
-	if err != nil {
+	var err error
+	if r.Serial, err = a.cfg.Store.Serial(ctx); err != nil {
 		return nil, err
 	}
-	u := r.subject.User
-	cert, err := sshca.MintUser(a.cfg.Keys.signer(sshca.TypeUser), sshca.UserRequest{
-		Key: r.key, User: u.Name, Roles: u.Roles, Logins: authz.Logins(u, r.subject.roles),
-		Traits: u.Traits, MFA: r.mfa, ValidAfter: a.cfg.Now().Add(-defaults.ClockSkew), ValidBefore: r.before,
-		SourceAddresses: r.sources, Serial: serial,
-	})
+	if r.ValidAfter.IsZero() {
+		r.ValidAfter = a.cfg.Now().Add(-defaults.ClockSkew)
+	}
+	cert, err := sshca.MintUser(a.cfg.Keys.signer(sshca.TypeUser), r.UserRequest)
 	if err != nil {
 		return nil, err
 	}
 	ev := certEvent("user", cert)
-	ev.User, ev.AddrRemote = u.Name, r.client
-	ev.Fields["roles"] = u.Roles
+	ev.User, ev.AddrRemote = r.User, r.client
+	ev.Fields["roles"] = r.Roles
 	set(ev, "method", r.method)
 	set(ev, "by", r.by)
-	set(ev, "mfa", r.mfa)
+	set(ev, "mfa", r.MFA)
 	if s := cert.CriticalOptions["source-address"]; s != "" {
 		ev.Fields["source_addresses"] = strings.Split(s, ",")
 	}

@@ -110,9 +110,9 @@ func (s grantService) Redeem(ctx context.Context, req *connect.Request[accessdv1
 	}
 	// What the person gained since the sign-in takes another sign-in.
 	sub.Roles = slices.DeleteFunc(slices.Clone(sub.Roles), func(r names.RoleName) bool { return !slices.Contains(g.roles, r) })
-	cert, err := s.issueUser(ctx, userCert{
-		subject: sub, key: key, before: g.before, sources: g.sources, mfa: methodTOTP, method: "grant", by: c.by, client: g.client,
-	})
+	ask := sub.request()
+	ask.Key, ask.ValidBefore, ask.SourceAddresses, ask.MFA = key, g.before, g.sources, methodTOTP
+	cert, err := s.issueUser(ctx, userCert{UserRequest: ask, method: "grant", by: c.by, client: g.client})
 	if err != nil {
 		return nil, err
 	}

@@ -51,7 +51,7 @@ type signIn struct {
 	owner  string // the proxy that carries the conversation
 	user   names.UserName
 	key    ssh.PublicKey // proven at the proxy
-	client string
+	client netip.AddrPort
 	source netip.Prefix
 
 	next   step // takes the next answers
@@ -82,13 +82,13 @@ func (s loginService) Begin(ctx context.Context, req *connect.Request[accessdv1.
 	if err != nil {
 		return nil, err
 	}
-	client, err := netip.ParseAddrPort(req.Msg.GetClient())
+	client, err := parseClient(req.Msg.GetClient())
 	if err != nil {
-		return nil, fault.New(fault.BadInput, "client address %q: want ADDRESS:PORT", clip(req.Msg.GetClient()))
+		return nil, err
 	}
 	in := &signIn{
 		owner: string(callerOf(ctx).member.ID), user: user, key: key,
-		client: client.String(), source: sourceOf(client.Addr()), method: methodPassword,
+		client: client, source: sourceOf(client.Addr()), method: methodPassword,
 	}
 	first := in.ask("", s.takeFirst, &accessdv1.Prompt{Text: "Password or invite: "})
 	if err := s.lobby.admit(in); err != nil {
@@ -96,6 +96,15 @@ func (s loginService) Begin(ctx context.Context, req *connect.Request[accessdv1.
 	}
 	first.Id = in.id
 	return connect.NewResponse(first), nil
+}
+
+// parseClient reads the address of a client as a proxy attests it.
+func parseClient(s string) (netip.AddrPort, error) {
+	client, err := netip.ParseAddrPort(s)
+	if err != nil {
+		return client, fault.New(fault.BadInput, "client address %q: want ADDRESS:PORT", clip(s))
+	}
+	return client, nil
 }
 
 // ask makes next the step that takes the answers to prompts.
@@ -157,7 +166,7 @@ func (s loginService) verdict(ctx context.Context, in *signIn, err error) error 
 }
 
 func (s *signIn) event() events.Event {
-	return events.Event{Name: events.UserLogin, User: s.user, AddrRemote: s.client, Proto: "ssh", Fields: map[string]any{
+	return events.Event{Name: events.UserLogin, User: s.user, AddrRemote: s.client.String(), Proto: "ssh", Fields: map[string]any{
 		"method": s.method, "fingerprint": ssh.FingerprintSHA256(s.key),
 	}}
 }
@@ -296,7 +305,7 @@ func (s loginService) takeFirstCode(ctx context.Context, in *signIn, answers []s
 		return nil, err
 	}
 	used := events.Event{
-		Name: events.InviteUse, User: in.user, AddrRemote: in.client, Proto: "ssh",
+		Name: events.InviteUse, User: in.user, AddrRemote: in.client.String(), Proto: "ssh",
 		Fields: map[string]any{"fingerprint": ssh.FingerprintSHA256(in.key)},
 	}
 	var out *accessdv1.LoginStep
@@ -353,24 +362,15 @@ func (s loginService) complete(ctx context.Context, in *signIn, sub subject) (*a
 	if err := s.record(ctx, ev); err != nil {
 		return nil, err
 	}
-	before := s.cfg.Now().Add(s.cfg.UserTTL)
-	var sources []netip.Prefix
-	if _, pin := sub.pinned(); pin {
-		client, err := netip.ParseAddrPort(in.client)
-		if err != nil {
-			return nil, fault.Wrap(fault.Internal, err, "the client's address was lost")
-		}
-		addr := client.Addr().Unmap().WithZone("")
-		sources = []netip.Prefix{netip.PrefixFrom(addr, addr.BitLen())}
-	}
-	cert, err := s.issueUser(ctx, userCert{
-		subject: sub, key: in.key, before: before, sources: sources, mfa: methodTOTP, method: "login", by: string(in.user), client: in.client,
-	})
+	before, sources := s.cfg.Now().Add(s.cfg.UserTTL), sub.sources(in.client)
+	ask := sub.request()
+	ask.Key, ask.ValidBefore, ask.SourceAddresses, ask.MFA = in.key, before, sources, methodTOTP
+	cert, err := s.issueUser(ctx, userCert{UserRequest: ask, method: "login", by: string(in.user), client: in.client.String()})
 	if err != nil {
 		return nil, err
 	}
 	grant := s.grants.add(grant{
-		owner: in.owner, user: in.user, roles: sub.Roles, before: before, sources: sources, client: in.client,
+		owner: in.owner, user: in.user, roles: sub.Roles, before: before, sources: sources, client: in.client.String(),
 	})
 	return &accessdv1.LoginStep{
 		Id: in.id, Done: true, Certificate: keyLine(cert), Grant: grant, Expires: timestamppb.New(certTime(cert.ValidBefore)),

@@ -170,10 +170,12 @@ func BenchmarkCertificates(b *testing.B) {
 		b.Fatal(err)
 	}
 	_, key := sshca.Generate()
+	ask := sub.request()
+	ask.Key, ask.ValidBefore = key.PublicKey(), w.clock.Now().Add(w.cfg.UserTTL)
 	b.SetParallelism(64)
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
-			if _, err := w.issueUser(b.Context(), userCert{subject: sub, key: key.PublicKey(), before: w.clock.Now().Add(w.cfg.UserTTL)}); err != nil {
+			if _, err := w.issueUser(b.Context(), userCert{UserRequest: ask}); err != nil {
 				b.Error(err)
 				return
 			}

@@ -193,9 +193,9 @@ func (s userService) SignUser(ctx context.Context, req *connect.Request[accessdv
 	if role, pin := sub.pinned(); pin && len(sources) == 0 {
 		return nil, fault.New(fault.BadInput, "role %q of user %q pins certificates to an address: say which", role, name)
 	}
-	cert, err := s.issueUser(ctx, userCert{
-		subject: sub, key: key, before: s.cfg.Now().Add(ttl), sources: sources, method: "sign", by: callerOf(ctx).by,
-	})
+	ask := sub.request()
+	ask.Key, ask.ValidBefore, ask.SourceAddresses = key, s.cfg.Now().Add(ttl), sources
+	cert, err := s.issueUser(ctx, userCert{UserRequest: ask, method: "sign", by: callerOf(ctx).by})
 	if err != nil {
 		return nil, err
 	}

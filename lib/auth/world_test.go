@@ -213,6 +213,7 @@ type clients struct {
 	accessdv1connect.MemberServiceClient
 	accessdv1connect.LoginServiceClient
 	accessdv1connect.GrantServiceClient
+	accessdv1connect.DelegationServiceClient
 }
 
 func (w *world) as(p rpc.Peer) clients {
@@ -229,6 +230,7 @@ func (w *world) as(p rpc.Peer) clients {
 		accessdv1connect.NewMemberServiceClient(h, rpc.BaseURL, o...),
 		accessdv1connect.NewLoginServiceClient(h, rpc.BaseURL, o...),
 		accessdv1connect.NewGrantServiceClient(h, rpc.BaseURL, o...),
+		accessdv1connect.NewDelegationServiceClient(h, rpc.BaseURL, o...),
 	}
 }
 
