@@ -12,6 +12,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/accessd/accessd/lib/sshca"
+	"github.com/accessd/accessd/lib/sshwire"
 )
 
 const (
@@ -170,7 +171,7 @@ func (n *newChannel) Accept() (ssh.Channel, <-chan *ssh.Request, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	n.channel = n.c.wrap(ch, requests, nil)
+	n.channel = n.c.wrap(ch, requests, false, nil)
 	return n.channel, n.channel.requests, nil
 }
 
@@ -202,7 +203,8 @@ func (c *Conn) OpenChannel(name string, data []byte) (ssh.Channel, <-chan *ssh.R
 	c.mu.Lock()
 	c.outbound++
 	c.mu.Unlock()
-	w := c.wrap(ch, requests, func() {
+	// Only the sessions of a server have extended data that anybody reads.
+	w := c.wrap(ch, requests, c.dialled && name == sshwire.ChannelSession, func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.outbound--
@@ -212,30 +214,32 @@ func (c *Conn) OpenChannel(name string, data []byte) (ssh.Channel, <-chan *ssh.R
 }
 
 // channel is an open channel whose peer can make it hold only so much: its data
-// is metered, its requests are always taken from x/crypto, and extended data is
-// metered when the peer is a server; nobody expects it of a client, and there it
-// is discarded.
+// is metered, its requests are always taken from x/crypto, and extended data,
+// which nobody expects but of a session on a server, is discarded elsewhere.
 type channel struct {
 	ssh.Channel
 	c        *Conn
 	requests chan *ssh.Request // to the handler; closed when the channel is gone
 	data     stream
-	extended stream // (RFC 4254, section 5.2)
+	extended stream // (RFC 4254, section 5.2); of no use unless hasExtended
 	queue    source
 	stalled  atomic.Bool
+
+	hasExtended bool
 
 	closing sync.Once
 	done    chan struct{} // closed by Close
 	gone    chan struct{} // closed when x/crypto has forgotten the channel
 }
 
-// wrap begins to look after a channel; ended is called when it is gone.
-func (c *Conn) wrap(ch ssh.Channel, requests <-chan *ssh.Request, ended func()) *channel {
-	w := &channel{Channel: ch, c: c, requests: make(chan *ssh.Request), done: make(chan struct{}), gone: make(chan struct{})}
+// wrap begins to look after a channel, whose extended data is read or not; ended
+// is called when it is gone.
+func (c *Conn) wrap(ch ssh.Channel, requests <-chan *ssh.Request, extended bool, ended func()) *channel {
+	w := &channel{Channel: ch, c: c, hasExtended: extended, requests: make(chan *ssh.Request), done: make(chan struct{}), gone: make(chan struct{})}
 	w.data.from, w.extended.from = ch, ch.Stderr()
 	w.data.drop, w.extended.drop, w.queue.drop, w.queue.idle = w.drop, w.drop, w.drop, true
 	sources := []*source{&w.data.source, &w.queue}
-	if c.dialled {
+	if extended {
 		sources = append(sources, &w.extended.source)
 	}
 	for _, s := range sources {
@@ -254,7 +258,7 @@ func (c *Conn) wrap(ch ssh.Channel, requests <-chan *ssh.Request, ended func()) 
 	if !c.spawn(func() { w.pump(requests); end() }) {
 		end()
 	}
-	if !c.dialled {
+	if !extended {
 		c.spawn(w.discardExtended)
 	}
 	return w
@@ -273,7 +277,7 @@ func (w *channel) Read(p []byte) (int, error) { return w.read(&w.data, p) }
 
 // Stderr implements [ssh.Channel].
 func (w *channel) Stderr() io.ReadWriter {
-	if !w.c.dialled {
+	if !w.hasExtended {
 		return w.Channel.Stderr()
 	}
 	return struct {
@@ -317,7 +321,7 @@ func (w *channel) Close() error {
 	w.closing.Do(func() {
 		close(w.done)
 		w.c.spawn(func() { w.discard(&w.data) })
-		if w.c.dialled {
+		if w.hasExtended {
 			w.c.spawn(func() { w.discard(&w.extended) })
 		}
 		err = w.Channel.Close()
@@ -347,8 +351,8 @@ func (w *channel) discard(s *stream) {
 	}
 }
 
-// discardExtended does so for extended data (RFC 4254, section 5.2), which no
-// client sends.
+// discardExtended does so for extended data (RFC 4254, section 5.2) that nobody
+// expects.
 func (w *channel) discardExtended() {
 	extended := w.Channel.Stderr()
 	buf := make([]byte, 64)
