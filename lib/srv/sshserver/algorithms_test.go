@@ -181,7 +181,7 @@ func TestHostKeys(t *testing.T) {
 	if got, want := offered(), "ssh-ed25519"; got != want {
 		t.Errorf("host keys = %q, want %q", got, want)
 	}
-	w.server.cfg.HostKeys = func() []ssh.Signer { return []ssh.Signer{certified, w.host, ec, rsaSigner(t)} }
+	w.server.cfg.HostKeysOf = func(*Conn) []ssh.Signer { return []ssh.Signer{certified, w.host, ec, rsaSigner(t)} }
 	if got, want := offered(), "ssh-ed25519-cert-v01@openssh.com,ssh-ed25519,ecdsa-sha2-nistp256,rsa-sha2-256,rsa-sha2-512"; got != want {
 		t.Errorf("host keys = %q, want %q", got, want)
 	}
@@ -191,7 +191,7 @@ func TestHostKeys(t *testing.T) {
 	if _, err := hostKeys([]ssh.Signer{forger{w.host, dsaKey(t)}}); err == nil {
 		t.Error("a DSA key was taken")
 	}
-	w.server.cfg.HostKeys = func() []ssh.Signer { return nil }
+	w.server.cfg.HostKeysOf = func(*Conn) []ssh.Signer { return nil }
 	if _, err := w.dial(w.serve(), w.clientConfig("alice", w.alice)); err == nil {
 		t.Error("a server without keys serves")
 	}
