@@ -483,6 +483,7 @@ func members() []Spec {
 			Name: NodeHostKey, Code: "A4010", Outcome: Either,
 			Meaning: "the host key of a plain sshd node was pinned; when success is false, it showed another key than the ones expected",
 			Fields: fields(
+				Field{Name: "action", Type: String, Meaning: "pinned, refused", Example: "refused"},
 				node(), fingerprint(),
 				Field{Name: "expected", Type: List, Meaning: "SHA-256 of the host keys it is expected to show", Example: "SHA256:uNiVztksCsDhcc0u9e8BgrJXVGUpZRgIrPJ3VwqWcJU"},
 				Field{Name: "address", Type: String, Meaning: "where it was reached", Example: "10.0.0.7:22"},

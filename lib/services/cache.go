@@ -2,6 +2,7 @@ package services
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
+	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/sshca"
 )
@@ -146,6 +148,16 @@ func (c *Cache) User(name names.UserName) (User, bool) {
 	return lookup(c, func(p *policy) map[names.UserName]User { return p.users }, name)
 }
 
+// UserByKey returns the user for whom the public key with a fingerprint
+// ("SHA256:…") is enrolled. To have proven that key is worth no more than the
+// user's roles say.
+func (c *Cache) UserByKey(fingerprint string) (User, bool) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	u, ok := c.current.users[c.current.byKey[fingerprint]]
+	return u, ok
+}
+
 // Users returns all users, by name.
 func (c *Cache) Users() []User {
 	return sorted(c, func(p *policy) map[names.UserName]User { return p.users }, func(u User) string { return string(u.Name) })
@@ -170,6 +182,57 @@ func (c *Cache) NodeByPort(port int) (Node, bool) {
 	defer c.mu.RUnlock()
 	n, ok := c.current.nodes[c.current.byPort[port]]
 	return n, ok
+}
+
+// maxMatches bounds the names in the answer to a query that is not clear.
+const maxMatches = 10
+
+// FindNode returns the node that a person means by its name, its id, or labels
+// as in "env=dev,team=db" when one visible node alone has them. Those that are not
+// visible (nil: all are) are as if they were not there. It returns
+// [fault.NotFound], and [fault.Conflict] with the names when labels match several.
+func (c *Cache) FindNode(query string, visible func(Node) bool) (Node, error) {
+	if visible == nil {
+		visible = func(Node) bool { return true }
+	}
+	if strings.Contains(query, "=") { // neither a name nor an id has one
+		return c.findByLabels(query, visible)
+	}
+	n, ok := c.NodeByName(names.NodeName(query))
+	if !ok {
+		n, ok = c.Node(names.NodeID(query))
+	}
+	if !ok || !visible(n) {
+		return Node{}, fault.New(fault.NotFound, "no node named %q", clip(query))
+	}
+	return n, nil
+}
+
+func (c *Cache) findByLabels(query string, visible func(Node) bool) (Node, error) {
+	labels, err := names.ParseLabels(query)
+	if err != nil {
+		return Node{}, err
+	}
+	var found []Node
+	for _, n := range c.Nodes() {
+		if n.has(labels) && visible(n) {
+			found = append(found, n)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return Node{}, fault.New(fault.NotFound, "no node has the labels %q", clip(query))
+	case 1:
+		return found[0], nil
+	}
+	var list []string
+	for _, n := range found[:min(len(found), maxMatches)] {
+		list = append(list, string(n.Name))
+	}
+	if more := len(found) - maxMatches; more > 0 {
+		list = append(list, fmt.Sprintf("and %d more", more))
+	}
+	return Node{}, fault.New(fault.Conflict, "%d nodes have the labels %q: %s", len(found), clip(query), strings.Join(list, ", "))
 }
 
 // Nodes returns all nodes, by name.

@@ -12,9 +12,13 @@ import (
 	"github.com/accessd/accessd/lib/fault"
 )
 
-// maxForwardPattern bounds a pattern of destinations, in bytes; a host name has
-// 253 of them at most.
-const maxForwardPattern = 280
+const (
+	// maxHostName is the longest host name a resolver takes (RFC 1035, section
+	// 2.3.4), in bytes.
+	maxHostName = 253
+	// maxForwardPattern bounds a pattern of destinations, in bytes.
+	maxForwardPattern = maxHostName + len("*.:65535-65535") + len(unixScheme)
+)
 
 // unixScheme begins a pattern of Unix sockets.
 const unixScheme = "unix:"
@@ -102,9 +106,9 @@ func (p *ForwardPattern) parseHost(host string) (err error) {
 		p.any = true
 	case strings.Contains(host, "/") || last != "" && strings.Trim(last, "0123456789") == "": // no domain is a number
 		p.network, err = parseNetwork(host)
-	case isSuffix && hostGrammar.MatchString(below) && len(below) <= 253:
+	case isSuffix && hostGrammar.MatchString(below) && len(below) <= maxHostName:
 		p.suffix = host[1:]
-	case hostGrammar.MatchString(host) && len(host) <= 253:
+	case hostGrammar.MatchString(host) && len(host) <= maxHostName:
 		p.name = host
 	default:
 		err = fault.New(fault.BadInput, `%q is no host: want a name, "*.example.com", "*", an address or a network`, clip(host))

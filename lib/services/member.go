@@ -1,9 +1,14 @@
 package services
 
 import (
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
 	"time"
 
 	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
+	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/sshca"
 )
@@ -33,6 +38,61 @@ type Node struct {
 	// the stored node, so that a node coming and going changes no policy.
 	LastSeen time.Time `json:"-"`
 	Revision int64     `json:"-"`
+}
+
+// maxHostKeys bounds the host keys of a plain sshd node: one of each type is
+// usual.
+const maxHostKeys = 8
+
+// check returns a [fault.BadInput] error unless every part of n that may come
+// from a person or a peer keeps its grammar and its bound.
+func (n Node) check() error {
+	switch {
+	case n.Kind != NodeAccessd && n.Kind != NodeSSHD:
+		return fault.New(fault.BadInput, "node %q: no kind of node is named %q", n.Name, n.Kind)
+	case n.Kind == NodeAccessd && (n.Address != "" || len(n.HostKeys) > 0):
+		return fault.New(fault.BadInput, "node %q: only a plain sshd has an address or host keys on record", n.Name)
+	case len(n.HostKeys) > maxHostKeys:
+		return fault.New(fault.BadInput, "node %q: %d host keys, want at most %d", n.Name, len(n.HostKeys), maxHostKeys)
+	}
+	if err := checkAddress(n.Address); err != nil {
+		return err
+	}
+	for _, line := range n.HostKeys {
+		key, _, err := parseKey(line)
+		if err != nil {
+			return fault.New(fault.BadInput, "node %q: host key: %w", n.Name, err)
+		}
+		if publicLine(key) != line {
+			return fault.New(fault.BadInput, "node %q: a host key is not in its one form", n.Name)
+		}
+	}
+	return n.Labels.Check()
+}
+
+// checkAddress checks where a plain sshd is reached; "" is fine.
+func checkAddress(address string) error {
+	if address == "" {
+		return nil
+	}
+	host, port, err := net.SplitHostPort(address)
+	number, portErr := strconv.ParseUint(port, 10, 16)
+	addr, addrErr := netip.ParseAddr(host)
+	named := hostGrammar.MatchString(strings.ToLower(host)) && len(host) <= maxHostName
+	if err != nil || portErr != nil || number == 0 || !named && addrErr != nil || addr.Zone() != "" {
+		return fault.New(fault.BadInput, "address %q: want host:port, with IPv6 in brackets", clip(address))
+	}
+	return nil
+}
+
+// has reports whether n has all the labels.
+func (n Node) has(labels names.Labels) bool {
+	for k, v := range labels {
+		if got, ok := n.Labels[k]; !ok || got != v {
+			return false
+		}
+	}
+	return true
 }
 
 // Member is a proxy or an authority as it was admitted.
@@ -72,11 +132,15 @@ type LiveSession struct {
 	ID       names.SessionID `json:"id"`
 	User     names.UserName  `json:"user"`
 	Login    names.Login     `json:"login"`
-	Node     names.NodeID    `json:"node"`
+	Node     names.NodeID    `json:"node"` // "" in a report: who reports
 	NodeName names.NodeName  `json:"node_name"`
 	Client   string          `json:"client"` // address as the proxy attests it
 	Kind     string          `json:"kind"`   // shell, exec or subsystem
 	Started  time.Time       `json:"started"`
+
+	// Reporter is the member that serves the session: the node, or the proxy in
+	// front of a plain sshd. [Store.Sessions] fills it.
+	Reporter names.NodeID `json:"-"`
 }
 
 // What a token lets join.

@@ -26,7 +26,8 @@ type policy struct {
 
 	byName map[names.NodeName]names.NodeID
 	byPort map[int]names.NodeID
-	trust  sshca.Trust // of cas
+	byKey  map[string]names.UserName // by fingerprint
+	trust  sshca.Trust               // of cas
 }
 
 func newPolicy() *policy {
@@ -34,7 +35,7 @@ func newPolicy() *policy {
 		roles: map[names.RoleName]Role{}, users: map[names.UserName]User{}, cas: map[sshca.Type]CA{},
 		nodes: map[names.NodeID]Node{}, members: map[names.NodeID]Member{}, proxies: map[names.NodeID]Proxy{},
 		presence: map[names.NodeID][]names.NodeID{},
-		byName:   map[names.NodeName]names.NodeID{}, byPort: map[int]names.NodeID{},
+		byName:   map[names.NodeName]names.NodeID{}, byPort: map[int]names.NodeID{}, byKey: map[string]names.UserName{},
 	}
 }
 
@@ -93,7 +94,7 @@ func putChange(r *accessdv1.Resource) (change, error) {
 	case KindUser:
 		v, err := parsed(r, func(v User) string { return string(v.Name) })
 		v.Revision = revision
-		return change{func(p *policy) { p.users[v.Name] = v }, decisive}, err
+		return change{func(p *policy) { p.putUser(v) }, decisive}, err
 	case KindCA:
 		return putCA(r)
 	case KindNode:
@@ -144,7 +145,7 @@ func removeChange(k *accessdv1.ResourceKey) change {
 	case KindRole:
 		return change{func(p *policy) { delete(p.roles, names.RoleName(name)) }, decisive}
 	case KindUser:
-		return change{func(p *policy) { delete(p.users, names.UserName(name)) }, decisive}
+		return change{func(p *policy) { p.removeUser(names.UserName(name)) }, decisive}
 	case KindCA:
 		return change{func(p *policy) {
 			delete(p.cas, sshca.Type(name))
@@ -178,6 +179,23 @@ func (p *policy) newTrust() sshca.Trust {
 		User: keysOf(sshca.TypeUser), Host: keysOf(sshca.TypeHost),
 		Node: keysOf(sshca.TypeNode), SSHD: keysOf(sshca.TypeSSHD),
 	}
+}
+
+func (p *policy) putUser(u User) {
+	p.removeUser(u.Name)
+	p.users[u.Name] = u
+	for _, k := range u.Keys {
+		p.byKey[k.Fingerprint] = u.Name
+	}
+}
+
+func (p *policy) removeUser(name names.UserName) {
+	for _, k := range p.users[name].Keys {
+		if p.byKey[k.Fingerprint] == name { // else it is enrolled for another since
+			delete(p.byKey, k.Fingerprint)
+		}
+	}
+	delete(p.users, name)
 }
 
 func (p *policy) putNode(n Node) {

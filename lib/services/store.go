@@ -23,11 +23,12 @@ import (
 //	credential/NAME      a user's credentials
 //	token/ID             with a lease that outlives the token
 //	ca/TYPE              an authority with its sealed keys
+//	key/FINGERPRINT      the user for whom a public key is enrolled; "_" is for "/"
 //	name/NAME            the id of the node or member that has the name
 //	port/NUMBER          the id of the node that has the gateway port
 //	seen/ID              when a node was last seen
 //	announcer/PROXY      the lease of a proxy, with that lease
-//	session/NODE         a node's live sessions, with a lease
+//	session/ID           the live sessions a member serves, with a lease
 //	instruction/ID/UUID  what a member is asked to do, with a lease
 //	cluster, serial
 const (
@@ -37,6 +38,7 @@ const (
 	dirCredential  = "credential/" //nolint:gosec // a directory's name, no secret
 	dirToken       = "token/"
 	dirCA          = "ca/"
+	dirKey         = "key/"
 	dirName        = "name/"
 	dirPort        = "port/"
 	dirSeen        = "seen/"

@@ -91,10 +91,7 @@ const addressOwner = "addresses"
 // taken or the node has changed. A node that returns keeps its port if nobody
 // got it meanwhile; when no port is free, a node has none.
 func (s *Store) AdmitNode(ctx context.Context, token string, n Node) (Node, error) {
-	if n.Kind != NodeAccessd && n.Kind != NodeSSHD {
-		return Node{}, fault.New(fault.BadInput, "node %q: no kind of node is named %q", n.Name, n.Kind)
-	}
-	if err := n.Labels.Check(); err != nil {
+	if err := n.check(); err != nil {
 		return Node{}, err
 	}
 	a := admission{token: token, key: nodeKey(n.ID), twin: memberKey(n.ID), what: KindNode, id: n.ID, record: record{Name: n.Name}, revision: n.Revision}
@@ -295,8 +292,11 @@ func (s *Store) reclaimPort(ctx context.Context, tx *backend.Txn, id names.NodeI
 		if s.now().Sub(seen) < defaults.GatewayPortTTL {
 			continue
 		}
-		tx.At(seenKey(owner), revision).At(item.Key, item.Revision).Put(item.Key, []byte(id))
 		n, err := s.Node(ctx, owner)
+		if err == nil && n.Address != "" {
+			continue // it does not dial home and is never seen
+		}
+		tx.At(seenKey(owner), revision).At(item.Key, item.Revision).Put(item.Key, []byte(id))
 		if err == nil {
 			n.GatewayPort = 0
 			tx.At(nodeKey(owner), n.Revision).Put(nodeKey(owner), encode(n))
@@ -349,7 +349,7 @@ func (s *Store) Nodes(ctx context.Context) ([]Node, error) {
 // [fault.NotFound] when it is gone. Its name and its port stay: those change
 // with [Store.AdmitNode] only. Nothing is written where nothing changes.
 func (s *Store) UpdateNode(ctx context.Context, n Node) (Node, error) {
-	if err := n.Labels.Check(); err != nil {
+	if err := n.check(); err != nil {
 		return Node{}, err
 	}
 	old, err := s.Node(ctx, n.ID)
@@ -366,6 +366,32 @@ func (s *Store) UpdateNode(ctx context.Context, n Node) (Node, error) {
 	}
 	n.Revision, err = s.update(ctx, nodeKey(n.ID), KindNode, s.b.Txn().At(nodeKey(n.ID), n.Revision).Put(nodeKey(n.ID), value))
 	return n, err
+}
+
+// PinHostKey puts the host key of a plain sshd node on record that has none.
+// Where it is on record already nothing changes; another one is a
+// [fault.Conflict]. It returns [fault.NotFound] when the node is gone.
+func (s *Store) PinHostKey(ctx context.Context, id names.NodeID, hostKey string) (Node, error) {
+	parsed, _, err := parseKey(hostKey)
+	if err != nil {
+		return Node{}, err
+	}
+	line := publicLine(parsed)
+	for {
+		n, err := s.Node(ctx, id)
+		switch {
+		case err != nil:
+			return Node{}, err
+		case slices.Contains(n.HostKeys, line):
+			return n, nil
+		case len(n.HostKeys) > 0:
+			return Node{}, fault.New(fault.Conflict, "node %q has another host key on record", n.Name)
+		}
+		n.HostKeys = []string{line}
+		if n, err = s.UpdateNode(ctx, n); !fault.Is(err, fault.Conflict) {
+			return n, err
+		}
+	}
 }
 
 // DeleteNode removes the node and frees its name and its port, or returns

@@ -21,10 +21,10 @@ import (
 )
 
 const (
-	// SessionsTTL is how long a node's report of its live sessions lasts unless it
+	// SessionsTTL is how long a member's report of its live sessions lasts unless it
 	// reports again.
 	SessionsTTL = 2 * time.Minute
-	// maxLiveSessions bounds the sessions one node reports, so that a report stays
+	// maxLiveSessions bounds the sessions one member reports, so that a report stays
 	// below what the state store takes at once.
 	maxLiveSessions = 2048
 	// seenEvery is how often the nodes of a proxy are noted as seen while their
@@ -52,7 +52,7 @@ type announcer struct {
 func proxyKey(id names.NodeID) string           { return dirOf(KindProxy) + string(id) }
 func presenceDir(proxy names.NodeID) string     { return dirOf(KindPresence) + string(proxy) + "/" }
 func announcerKey(id names.NodeID) string       { return dirAnnouncer + string(id) }
-func sessionKey(node names.NodeID) string       { return dirSession + string(node) }
+func sessionKey(reporter names.NodeID) string   { return dirSession + string(reporter) }
 func instructionDir(member names.NodeID) string { return dirInstruction + string(member) + "/" }
 
 // Announce keeps a proxy and its tunnels known for another ttl, and changes what
@@ -233,19 +233,22 @@ func (s *Store) Proxies(ctx context.Context) ([]Proxy, error) {
 	return list(ctx, s, dirOf(KindProxy), func(p *Proxy, revision int64) { p.Revision = revision })
 }
 
-// sessionReport is what a node said of its live sessions.
+// sessionReport is what a node or a proxy said of its live sessions.
 type sessionReport struct {
 	Lease    backend.LeaseID `json:"lease"`
+	Reporter names.NodeID    `json:"reporter"`
 	Sessions []LiveSession   `json:"sessions"`
 }
 
-// ReportSessions replaces the list of the node's live sessions, whose node it
-// becomes. Without another report within [SessionsTTL] the list is empty.
-func (s *Store) ReportSessions(ctx context.Context, node names.NodeID, sessions []LiveSession) error {
+// ReportSessions replaces the list of the live sessions that a member serves,
+// which is their node unless they have another: it is for the caller to see that
+// the member may say so. Without another report within [SessionsTTL] the list is
+// empty.
+func (s *Store) ReportSessions(ctx context.Context, reporter names.NodeID, sessions []LiveSession) error {
 	if len(sessions) > maxLiveSessions {
 		return fault.New(fault.BadInput, "%d live sessions: want at most %d", len(sessions), maxLiveSessions)
 	}
-	key := sessionKey(node)
+	key := sessionKey(reporter)
 	old, _, err := get[sessionReport](ctx, s, key, KindNode)
 	if err != nil && !fault.Is(err, fault.NotFound) {
 		return err
@@ -253,9 +256,9 @@ func (s *Store) ReportSessions(ctx context.Context, node names.NodeID, sessions 
 	if len(sessions) == 0 {
 		return s.endReport(ctx, old)
 	}
-	report := sessionReport{Lease: old.Lease, Sessions: slices.Clone(sessions)}
+	report := sessionReport{Lease: old.Lease, Reporter: reporter, Sessions: slices.Clone(sessions)}
 	for i := range report.Sessions {
-		report.Sessions[i].Node = node
+		report.Sessions[i].Node = cmp.Or(report.Sessions[i].Node, reporter)
 	}
 	if report.Lease != 0 {
 		_, err := s.b.KeepAliveOnce(ctx, report.Lease)
@@ -294,7 +297,10 @@ func (s *Store) Sessions(ctx context.Context) ([]LiveSession, error) {
 	reports, err := list[sessionReport](ctx, s, dirSession, nil)
 	var out []LiveSession
 	for _, r := range reports {
-		out = append(out, r.Sessions...)
+		for _, l := range r.Sessions {
+			l.Reporter = cmp.Or(r.Reporter, l.Node) // an older report has none
+			out = append(out, l)
+		}
 	}
 	slices.SortFunc(out, func(a, b LiveSession) int {
 		return cmp.Or(a.Started.Compare(b.Started), strings.Compare(string(a.ID), string(b.ID)))

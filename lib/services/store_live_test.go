@@ -117,16 +117,19 @@ func TestSessions(t *testing.T) {
 	s, c := newStore(t)
 	ctx := t.Context()
 	a, b := names.NewNodeID(), names.NewNodeID()
-	one := services.LiveSession{ID: names.NewSessionID(), User: "alice", Login: "root", Node: b, Started: c.Now()}
-	two := services.LiveSession{ID: names.NewSessionID(), User: "bob", Started: c.Now().Add(time.Second)}
+	one := services.LiveSession{ID: names.NewSessionID(), User: "alice", Login: "root", Started: c.Now()}
+	two := services.LiveSession{ID: names.NewSessionID(), User: "bob", Node: b, Started: c.Now().Add(time.Second)}
 	check(t, s.ReportSessions(ctx, a, []services.LiveSession{two, one}))
 	check(t, s.ReportSessions(ctx, b, nil))
 	all, err := s.Sessions(ctx)
 	if err != nil || len(all) != 2 || all[0].ID != one.ID || all[1].ID != two.ID {
 		t.Errorf("Sessions = %+v, %v, want both, oldest first", all, err)
 	}
-	if all[0].Node != a {
-		t.Errorf("the session is on %q, want the node that reported it, %q", all[0].Node, a)
+	if all[0].Node != a || all[1].Node != b {
+		t.Errorf("the sessions are on %q and %q, want the node that reported one and the node of the other", all[0].Node, all[1].Node)
+	}
+	if all[0].Reporter != a || all[1].Reporter != a {
+		t.Errorf("the sessions were reported by %q and %q, want %q", all[0].Reporter, all[1].Reporter, a)
 	}
 	check(t, s.ReportSessions(ctx, a, []services.LiveSession{two, one})) // keeps it alive
 	check(t, s.ReportSessions(ctx, a, []services.LiveSession{two}))

@@ -3,6 +3,8 @@ package services
 import (
 	"context"
 	"regexp"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/accessd/accessd/lib/backend"
@@ -15,9 +17,19 @@ func credentialKey(name names.UserName) string { return dirCredential + string(n
 func roleKey(name names.RoleName) string       { return dirOf(KindRole) + string(name) }
 func tokenKey(id string) string                { return dirToken + id }
 
+// enrolledKey is where it says for whom a key is enrolled. What a fingerprint
+// has is base64, which has slashes and no underscores.
+func enrolledKey(fingerprint string) string {
+	return dirKey + strings.ReplaceAll(fingerprint, "/", "_")
+}
+
 // CreateUser creates a user together with its credentials, or returns
-// [fault.Conflict] when the name is taken.
+// [fault.Conflict] when the name is taken. Keys are enrolled with
+// [Store.AddUserKey] only.
 func (s *Store) CreateUser(ctx context.Context, u User, c Credentials) (User, error) {
+	if len(u.Keys) > 0 {
+		return User{}, fault.New(fault.BadInput, "user %q: a new user has no keys", u.Name)
+	}
 	if err := u.Check(); err != nil {
 		return User{}, err
 	}
@@ -44,8 +56,17 @@ func (s *Store) Users(ctx context.Context) ([]User, error) {
 }
 
 // UpdateUser replaces the user at u.Revision; [fault.Conflict] when it changed,
-// [fault.NotFound] when it is gone.
+// [fault.NotFound] when it is gone. Its keys stay: those change with
+// [Store.AddUserKey] and [Store.RemoveUserKey] only.
 func (s *Store) UpdateUser(ctx context.Context, u User) (User, error) {
+	old, err := s.User(ctx, u.Name)
+	if err != nil {
+		return User{}, err
+	}
+	if old.Revision != u.Revision {
+		return User{}, changed(KindUser, string(u.Name))
+	}
+	u.Keys = old.Keys
 	if err := u.Check(); err != nil {
 		return User{}, err
 	}
@@ -55,7 +76,58 @@ func (s *Store) UpdateUser(ctx context.Context, u User) (User, error) {
 	return u, err
 }
 
-// DeleteUser removes the user together with its credentials, or returns
+// AddUserKey enrols a key for the user, or returns [fault.Conflict] when it is
+// enrolled already, for whomever, [fault.NotFound] when there is no such user, and
+// [fault.BadInput] when the user has as many as there may be.
+func (s *Store) AddUserKey(ctx context.Context, name names.UserName, k UserKey) (User, error) {
+	taken := fault.New(fault.Conflict, "key %q is enrolled already", clip(k.Fingerprint))
+	for {
+		u, err := s.User(ctx, name)
+		if err != nil {
+			return User{}, err
+		}
+		if slices.ContainsFunc(u.Keys, func(old UserKey) bool { return old.Fingerprint == k.Fingerprint }) {
+			return User{}, taken
+		}
+		u.Keys = append(u.Keys, k)
+		if err := u.Check(); err != nil {
+			return User{}, err
+		}
+		key, enrolled := userKey(name), enrolledKey(k.Fingerprint)
+		u.Revision, err = s.b.Txn().At(key, u.Revision).Absent(enrolled).
+			Put(key, encode(u)).Put(enrolled, []byte(name)).Commit(ctx)
+		switch conflicting(err) {
+		case "":
+			return u, err
+		case enrolled:
+			return User{}, taken
+		}
+	}
+}
+
+// RemoveUserKey ends the enrolment of the user's key that has the fingerprint and
+// returns it, or [fault.NotFound].
+func (s *Store) RemoveUserKey(ctx context.Context, name names.UserName, fingerprint string) (UserKey, error) {
+	for {
+		u, err := s.User(ctx, name)
+		if err != nil {
+			return UserKey{}, err
+		}
+		i := slices.IndexFunc(u.Keys, func(k UserKey) bool { return k.Fingerprint == fingerprint })
+		if i < 0 {
+			return UserKey{}, fault.New(fault.NotFound, "user %q has no key %q", name, clip(fingerprint))
+		}
+		k := u.Keys[i]
+		u.Keys = slices.Delete(u.Keys, i, i+1)
+		key := userKey(name)
+		_, err = s.b.Txn().At(key, u.Revision).Put(key, encode(u)).Delete(enrolledKey(fingerprint)).Commit(ctx)
+		if !fault.Is(err, fault.Conflict) {
+			return k, err
+		}
+	}
+}
+
+// DeleteUser removes the user together with its credentials and keys, or returns
 // [fault.NotFound].
 func (s *Store) DeleteUser(ctx context.Context, name names.UserName) error {
 	for {
@@ -64,7 +136,11 @@ func (s *Store) DeleteUser(ctx context.Context, name names.UserName) error {
 			return err
 		}
 		key := userKey(name)
-		_, err = s.b.Txn().At(key, u.Revision).Delete(key).Delete(credentialKey(name)).Commit(ctx)
+		tx := s.b.Txn().At(key, u.Revision).Delete(key).Delete(credentialKey(name))
+		for _, k := range u.Keys {
+			tx.Delete(enrolledKey(k.Fingerprint))
+		}
+		_, err = tx.Commit(ctx)
 		if !fault.Is(err, fault.Conflict) {
 			return err
 		}

@@ -15,6 +15,7 @@ const (
 	maxUserLogins  = 64 // logins of one user
 	maxTraits      = 32 // traits of one user
 	maxTraitValues = 64 // values of one trait
+	maxUserKeys    = 16 // keys enrolled for one user
 )
 
 // User is a person or a bot, without secrets.
@@ -27,15 +28,6 @@ type User struct {
 	Created time.Time           `json:"created"`
 
 	Revision int64 `json:"-"`
-}
-
-// UserKey is a public key enrolled for a user. Where a role allows it, to hold
-// it is as good as a sign-in.
-type UserKey struct {
-	Fingerprint string    `json:"fingerprint"` // "SHA256:…", unique in the cluster
-	Public      string    `json:"public"`      // authorized_keys format without a comment
-	Comment     string    `json:"comment,omitempty"`
-	Added       time.Time `json:"added"`
 }
 
 // Check returns a [fault.BadInput] error unless every part of u keeps its
@@ -62,6 +54,9 @@ func (u User) Check() error {
 		if slices.Contains(u.Logins[:i], l) {
 			return fault.New(fault.BadInput, "user %q: login %q stands twice", u.Name, l)
 		}
+	}
+	if err := u.checkKeys(); err != nil {
+		return err
 	}
 	return checkTraits(u.Traits)
 }
