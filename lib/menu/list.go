@@ -108,6 +108,7 @@ func (l *list) move(k key, page int) {
 		l.at = 0
 	case keyEnd:
 		l.at = len(l.shown) - 1
+	default:
 	}
 	l.at = max(min(l.at, len(l.shown)-1), 0)
 }
@@ -179,4 +180,4 @@ func display(s string) string {
 	return q[1 : len(q)-1]
 }
 
-func hidden(r rune) bool { return !unicode.IsPrint(r) || unicode.Is(unicode.M, r) }
+func hidden(r rune) bool { return !unicode.IsPrint(r) }

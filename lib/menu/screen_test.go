@@ -22,6 +22,7 @@ type screen struct {
 	top, bottom   int // of the scrolling region
 	alternate     bool
 	cursor        bool
+	insert        bool
 	sent          int // bytes, since forget
 	all           bytes.Buffer
 	pending       []byte
@@ -148,6 +149,9 @@ func (s *screen) step(b []byte) int {
 			s.t.Errorf("%q is written past the last column of line %d", r, s.y+1)
 			return n
 		}
+		if s.insert {
+			copy(s.cells[s.y][s.x+1:], s.cells[s.y][s.x:])
+		}
 		s.cells[s.y][s.x] = r
 		s.x++
 		return n
@@ -273,6 +277,8 @@ func (s *screen) mode(params string, on bool) {
 	switch params {
 	case "?25":
 		s.cursor = on
+	case "4":
+		s.insert = on
 	case "?1049":
 		s.alternate = on
 	default:
