@@ -14,7 +14,6 @@ import (
 	"github.com/accessd/accessd/lib/reversetunnel"
 	"github.com/accessd/accessd/lib/srv"
 	"github.com/accessd/accessd/lib/srv/node"
-	"github.com/accessd/accessd/lib/srv/sshserver"
 	"github.com/accessd/accessd/lib/sshca"
 )
 
@@ -84,7 +83,7 @@ func (d *Daemon) newNode(m *member) (*node.Server, error) {
 	}
 	host := &node.Host{
 		Node: d.nodeView(m), HostKeys: m.hostSigners,
-		Executor: func(*sshserver.Conn, *sshca.Identity) (srv.Executor, error) { return executor, nil },
+		Executor: func(node.Person) (srv.Executor, error) { return executor, nil },
 	}
 	return node.New(node.Config{
 		Host: host, Trust: d.trust, Engine: d.engine, Changed: d.cache.Changed,

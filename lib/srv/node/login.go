@@ -113,7 +113,7 @@ func (l *login) admit(m ssh.ConnMetadata, id *sshca.Identity) error {
 	if !d.Allow {
 		return l.refuse(ctx, l.s.decisionEvent(l.conn, m, id, d), fault.New(fault.Denied, "%s", d.Reason))
 	}
-	executor, err := host.Executor(l.conn, id)
+	executor, err := host.Executor(Person{Identity: id, Remote: l.conn.Remote, Connection: connectionID(m)})
 	if err == nil {
 		l.adopt(executor)
 		err = executor.Check(ctx, srv.Account{Login: account, Create: d.Options.CreateAccount})

@@ -30,11 +30,18 @@ type Host struct {
 	Node func() authz.NodeView
 	// HostKeys returns the keys to show for it, certificates before plain keys.
 	HostKeys func() []ssh.Signer
-	// Executor returns what runs the sessions of id, whose connection is c. When
-	// the connection has ended an [io.Closer] is closed.
-	Executor func(c *sshserver.Conn, id *sshca.Identity) (srv.Executor, error)
+	// Executor returns what runs the sessions of p. When the connection has ended
+	// an [io.Closer] is closed.
+	Executor func(p Person) (srv.Executor, error)
 	// OwnSSHD is that of [srv.ClientConfig].
 	OwnSSHD func(host string, addr netip.Addr, port uint16) bool
+}
+
+// Person is who is at the other end of a connection.
+type Person struct {
+	Identity   *sshca.Identity // proven
+	Remote     netip.AddrPort  // the zero AddrPort means unknown
+	Connection string          // names it in audit events
 }
 
 // Config configures a [Server].

@@ -30,7 +30,6 @@ import (
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/services"
 	"github.com/accessd/accessd/lib/srv"
-	"github.com/accessd/accessd/lib/srv/sshserver"
 	"github.com/accessd/accessd/lib/sshca"
 )
 
@@ -195,7 +194,7 @@ func (w *world) run(settings []func(*Config)) {
 		Host: &Host{
 			Node:     func() authz.NodeView { return view },
 			HostKeys: func() []ssh.Signer { return []ssh.Signer{hostCert, host} },
-			Executor: func(*sshserver.Conn, *sshca.Identity) (srv.Executor, error) { return local, nil },
+			Executor: func(Person) (srv.Executor, error) { return local, nil },
 		},
 		Trust: w.cache.Trust, Engine: engine, Changed: w.cache.Changed,
 		Events: w.emitter, Ledger: w.ledger, Now: func() time.Time { return w.now },
