@@ -77,10 +77,11 @@ func accessTable() map[string]rule {
 		accessdv1connect.MemberServiceReportSessionsProcedure: node,
 		accessdv1connect.MemberServiceAnnounceProcedure:       proxy,
 
-		accessdv1connect.LoginServiceBeginProcedure:    proxy,
-		accessdv1connect.LoginServiceContinueProcedure: proxy,
-		accessdv1connect.LoginServiceCancelProcedure:   proxy,
-		accessdv1connect.GrantServiceRedeemProcedure:   proxy,
+		accessdv1connect.LoginServiceBeginProcedure:     proxy,
+		accessdv1connect.LoginServiceContinueProcedure:  proxy,
+		accessdv1connect.LoginServiceCancelProcedure:    proxy,
+		accessdv1connect.LoginServiceRenewNodeProcedure: proxy,
+		accessdv1connect.GrantServiceRedeemProcedure:    proxy,
 
 		accessdv1connect.DelegationServiceDelegateProcedure:     proxy,
 		accessdv1connect.DelegationServiceSignSessionProcedure:  proxy,
@@ -217,6 +218,9 @@ func (g gatekeeper) admitMember(ctx context.Context, peer rpc.Peer, procedure st
 	}
 	if rec.Kind != id.Kind || rec.Name != id.MemberName || fingerprint(rec.MemberKey) != id.Fingerprint {
 		return nil, g.refuse(ctx, peer, procedure, "the member has another key or name by now")
+	}
+	if rec.node != nil && rec.node.Kind == services.NodeSSHD {
+		return nil, g.refuse(ctx, peer, procedure, "a plain sshd node has nothing to ask") // what it is, others say
 	}
 	return rec, nil
 }

@@ -59,6 +59,7 @@ MemberService/Announce         P H
 LoginService/Begin             P H
 LoginService/Continue          P H
 LoginService/Cancel            P H
+LoginService/RenewNode         P H
 GrantService/Redeem            P H
 DelegationService/Delegate     P H
 DelegationService/SignSession  P H

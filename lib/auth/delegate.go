@@ -3,7 +3,10 @@ package auth
 import (
 	"context"
 	"errors"
+	"maps"
+	"net/netip"
 	"slices"
+	"strconv"
 	"time"
 
 	"connectrpc.com/connect"
@@ -97,26 +100,24 @@ func (s delegationService) delegation(ctx context.Context, m *accessdv1.Delegate
 	var d delegation
 	switch {
 	case m.GetCertificate() != "":
-		d, err = s.ofCertificate(ctx, m.GetCertificate(), m.GetClient())
+		d, err = s.ofCertificate(ctx, m.GetCertificate(), client)
 	case m.GetEnrolledKey() != "":
-		if d, err = s.ofKey(ctx, m.GetEnrolledKey(), m.GetClient()); err == nil {
-			d.ask.ValidBefore = s.cfg.Now().Add(s.cfg.UserTTL)
-		}
+		d, err = s.ofKey(ctx, m.GetEnrolledKey(), client)
 	default:
 		err = fault.New(fault.BadInput, "delegate: want a certificate or an enrolled key")
 	}
-	d.ask.Key, d.client = key, client.String()
+	d.ask.Key = key
 	return d, err
 }
 
 // ofCertificate returns what may be issued for a person's certificate: what it
 // says, less the roles that the person has lost since.
-func (s delegationService) ofCertificate(ctx context.Context, line, client string) (delegation, error) {
+func (s delegationService) ofCertificate(ctx context.Context, line string, client netip.AddrPort) (delegation, error) {
 	id, err := s.verify(ctx, line, client)
 	if err != nil {
 		return delegation{}, err
 	}
-	d := delegation{method: "publickey", fingerprint: id.Fingerprint, client: client, ask: sshca.UserRequest{
+	d := delegation{method: "publickey", fingerprint: id.Fingerprint, client: client.String(), ask: sshca.UserRequest{
 		User: id.User, Logins: id.Logins, Traits: id.Traits, MFA: id.MFA,
 		ValidAfter: id.ValidAfter, ValidBefore: id.ValidBefore, SourceAddresses: id.SourceAddresses,
 	}}
@@ -142,44 +143,54 @@ func (s delegationService) ofCertificate(ctx context.Context, line, client strin
 // own extensions may have, in base64, and its keys.
 const maxCertLine = 128 << 10
 
-// verify returns whom line, a certificate of the user CA that was shown at
-// client, identifies.
-func (s delegationService) verify(ctx context.Context, line, client string) (*sshca.Identity, error) {
+// parseCertLine reads one certificate in authorized_keys format.
+func parseCertLine(line string) (*ssh.Certificate, error) {
 	if len(line) > maxCertLine {
 		return nil, fault.New(fault.BadInput, "certificate: %d bytes, want at most %d", len(line), maxCertLine)
-	}
-	addr, err := parseClient(client)
-	if err != nil {
-		return nil, err
 	}
 	key, _, options, rest, err := ssh.ParseAuthorizedKey([]byte(line))
 	cert, ok := key.(*ssh.Certificate)
 	if err != nil || !ok || len(options) > 0 || len(rest) > 0 {
 		return nil, fault.New(fault.BadInput, "certificate: want one in authorized_keys format")
 	}
-	id, err := s.cfg.Keys.Trust().CheckUser(cert, sshca.Peer{SSHUser: cert.KeyId, Addr: addr.Addr(), Now: s.cfg.Now()})
-	if refusal, ok := errors.AsType[*sshca.Refusal](err); ok {
-		ev := events.Event{Name: events.AuthRejected, AddrRemote: addr.String(), Proto: "ssh", Error: refusal.Detail, Fields: map[string]any{
-			"method": "publickey", "refusal": string(refusal.Code), "key_id": refusal.KeyID,
-			"fingerprint": refusal.Fingerprint, "ca": refusal.CAFingerprint,
-		}}
-		s.note(ctx, ev)
+	return cert, nil
+}
+
+// verify returns whom line, a certificate of the user CA that was shown at
+// client, identifies.
+func (s delegationService) verify(ctx context.Context, line string, client netip.AddrPort) (*sshca.Identity, error) {
+	cert, err := parseCertLine(line)
+	if err != nil {
+		return nil, err
 	}
+	id, err := s.cfg.Keys.Trust().CheckUser(cert, sshca.Peer{SSHUser: cert.KeyId, Addr: client.Addr(), Now: s.cfg.Now()})
+	s.noteRefusal(ctx, client, err)
 	return id, err
+}
+
+// noteRefusal records the refusal that err may be.
+func (a *Authority) noteRefusal(ctx context.Context, client netip.AddrPort, err error) {
+	refusal, ok := errors.AsType[*sshca.Refusal](err)
+	if !ok {
+		return
+	}
+	ev := events.Event{Name: events.AuthRejected, AddrRemote: client.String(), Proto: "ssh", Error: refusal.Detail, Fields: map[string]any{
+		"method": "publickey", "refusal": string(refusal.Code), "cert_serial": strconv.FormatUint(refusal.Serial, 10),
+	}}
+	set(ev, "key_id", refusal.KeyID)
+	set(ev, "fingerprint", refusal.Fingerprint)
+	set(ev, "ca", refusal.CAFingerprint)
+	a.note(ctx, ev)
 }
 
 // ofKey returns what may be issued for an enrolled key: the roles of its person
 // that say so, and no second factor.
-func (s delegationService) ofKey(ctx context.Context, line, client string) (delegation, error) {
+func (s delegationService) ofKey(ctx context.Context, line string, client netip.AddrPort) (delegation, error) {
 	key, err := parseKeyLine(line)
 	if err != nil {
 		return delegation{}, err
 	}
-	addr, err := parseClient(client)
-	if err != nil {
-		return delegation{}, err
-	}
-	d := delegation{method: methodKey, fingerprint: ssh.FingerprintSHA256(key), client: addr.String()}
+	d := delegation{method: methodKey, fingerprint: ssh.FingerprintSHA256(key), client: client.String()}
 	sub, err := s.enrolled(ctx, d.fingerprint)
 	if fault.Is(err, fault.NotFound) {
 		return d, s.rejectCredential(ctx, d, "the key is nobody's")
@@ -187,36 +198,33 @@ func (s delegationService) ofKey(ctx context.Context, line, client string) (dele
 	if err != nil {
 		return d, err
 	}
-	sources := sub.sources(addr)
-	sub.roles = plainKeyRoles(sub.roles)
+	sources := sub.sources(client) // of all roles: one that takes no keys pins, too
+	sub.roles = authz.PlainKeyRoles(sub.User, sub.roles)
 	sub.Roles = nil
 	for _, r := range sub.roles {
 		sub.Roles = append(sub.Roles, r.Name)
 	}
 	d.ask = sub.request()
-	d.ask.SourceAddresses = sources
+	d.ask.SourceAddresses, d.ask.ValidBefore = sources, s.cfg.Now().Add(s.cfg.UserTTL)
 	if len(d.ask.Roles) == 0 {
 		return d, s.rejectCredential(ctx, d, "no role of the user takes enrolled keys")
 	}
 	return d, nil
 }
 
-// enrolled returns the person whose key has this fingerprint.
+// enrolled returns the person whose key has this fingerprint. The cache knows
+// whose it is, the store whether it still is.
 func (a *Authority) enrolled(ctx context.Context, fingerprint string) (subject, error) {
-	users, err := a.cfg.Store.Users(ctx)
-	if err != nil {
-		return subject{}, err
+	nobody := fault.New(fault.NotFound, "no user has the key")
+	u, ok := a.cfg.Cache.UserByKey(fingerprint)
+	if !ok {
+		return subject{}, nobody
 	}
-	for _, u := range users {
-		if slices.ContainsFunc(u.Keys, func(k services.UserKey) bool { return k.Fingerprint == fingerprint }) {
-			return a.subject(ctx, u.Name)
-		}
+	sub, err := a.subject(ctx, u.Name)
+	if err == nil && !slices.ContainsFunc(sub.Keys, func(k services.UserKey) bool { return k.Fingerprint == fingerprint }) {
+		err = nobody
 	}
-	return subject{}, fault.New(fault.NotFound, "no user has the key")
-}
-
-func plainKeyRoles(roles []services.Role) []services.Role {
-	return slices.DeleteFunc(slices.Clone(roles), func(r services.Role) bool { return !r.Options.PlainKeys })
+	return sub, err
 }
 
 // SignSession issues a certificate for one session on one plain sshd. The rules
@@ -235,11 +243,15 @@ func (s delegationService) SignSession(ctx context.Context, req *connect.Request
 	if r.Session, err = names.ParseSessionID(m.GetSession()); err != nil {
 		return nil, err
 	}
-	id, err := s.verify(ctx, m.GetCertificate(), m.GetClient())
+	client, err := parseClient(m.GetClient())
 	if err != nil {
 		return nil, err
 	}
-	ev := events.Event{User: id.User, Login: r.Login, SID: r.Session, AddrRemote: m.GetClient(), Fields: map[string]any{"cert_type": string(sshca.TypeSSHD)}}
+	id, err := s.verify(ctx, m.GetCertificate(), client)
+	if err != nil {
+		return nil, err
+	}
+	ev := events.Event{User: id.User, Login: r.Login, SID: r.Session, AddrRemote: client.String(), Fields: map[string]any{"cert_type": string(sshca.TypeSSHD)}}
 	node, err := s.sshdNode(ctx, m.GetNode(), ev)
 	if err != nil {
 		return nil, err
@@ -298,9 +310,7 @@ func (s delegationService) signSession(ctx context.Context, r sshca.SessionReque
 // what certEvent does not.
 func (s delegationService) recordCert(ctx context.Context, cert *ssh.Certificate, about events.Event, method string) error {
 	ev := certEvent("", cert)
-	for k, v := range about.Fields {
-		ev.Fields[k] = v
-	}
+	maps.Copy(ev.Fields, about.Fields)
 	ev.User, ev.Login, ev.SID, ev.AddrRemote = about.User, about.Login, about.SID, about.AddrRemote
 	ev.Fields["method"], ev.Fields["by"] = method, callerOf(ctx).by
 	return s.record(ctx, ev)
@@ -403,26 +413,32 @@ func (s delegationService) PinHostKey(ctx context.Context, req *connect.Request[
 	ev := aboutNode(events.Event{Name: events.NodeHostKey, AddrRemote: c.addr, Fields: map[string]any{
 		"by": c.by, "fingerprint": ssh.FingerprintSHA256(key),
 	}}, node)
-	var why string
-	switch {
-	case node.Kind != services.NodeSSHD:
-		why = "the node answers for itself"
-	case len(node.HostKeys) > 0:
-		why = "the node has a host key on record"
-	case node.Address != "":
-		why = "the host key of a node with an address is said when it is registered"
+	if slices.Contains(node.HostKeys, keyLine(key)) {
+		return connect.NewResponse(&accessdv1.PinHostKeyResponse{}), nil
 	}
-	if why != "" {
+	if why := unpinnable(node); why != "" {
 		ev.Error, ev.Fields["reason"], ev.Fields["expected"] = why, why, fingerprints(node.HostKeys)
 		set(ev, "address", node.Address)
 		s.note(ctx, ev)
 		return nil, fault.Wrap(fault.Denied, errors.New(why), "permission denied")
 	}
-	node.HostKeys = []string{keyLine(key)}
 	return connect.NewResponse(&accessdv1.PinHostKeyResponse{}), s.change(ctx, ev, func() error {
-		_, err := s.cfg.Store.UpdateNode(ctx, node)
+		_, err := s.cfg.Store.PinHostKey(ctx, id, keyLine(key))
 		return err
 	})
+}
+
+// unpinnable says why no proxy may pin a host key of n, or "".
+func unpinnable(n services.Node) string {
+	switch {
+	case n.Kind != services.NodeSSHD:
+		return "the node answers for itself"
+	case len(n.HostKeys) > 0:
+		return "the node has another host key on record"
+	case n.Address != "":
+		return "the host key of a node with an address is said when it is registered"
+	}
+	return ""
 }
 
 // fingerprints returns those of keys in authorized_keys format.

@@ -40,9 +40,10 @@ const (
 // every name until a secret was right, so that it tells nobody which names
 // exist:
 //
-//	password or invite ─┬─ a good invite ── new password twice ── first code ── certificate
-//	                    └─ anything else ── code ─┬─ both right ── certificate
-//	                                              └─ refused
+//	password, invite ─┬─ a good invite ── new password twice ── first code ── certificate
+//	or join token     ├─ a good token ── a node's certificate, or why not
+//	                  └─ anything else ── code ─┬─ both right ── certificate
+//	                                            └─ refused
 type signIn struct {
 	id      string // of the lobby, as the next two
 	expires time.Time
@@ -90,7 +91,7 @@ func (s loginService) Begin(ctx context.Context, req *connect.Request[accessdv1.
 		owner: string(callerOf(ctx).member.ID), user: user, key: key,
 		client: client, source: sourceOf(client.Addr()), method: methodPassword,
 	}
-	first := in.ask("", s.takeFirst, &accessdv1.Prompt{Text: "Password or invite: "})
+	first := in.ask("", s.takeFirst, &accessdv1.Prompt{Text: "Password, invite or join token: "})
 	if err := s.lobby.admit(in); err != nil {
 		return nil, err
 	}
@@ -152,9 +153,11 @@ func (s loginService) verdict(ctx context.Context, in *signIn, err error) error 
 	if err == nil {
 		return nil
 	}
-	ev := in.event()
-	ev.Error = err.Error()
-	s.note(ctx, ev)
+	if in.method != methodToken { // whose refusal is on record
+		ev := in.event()
+		ev.Error = err.Error()
+		s.note(ctx, ev)
+	}
 	if _, ok := errors.AsType[refusal](err); !ok {
 		return err
 	}
@@ -182,18 +185,24 @@ func (s loginService) takeFirst(ctx context.Context, in *signIn, answers []strin
 	}
 	known := slices.Contains(in.creds.KnownKeys, ssh.FingerprintSHA256(in.key))
 	invite, noInvite := parseInvite(answers[0])
+	token, secret, noToken := parseToken(answers[0])
 	in.acquit, in.refused = s.backoff.try(in.user, in.source, known)
 	switch {
 	case in.refused != nil: // it has to wait; nothing is checked
 	case noInvite == nil:
 		in.method = methodInvite
 		in.refused = s.checkInvite(in, invite)
+	case noToken == nil:
+		in.method = methodToken
+		if out, err := s.tryToken(ctx, in, token, secret); out != nil || err != nil {
+			return out, err
+		}
 	default:
 		if err := s.checkPassword(ctx, in, answers[0]); err != nil {
 			return nil, err
 		}
 	}
-	if _, wrong := errors.AsType[refusal](in.refused); wrong && !exists {
+	if _, wrong := errors.AsType[refusal](in.refused); wrong && !exists && in.method != methodToken {
 		in.refused = refusal("no such user")
 	}
 	if in.method == methodInvite && in.refused == nil {

@@ -117,7 +117,7 @@ func TestFirstSignIn(t *testing.T) {
 	w.rec.take()
 	d := w.desk(p, "alice")
 	s := d.begin()
-	if got := prompts(s); got != "Password or invite: false" || s.GetInstruction() != "" {
+	if got := prompts(s); got != "Password, invite or join token: false" || s.GetInstruction() != "" {
 		t.Errorf("first = %v", s)
 	}
 	s, err := d.answer(s, invite)
@@ -218,7 +218,7 @@ func TestSignInRefusals(t *testing.T) {
 			t.Errorf("%s: the first answer: %v", c.name, err)
 			continue
 		}
-		if prompts(first) != "Password or invite: false" || first.GetInstruction() != "" || prompts(second) != "Code: false" || second.GetInstruction() != "" {
+		if prompts(first) != "Password, invite or join token: false" || first.GetInstruction() != "" || prompts(second) != "Code: false" || second.GetInstruction() != "" {
 			t.Errorf("%s: asked %v and %v", c.name, first, second)
 		}
 		_, err = d.answer(second, c.code())

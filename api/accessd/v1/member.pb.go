@@ -1438,6 +1438,112 @@ func (*CancelResponse) Descriptor() ([]byte, []int) {
 	return file_accessd_v1_member_proto_rawDescGZIP(), []int{24}
 }
 
+type RenewNodeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The node's member certificate, authorized_keys format; its key was proven.
+	Certificate string `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	// Where the node connects from, "ip:port".
+	Client        string `protobuf:"bytes,2,opt,name=client,proto3" json:"client,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewNodeRequest) Reset() {
+	*x = RenewNodeRequest{}
+	mi := &file_accessd_v1_member_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewNodeRequest) ProtoMessage() {}
+
+func (x *RenewNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_member_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewNodeRequest.ProtoReflect.Descriptor instead.
+func (*RenewNodeRequest) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *RenewNodeRequest) GetCertificate() string {
+	if x != nil {
+		return x.Certificate
+	}
+	return ""
+}
+
+func (x *RenewNodeRequest) GetClient() string {
+	if x != nil {
+		return x.Client
+	}
+	return ""
+}
+
+type RenewNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Certificate   string                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	Expires       *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expires,proto3" json:"expires,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewNodeResponse) Reset() {
+	*x = RenewNodeResponse{}
+	mi := &file_accessd_v1_member_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewNodeResponse) ProtoMessage() {}
+
+func (x *RenewNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_member_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewNodeResponse.ProtoReflect.Descriptor instead.
+func (*RenewNodeResponse) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *RenewNodeResponse) GetCertificate() string {
+	if x != nil {
+		return x.Certificate
+	}
+	return ""
+}
+
+func (x *RenewNodeResponse) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
 type DelegateRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Credential:
@@ -1457,7 +1563,7 @@ type DelegateRequest struct {
 
 func (x *DelegateRequest) Reset() {
 	*x = DelegateRequest{}
-	mi := &file_accessd_v1_member_proto_msgTypes[25]
+	mi := &file_accessd_v1_member_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1469,7 +1575,7 @@ func (x *DelegateRequest) String() string {
 func (*DelegateRequest) ProtoMessage() {}
 
 func (x *DelegateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[25]
+	mi := &file_accessd_v1_member_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1482,7 +1588,7 @@ func (x *DelegateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DelegateRequest.ProtoReflect.Descriptor instead.
 func (*DelegateRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{25}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DelegateRequest) GetCredential() isDelegateRequest_Credential {
@@ -1559,7 +1665,7 @@ type DelegateResponse struct {
 
 func (x *DelegateResponse) Reset() {
 	*x = DelegateResponse{}
-	mi := &file_accessd_v1_member_proto_msgTypes[26]
+	mi := &file_accessd_v1_member_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1571,7 +1677,7 @@ func (x *DelegateResponse) String() string {
 func (*DelegateResponse) ProtoMessage() {}
 
 func (x *DelegateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[26]
+	mi := &file_accessd_v1_member_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1584,7 +1690,7 @@ func (x *DelegateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DelegateResponse.ProtoReflect.Descriptor instead.
 func (*DelegateResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{26}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DelegateResponse) GetCertificate() string {
@@ -1620,7 +1726,7 @@ type SignSessionRequest struct {
 
 func (x *SignSessionRequest) Reset() {
 	*x = SignSessionRequest{}
-	mi := &file_accessd_v1_member_proto_msgTypes[27]
+	mi := &file_accessd_v1_member_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1632,7 +1738,7 @@ func (x *SignSessionRequest) String() string {
 func (*SignSessionRequest) ProtoMessage() {}
 
 func (x *SignSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[27]
+	mi := &file_accessd_v1_member_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1645,7 +1751,7 @@ func (x *SignSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignSessionRequest.ProtoReflect.Descriptor instead.
 func (*SignSessionRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{27}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SignSessionRequest) GetCertificate() string {
@@ -1707,7 +1813,7 @@ type SignSessionResponse struct {
 
 func (x *SignSessionResponse) Reset() {
 	*x = SignSessionResponse{}
-	mi := &file_accessd_v1_member_proto_msgTypes[28]
+	mi := &file_accessd_v1_member_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1719,7 +1825,7 @@ func (x *SignSessionResponse) String() string {
 func (*SignSessionResponse) ProtoMessage() {}
 
 func (x *SignSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[28]
+	mi := &file_accessd_v1_member_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1732,7 +1838,7 @@ func (x *SignSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignSessionResponse.ProtoReflect.Descriptor instead.
 func (*SignSessionResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{28}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SignSessionResponse) GetCertificate() string {
@@ -1759,7 +1865,7 @@ type SignNodeHostRequest struct {
 
 func (x *SignNodeHostRequest) Reset() {
 	*x = SignNodeHostRequest{}
-	mi := &file_accessd_v1_member_proto_msgTypes[29]
+	mi := &file_accessd_v1_member_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1771,7 +1877,7 @@ func (x *SignNodeHostRequest) String() string {
 func (*SignNodeHostRequest) ProtoMessage() {}
 
 func (x *SignNodeHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[29]
+	mi := &file_accessd_v1_member_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1784,7 +1890,7 @@ func (x *SignNodeHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignNodeHostRequest.ProtoReflect.Descriptor instead.
 func (*SignNodeHostRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{29}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SignNodeHostRequest) GetNode() string {
@@ -1811,7 +1917,7 @@ type SignNodeHostResponse struct {
 
 func (x *SignNodeHostResponse) Reset() {
 	*x = SignNodeHostResponse{}
-	mi := &file_accessd_v1_member_proto_msgTypes[30]
+	mi := &file_accessd_v1_member_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1823,7 +1929,7 @@ func (x *SignNodeHostResponse) String() string {
 func (*SignNodeHostResponse) ProtoMessage() {}
 
 func (x *SignNodeHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[30]
+	mi := &file_accessd_v1_member_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1836,7 +1942,7 @@ func (x *SignNodeHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignNodeHostResponse.ProtoReflect.Descriptor instead.
 func (*SignNodeHostResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{30}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SignNodeHostResponse) GetCertificate() string {
@@ -1864,7 +1970,7 @@ type PinHostKeyRequest struct {
 
 func (x *PinHostKeyRequest) Reset() {
 	*x = PinHostKeyRequest{}
-	mi := &file_accessd_v1_member_proto_msgTypes[31]
+	mi := &file_accessd_v1_member_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1876,7 +1982,7 @@ func (x *PinHostKeyRequest) String() string {
 func (*PinHostKeyRequest) ProtoMessage() {}
 
 func (x *PinHostKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[31]
+	mi := &file_accessd_v1_member_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1889,7 +1995,7 @@ func (x *PinHostKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinHostKeyRequest.ProtoReflect.Descriptor instead.
 func (*PinHostKeyRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{31}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *PinHostKeyRequest) GetNode() string {
@@ -1914,7 +2020,7 @@ type PinHostKeyResponse struct {
 
 func (x *PinHostKeyResponse) Reset() {
 	*x = PinHostKeyResponse{}
-	mi := &file_accessd_v1_member_proto_msgTypes[32]
+	mi := &file_accessd_v1_member_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1926,7 +2032,7 @@ func (x *PinHostKeyResponse) String() string {
 func (*PinHostKeyResponse) ProtoMessage() {}
 
 func (x *PinHostKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[32]
+	mi := &file_accessd_v1_member_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1939,7 +2045,7 @@ func (x *PinHostKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinHostKeyResponse.ProtoReflect.Descriptor instead.
 func (*PinHostKeyResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{32}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{34}
 }
 
 // LoginStep is one round of a keyboard-interactive sign-in (RFC 4256), or its end.
@@ -1951,7 +2057,9 @@ type LoginStep struct {
 	Prompts     []*Prompt `protobuf:"bytes,3,rep,name=prompts,proto3" json:"prompts,omitempty"`
 	// The sign-in is complete.
 	Done bool `protobuf:"varint,4,opt,name=done,proto3" json:"done,omitempty"`
-	// Issued for public_key when done; the proxy hands it out when asked to.
+	// Issued for public_key when done; the proxy hands it out when asked to. It is
+	// a person's, or, when a join token was given, a plain sshd node's member
+	// certificate, which signs nobody in and comes without a grant.
 	Certificate string `protobuf:"bytes,5,opt,name=certificate,proto3" json:"certificate,omitempty"`
 	// Ask again for a certificate for another key of the same person and
 	// connection (agent push) with this grant; it works once and for a minute.
@@ -1964,7 +2072,7 @@ type LoginStep struct {
 
 func (x *LoginStep) Reset() {
 	*x = LoginStep{}
-	mi := &file_accessd_v1_member_proto_msgTypes[33]
+	mi := &file_accessd_v1_member_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1976,7 +2084,7 @@ func (x *LoginStep) String() string {
 func (*LoginStep) ProtoMessage() {}
 
 func (x *LoginStep) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[33]
+	mi := &file_accessd_v1_member_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1989,7 +2097,7 @@ func (x *LoginStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoginStep.ProtoReflect.Descriptor instead.
 func (*LoginStep) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{33}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *LoginStep) GetId() string {
@@ -2051,7 +2159,7 @@ type Prompt struct {
 
 func (x *Prompt) Reset() {
 	*x = Prompt{}
-	mi := &file_accessd_v1_member_proto_msgTypes[34]
+	mi := &file_accessd_v1_member_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2063,7 +2171,7 @@ func (x *Prompt) String() string {
 func (*Prompt) ProtoMessage() {}
 
 func (x *Prompt) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[34]
+	mi := &file_accessd_v1_member_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2076,7 +2184,7 @@ func (x *Prompt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Prompt.ProtoReflect.Descriptor instead.
 func (*Prompt) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{34}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Prompt) GetText() string {
@@ -2103,7 +2211,7 @@ type RedeemRequest struct {
 
 func (x *RedeemRequest) Reset() {
 	*x = RedeemRequest{}
-	mi := &file_accessd_v1_member_proto_msgTypes[35]
+	mi := &file_accessd_v1_member_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2115,7 +2223,7 @@ func (x *RedeemRequest) String() string {
 func (*RedeemRequest) ProtoMessage() {}
 
 func (x *RedeemRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[35]
+	mi := &file_accessd_v1_member_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2128,7 +2236,7 @@ func (x *RedeemRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RedeemRequest.ProtoReflect.Descriptor instead.
 func (*RedeemRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{35}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RedeemRequest) GetGrant() string {
@@ -2155,7 +2263,7 @@ type RedeemResponse struct {
 
 func (x *RedeemResponse) Reset() {
 	*x = RedeemResponse{}
-	mi := &file_accessd_v1_member_proto_msgTypes[36]
+	mi := &file_accessd_v1_member_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2167,7 +2275,7 @@ func (x *RedeemResponse) String() string {
 func (*RedeemResponse) ProtoMessage() {}
 
 func (x *RedeemResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[36]
+	mi := &file_accessd_v1_member_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2180,7 +2288,7 @@ func (x *RedeemResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RedeemResponse.ProtoReflect.Descriptor instead.
 func (*RedeemResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{36}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RedeemResponse) GetCertificate() string {
@@ -2294,7 +2402,13 @@ const file_accessd_v1_member_proto_rawDesc = "" +
 	"\aanswers\x18\x02 \x03(\tR\aanswers\"\x1f\n" +
 	"\rCancelRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x10\n" +
-	"\x0eCancelResponse\"\xb5\x01\n" +
+	"\x0eCancelResponse\"L\n" +
+	"\x10RenewNodeRequest\x12 \n" +
+	"\vcertificate\x18\x01 \x01(\tR\vcertificate\x12\x16\n" +
+	"\x06client\x18\x02 \x01(\tR\x06client\"k\n" +
+	"\x11RenewNodeResponse\x12 \n" +
+	"\vcertificate\x18\x01 \x01(\tR\vcertificate\x124\n" +
+	"\aexpires\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"\xb5\x01\n" +
 	"\x0fDelegateRequest\x12\"\n" +
 	"\vcertificate\x18\x01 \x01(\tH\x00R\vcertificate\x12#\n" +
 	"\fenrolled_key\x18\x02 \x01(\tH\x00R\venrolledKey\x12\x1d\n" +
@@ -2357,11 +2471,12 @@ const file_accessd_v1_member_proto_rawDesc = "" +
 	"\bDescribe\x12\x1b.accessd.v1.DescribeRequest\x1a\x1c.accessd.v1.DescribeResponse\x12E\n" +
 	"\bAnnounce\x12\x1b.accessd.v1.AnnounceRequest\x1a\x1c.accessd.v1.AnnounceResponse\x12J\n" +
 	"\fInstructions\x12\x1f.accessd.v1.InstructionsRequest\x1a\x17.accessd.v1.Instruction0\x01\x12W\n" +
-	"\x0eReportSessions\x12!.accessd.v1.ReportSessionsRequest\x1a\".accessd.v1.ReportSessionsResponse2\xc9\x01\n" +
+	"\x0eReportSessions\x12!.accessd.v1.ReportSessionsRequest\x1a\".accessd.v1.ReportSessionsResponse2\x93\x02\n" +
 	"\fLoginService\x128\n" +
 	"\x05Begin\x12\x18.accessd.v1.BeginRequest\x1a\x15.accessd.v1.LoginStep\x12>\n" +
 	"\bContinue\x12\x1b.accessd.v1.ContinueRequest\x1a\x15.accessd.v1.LoginStep\x12?\n" +
-	"\x06Cancel\x12\x19.accessd.v1.CancelRequest\x1a\x1a.accessd.v1.CancelResponse2\xca\x02\n" +
+	"\x06Cancel\x12\x19.accessd.v1.CancelRequest\x1a\x1a.accessd.v1.CancelResponse\x12H\n" +
+	"\tRenewNode\x12\x1c.accessd.v1.RenewNodeRequest\x1a\x1d.accessd.v1.RenewNodeResponse2\xca\x02\n" +
 	"\x11DelegationService\x12E\n" +
 	"\bDelegate\x12\x1b.accessd.v1.DelegateRequest\x1a\x1c.accessd.v1.DelegateResponse\x12N\n" +
 	"\vSignSession\x12\x1e.accessd.v1.SignSessionRequest\x1a\x1f.accessd.v1.SignSessionResponse\x12Q\n" +
@@ -2383,7 +2498,7 @@ func file_accessd_v1_member_proto_rawDescGZIP() []byte {
 	return file_accessd_v1_member_proto_rawDescData
 }
 
-var file_accessd_v1_member_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_accessd_v1_member_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_accessd_v1_member_proto_goTypes = []any{
 	(*JoinRequest)(nil),            // 0: accessd.v1.JoinRequest
 	(*JoinResponse)(nil),           // 1: accessd.v1.JoinResponse
@@ -2410,81 +2525,86 @@ var file_accessd_v1_member_proto_goTypes = []any{
 	(*ContinueRequest)(nil),        // 22: accessd.v1.ContinueRequest
 	(*CancelRequest)(nil),          // 23: accessd.v1.CancelRequest
 	(*CancelResponse)(nil),         // 24: accessd.v1.CancelResponse
-	(*DelegateRequest)(nil),        // 25: accessd.v1.DelegateRequest
-	(*DelegateResponse)(nil),       // 26: accessd.v1.DelegateResponse
-	(*SignSessionRequest)(nil),     // 27: accessd.v1.SignSessionRequest
-	(*SignSessionResponse)(nil),    // 28: accessd.v1.SignSessionResponse
-	(*SignNodeHostRequest)(nil),    // 29: accessd.v1.SignNodeHostRequest
-	(*SignNodeHostResponse)(nil),   // 30: accessd.v1.SignNodeHostResponse
-	(*PinHostKeyRequest)(nil),      // 31: accessd.v1.PinHostKeyRequest
-	(*PinHostKeyResponse)(nil),     // 32: accessd.v1.PinHostKeyResponse
-	(*LoginStep)(nil),              // 33: accessd.v1.LoginStep
-	(*Prompt)(nil),                 // 34: accessd.v1.Prompt
-	(*RedeemRequest)(nil),          // 35: accessd.v1.RedeemRequest
-	(*RedeemResponse)(nil),         // 36: accessd.v1.RedeemResponse
-	nil,                            // 37: accessd.v1.JoinRequest.LabelsEntry
-	nil,                            // 38: accessd.v1.DescribeRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil),  // 39: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 40: google.protobuf.Duration
+	(*RenewNodeRequest)(nil),       // 25: accessd.v1.RenewNodeRequest
+	(*RenewNodeResponse)(nil),      // 26: accessd.v1.RenewNodeResponse
+	(*DelegateRequest)(nil),        // 27: accessd.v1.DelegateRequest
+	(*DelegateResponse)(nil),       // 28: accessd.v1.DelegateResponse
+	(*SignSessionRequest)(nil),     // 29: accessd.v1.SignSessionRequest
+	(*SignSessionResponse)(nil),    // 30: accessd.v1.SignSessionResponse
+	(*SignNodeHostRequest)(nil),    // 31: accessd.v1.SignNodeHostRequest
+	(*SignNodeHostResponse)(nil),   // 32: accessd.v1.SignNodeHostResponse
+	(*PinHostKeyRequest)(nil),      // 33: accessd.v1.PinHostKeyRequest
+	(*PinHostKeyResponse)(nil),     // 34: accessd.v1.PinHostKeyResponse
+	(*LoginStep)(nil),              // 35: accessd.v1.LoginStep
+	(*Prompt)(nil),                 // 36: accessd.v1.Prompt
+	(*RedeemRequest)(nil),          // 37: accessd.v1.RedeemRequest
+	(*RedeemResponse)(nil),         // 38: accessd.v1.RedeemResponse
+	nil,                            // 39: accessd.v1.JoinRequest.LabelsEntry
+	nil,                            // 40: accessd.v1.DescribeRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil),  // 41: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 42: google.protobuf.Duration
 }
 var file_accessd_v1_member_proto_depIdxs = []int32{
-	37, // 0: accessd.v1.JoinRequest.labels:type_name -> accessd.v1.JoinRequest.LabelsEntry
+	39, // 0: accessd.v1.JoinRequest.labels:type_name -> accessd.v1.JoinRequest.LabelsEntry
 	2,  // 1: accessd.v1.JoinResponse.certificates:type_name -> accessd.v1.MemberCertificates
 	6,  // 2: accessd.v1.JoinResponse.trust:type_name -> accessd.v1.Resource
-	39, // 3: accessd.v1.MemberCertificates.expires:type_name -> google.protobuf.Timestamp
-	39, // 4: accessd.v1.MemberCertificates.renew:type_name -> google.protobuf.Timestamp
+	41, // 3: accessd.v1.MemberCertificates.expires:type_name -> google.protobuf.Timestamp
+	41, // 4: accessd.v1.MemberCertificates.renew:type_name -> google.protobuf.Timestamp
 	6,  // 5: accessd.v1.PolicyUpdate.put:type_name -> accessd.v1.Resource
 	5,  // 6: accessd.v1.PolicyUpdate.remove:type_name -> accessd.v1.ResourceKey
 	5,  // 7: accessd.v1.Resource.key:type_name -> accessd.v1.ResourceKey
 	2,  // 8: accessd.v1.RenewResponse.certificates:type_name -> accessd.v1.MemberCertificates
-	38, // 9: accessd.v1.DescribeRequest.labels:type_name -> accessd.v1.DescribeRequest.LabelsEntry
-	40, // 10: accessd.v1.AnnounceResponse.ttl:type_name -> google.protobuf.Duration
+	40, // 9: accessd.v1.DescribeRequest.labels:type_name -> accessd.v1.DescribeRequest.LabelsEntry
+	42, // 10: accessd.v1.AnnounceResponse.ttl:type_name -> google.protobuf.Duration
 	17, // 11: accessd.v1.Instruction.kill_session:type_name -> accessd.v1.KillSession
 	19, // 12: accessd.v1.ReportSessionsRequest.sessions:type_name -> accessd.v1.LiveSession
-	39, // 13: accessd.v1.LiveSession.started:type_name -> google.protobuf.Timestamp
-	39, // 14: accessd.v1.DelegateResponse.expires:type_name -> google.protobuf.Timestamp
-	39, // 15: accessd.v1.SignSessionResponse.expires:type_name -> google.protobuf.Timestamp
-	39, // 16: accessd.v1.SignNodeHostResponse.expires:type_name -> google.protobuf.Timestamp
-	34, // 17: accessd.v1.LoginStep.prompts:type_name -> accessd.v1.Prompt
-	39, // 18: accessd.v1.LoginStep.expires:type_name -> google.protobuf.Timestamp
-	39, // 19: accessd.v1.RedeemResponse.expires:type_name -> google.protobuf.Timestamp
-	0,  // 20: accessd.v1.JoinService.Join:input_type -> accessd.v1.JoinRequest
-	3,  // 21: accessd.v1.MemberService.WatchPolicy:input_type -> accessd.v1.WatchPolicyRequest
-	7,  // 22: accessd.v1.MemberService.AppendEvents:input_type -> accessd.v1.AppendEventsRequest
-	9,  // 23: accessd.v1.MemberService.Renew:input_type -> accessd.v1.RenewRequest
-	11, // 24: accessd.v1.MemberService.Describe:input_type -> accessd.v1.DescribeRequest
-	13, // 25: accessd.v1.MemberService.Announce:input_type -> accessd.v1.AnnounceRequest
-	15, // 26: accessd.v1.MemberService.Instructions:input_type -> accessd.v1.InstructionsRequest
-	18, // 27: accessd.v1.MemberService.ReportSessions:input_type -> accessd.v1.ReportSessionsRequest
-	21, // 28: accessd.v1.LoginService.Begin:input_type -> accessd.v1.BeginRequest
-	22, // 29: accessd.v1.LoginService.Continue:input_type -> accessd.v1.ContinueRequest
-	23, // 30: accessd.v1.LoginService.Cancel:input_type -> accessd.v1.CancelRequest
-	25, // 31: accessd.v1.DelegationService.Delegate:input_type -> accessd.v1.DelegateRequest
-	27, // 32: accessd.v1.DelegationService.SignSession:input_type -> accessd.v1.SignSessionRequest
-	29, // 33: accessd.v1.DelegationService.SignNodeHost:input_type -> accessd.v1.SignNodeHostRequest
-	31, // 34: accessd.v1.DelegationService.PinHostKey:input_type -> accessd.v1.PinHostKeyRequest
-	35, // 35: accessd.v1.GrantService.Redeem:input_type -> accessd.v1.RedeemRequest
-	1,  // 36: accessd.v1.JoinService.Join:output_type -> accessd.v1.JoinResponse
-	4,  // 37: accessd.v1.MemberService.WatchPolicy:output_type -> accessd.v1.PolicyUpdate
-	8,  // 38: accessd.v1.MemberService.AppendEvents:output_type -> accessd.v1.AppendEventsResponse
-	10, // 39: accessd.v1.MemberService.Renew:output_type -> accessd.v1.RenewResponse
-	12, // 40: accessd.v1.MemberService.Describe:output_type -> accessd.v1.DescribeResponse
-	14, // 41: accessd.v1.MemberService.Announce:output_type -> accessd.v1.AnnounceResponse
-	16, // 42: accessd.v1.MemberService.Instructions:output_type -> accessd.v1.Instruction
-	20, // 43: accessd.v1.MemberService.ReportSessions:output_type -> accessd.v1.ReportSessionsResponse
-	33, // 44: accessd.v1.LoginService.Begin:output_type -> accessd.v1.LoginStep
-	33, // 45: accessd.v1.LoginService.Continue:output_type -> accessd.v1.LoginStep
-	24, // 46: accessd.v1.LoginService.Cancel:output_type -> accessd.v1.CancelResponse
-	26, // 47: accessd.v1.DelegationService.Delegate:output_type -> accessd.v1.DelegateResponse
-	28, // 48: accessd.v1.DelegationService.SignSession:output_type -> accessd.v1.SignSessionResponse
-	30, // 49: accessd.v1.DelegationService.SignNodeHost:output_type -> accessd.v1.SignNodeHostResponse
-	32, // 50: accessd.v1.DelegationService.PinHostKey:output_type -> accessd.v1.PinHostKeyResponse
-	36, // 51: accessd.v1.GrantService.Redeem:output_type -> accessd.v1.RedeemResponse
-	36, // [36:52] is the sub-list for method output_type
-	20, // [20:36] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	41, // 13: accessd.v1.LiveSession.started:type_name -> google.protobuf.Timestamp
+	41, // 14: accessd.v1.RenewNodeResponse.expires:type_name -> google.protobuf.Timestamp
+	41, // 15: accessd.v1.DelegateResponse.expires:type_name -> google.protobuf.Timestamp
+	41, // 16: accessd.v1.SignSessionResponse.expires:type_name -> google.protobuf.Timestamp
+	41, // 17: accessd.v1.SignNodeHostResponse.expires:type_name -> google.protobuf.Timestamp
+	36, // 18: accessd.v1.LoginStep.prompts:type_name -> accessd.v1.Prompt
+	41, // 19: accessd.v1.LoginStep.expires:type_name -> google.protobuf.Timestamp
+	41, // 20: accessd.v1.RedeemResponse.expires:type_name -> google.protobuf.Timestamp
+	0,  // 21: accessd.v1.JoinService.Join:input_type -> accessd.v1.JoinRequest
+	3,  // 22: accessd.v1.MemberService.WatchPolicy:input_type -> accessd.v1.WatchPolicyRequest
+	7,  // 23: accessd.v1.MemberService.AppendEvents:input_type -> accessd.v1.AppendEventsRequest
+	9,  // 24: accessd.v1.MemberService.Renew:input_type -> accessd.v1.RenewRequest
+	11, // 25: accessd.v1.MemberService.Describe:input_type -> accessd.v1.DescribeRequest
+	13, // 26: accessd.v1.MemberService.Announce:input_type -> accessd.v1.AnnounceRequest
+	15, // 27: accessd.v1.MemberService.Instructions:input_type -> accessd.v1.InstructionsRequest
+	18, // 28: accessd.v1.MemberService.ReportSessions:input_type -> accessd.v1.ReportSessionsRequest
+	21, // 29: accessd.v1.LoginService.Begin:input_type -> accessd.v1.BeginRequest
+	22, // 30: accessd.v1.LoginService.Continue:input_type -> accessd.v1.ContinueRequest
+	23, // 31: accessd.v1.LoginService.Cancel:input_type -> accessd.v1.CancelRequest
+	25, // 32: accessd.v1.LoginService.RenewNode:input_type -> accessd.v1.RenewNodeRequest
+	27, // 33: accessd.v1.DelegationService.Delegate:input_type -> accessd.v1.DelegateRequest
+	29, // 34: accessd.v1.DelegationService.SignSession:input_type -> accessd.v1.SignSessionRequest
+	31, // 35: accessd.v1.DelegationService.SignNodeHost:input_type -> accessd.v1.SignNodeHostRequest
+	33, // 36: accessd.v1.DelegationService.PinHostKey:input_type -> accessd.v1.PinHostKeyRequest
+	37, // 37: accessd.v1.GrantService.Redeem:input_type -> accessd.v1.RedeemRequest
+	1,  // 38: accessd.v1.JoinService.Join:output_type -> accessd.v1.JoinResponse
+	4,  // 39: accessd.v1.MemberService.WatchPolicy:output_type -> accessd.v1.PolicyUpdate
+	8,  // 40: accessd.v1.MemberService.AppendEvents:output_type -> accessd.v1.AppendEventsResponse
+	10, // 41: accessd.v1.MemberService.Renew:output_type -> accessd.v1.RenewResponse
+	12, // 42: accessd.v1.MemberService.Describe:output_type -> accessd.v1.DescribeResponse
+	14, // 43: accessd.v1.MemberService.Announce:output_type -> accessd.v1.AnnounceResponse
+	16, // 44: accessd.v1.MemberService.Instructions:output_type -> accessd.v1.Instruction
+	20, // 45: accessd.v1.MemberService.ReportSessions:output_type -> accessd.v1.ReportSessionsResponse
+	35, // 46: accessd.v1.LoginService.Begin:output_type -> accessd.v1.LoginStep
+	35, // 47: accessd.v1.LoginService.Continue:output_type -> accessd.v1.LoginStep
+	24, // 48: accessd.v1.LoginService.Cancel:output_type -> accessd.v1.CancelResponse
+	26, // 49: accessd.v1.LoginService.RenewNode:output_type -> accessd.v1.RenewNodeResponse
+	28, // 50: accessd.v1.DelegationService.Delegate:output_type -> accessd.v1.DelegateResponse
+	30, // 51: accessd.v1.DelegationService.SignSession:output_type -> accessd.v1.SignSessionResponse
+	32, // 52: accessd.v1.DelegationService.SignNodeHost:output_type -> accessd.v1.SignNodeHostResponse
+	34, // 53: accessd.v1.DelegationService.PinHostKey:output_type -> accessd.v1.PinHostKeyResponse
+	38, // 54: accessd.v1.GrantService.Redeem:output_type -> accessd.v1.RedeemResponse
+	38, // [38:55] is the sub-list for method output_type
+	21, // [21:38] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_accessd_v1_member_proto_init() }
@@ -2495,7 +2615,7 @@ func file_accessd_v1_member_proto_init() {
 	file_accessd_v1_member_proto_msgTypes[16].OneofWrappers = []any{
 		(*Instruction_KillSession)(nil),
 	}
-	file_accessd_v1_member_proto_msgTypes[25].OneofWrappers = []any{
+	file_accessd_v1_member_proto_msgTypes[27].OneofWrappers = []any{
 		(*DelegateRequest_Certificate)(nil),
 		(*DelegateRequest_EnrolledKey)(nil),
 	}
@@ -2505,7 +2625,7 @@ func file_accessd_v1_member_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_accessd_v1_member_proto_rawDesc), len(file_accessd_v1_member_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   39,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

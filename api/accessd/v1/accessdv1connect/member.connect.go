@@ -68,6 +68,8 @@ const (
 	LoginServiceContinueProcedure = "/accessd.v1.LoginService/Continue"
 	// LoginServiceCancelProcedure is the fully-qualified name of the LoginService's Cancel RPC.
 	LoginServiceCancelProcedure = "/accessd.v1.LoginService/Cancel"
+	// LoginServiceRenewNodeProcedure is the fully-qualified name of the LoginService's RenewNode RPC.
+	LoginServiceRenewNodeProcedure = "/accessd.v1.LoginService/RenewNode"
 	// DelegationServiceDelegateProcedure is the fully-qualified name of the DelegationService's
 	// Delegate RPC.
 	DelegationServiceDelegateProcedure = "/accessd.v1.DelegationService/Delegate"
@@ -403,6 +405,9 @@ type LoginServiceClient interface {
 	Continue(context.Context, *connect.Request[v1.ContinueRequest]) (*connect.Response[v1.LoginStep], error)
 	// Cancel forgets a sign-in whose person went away.
 	Cancel(context.Context, *connect.Request[v1.CancelRequest]) (*connect.Response[v1.CancelResponse], error)
+	// RenewNode issues a plain sshd node, which joined with stock ssh and can call
+	// nobody, another member certificate for the same key.
+	RenewNode(context.Context, *connect.Request[v1.RenewNodeRequest]) (*connect.Response[v1.RenewNodeResponse], error)
 }
 
 // NewLoginServiceClient constructs a client for the accessd.v1.LoginService service. By default, it
@@ -434,6 +439,12 @@ func NewLoginServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(loginServiceMethods.ByName("Cancel")),
 			connect.WithClientOptions(opts...),
 		),
+		renewNode: connect.NewClient[v1.RenewNodeRequest, v1.RenewNodeResponse](
+			httpClient,
+			baseURL+LoginServiceRenewNodeProcedure,
+			connect.WithSchema(loginServiceMethods.ByName("RenewNode")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -442,6 +453,7 @@ type loginServiceClient struct {
 	begin     *connect.Client[v1.BeginRequest, v1.LoginStep]
 	_continue *connect.Client[v1.ContinueRequest, v1.LoginStep]
 	cancel    *connect.Client[v1.CancelRequest, v1.CancelResponse]
+	renewNode *connect.Client[v1.RenewNodeRequest, v1.RenewNodeResponse]
 }
 
 // Begin calls accessd.v1.LoginService.Begin.
@@ -459,6 +471,11 @@ func (c *loginServiceClient) Cancel(ctx context.Context, req *connect.Request[v1
 	return c.cancel.CallUnary(ctx, req)
 }
 
+// RenewNode calls accessd.v1.LoginService.RenewNode.
+func (c *loginServiceClient) RenewNode(ctx context.Context, req *connect.Request[v1.RenewNodeRequest]) (*connect.Response[v1.RenewNodeResponse], error) {
+	return c.renewNode.CallUnary(ctx, req)
+}
+
 // LoginServiceHandler is an implementation of the accessd.v1.LoginService service.
 type LoginServiceHandler interface {
 	// Begin starts a sign-in for a key the proxy has seen proven.
@@ -468,6 +485,9 @@ type LoginServiceHandler interface {
 	Continue(context.Context, *connect.Request[v1.ContinueRequest]) (*connect.Response[v1.LoginStep], error)
 	// Cancel forgets a sign-in whose person went away.
 	Cancel(context.Context, *connect.Request[v1.CancelRequest]) (*connect.Response[v1.CancelResponse], error)
+	// RenewNode issues a plain sshd node, which joined with stock ssh and can call
+	// nobody, another member certificate for the same key.
+	RenewNode(context.Context, *connect.Request[v1.RenewNodeRequest]) (*connect.Response[v1.RenewNodeResponse], error)
 }
 
 // NewLoginServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -495,6 +515,12 @@ func NewLoginServiceHandler(svc LoginServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(loginServiceMethods.ByName("Cancel")),
 		connect.WithHandlerOptions(opts...),
 	)
+	loginServiceRenewNodeHandler := connect.NewUnaryHandler(
+		LoginServiceRenewNodeProcedure,
+		svc.RenewNode,
+		connect.WithSchema(loginServiceMethods.ByName("RenewNode")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/accessd.v1.LoginService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case LoginServiceBeginProcedure:
@@ -503,6 +529,8 @@ func NewLoginServiceHandler(svc LoginServiceHandler, opts ...connect.HandlerOpti
 			loginServiceContinueHandler.ServeHTTP(w, r)
 		case LoginServiceCancelProcedure:
 			loginServiceCancelHandler.ServeHTTP(w, r)
+		case LoginServiceRenewNodeProcedure:
+			loginServiceRenewNodeHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -522,6 +550,10 @@ func (UnimplementedLoginServiceHandler) Continue(context.Context, *connect.Reque
 
 func (UnimplementedLoginServiceHandler) Cancel(context.Context, *connect.Request[v1.CancelRequest]) (*connect.Response[v1.CancelResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("accessd.v1.LoginService.Cancel is not implemented"))
+}
+
+func (UnimplementedLoginServiceHandler) RenewNode(context.Context, *connect.Request[v1.RenewNodeRequest]) (*connect.Response[v1.RenewNodeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("accessd.v1.LoginService.RenewNode is not implemented"))
 }
 
 // DelegationServiceClient is a client for the accessd.v1.DelegationService service.
