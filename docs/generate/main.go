@@ -67,6 +67,7 @@ options: {session_ttl: 8h, idle_timeout: 30m, max_sessions: 10, pin_source: true
 ` + "```" + `
 Nothing is allowed by default and deny wins. The options bind only where a rule of this role grants; among the rules that
 grant, the strictest option wins. Built in are ` + "`admin`, `auditor` and `access`" + ` (all nodes, the user's own logins).
+[Roles](roles.md) has every field.
 `
 
 // fields writes a row for every field of t and of the structs inside it.

@@ -3,7 +3,9 @@ package services_test
 import (
 	"encoding/json"
 	"net/netip"
+	"os"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -192,4 +194,36 @@ func FuzzForwardPattern(f *testing.F) {
 			t.Errorf("the zero pattern names %+v", d)
 		}
 	})
+}
+
+// Every role in the manual is one, and every word rules may use is in it.
+func TestManual(t *testing.T) {
+	data, err := os.ReadFile("../../docs/roles.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := string(data)
+	parts := strings.Split(page, "```")
+	examples := 0
+	for _, part := range parts {
+		yaml, ok := strings.CutPrefix(part, "yaml\n")
+		if !ok {
+			continue
+		}
+		examples++
+		roles, err := services.ParseRoles("roles.md", []byte(yaml))
+		if err != nil {
+			t.Errorf("%v:\n%s", err, yaml)
+			continue
+		}
+		wantRoundTrip(t, roles[0])
+	}
+	if examples < 5 {
+		t.Errorf("%d examples, want all of them", examples)
+	}
+	for _, word := range slices.Concat(services.Actions(), services.Resources(), services.Verbs()) {
+		if !strings.Contains(page, "`"+word+"`") {
+			t.Errorf("the manual says nothing of %q", word)
+		}
+	}
 }
