@@ -50,6 +50,7 @@ type target struct {
 	kind string // of kinds, or "stock" for the sshd beside the cluster
 	way  string // of ways, or "" for stock
 	node string
+	as   string // the account; "" means login
 }
 
 // alias is the target's Host in the fleet's ssh_config.
@@ -218,6 +219,13 @@ const long = 2 * time.Minute
 // the host.
 func (x target) command(options []string, words ...string) *exec.Cmd {
 	args := append([]string{"-F", x.config}, options...)
+	switch {
+	case x.as == "":
+	case x.way == "at":
+		args = append(args, "-l", x.as+"@"+x.node)
+	default:
+		args = append(args, "-l", x.as)
+	}
 	return exec.Command("ssh", append(append(args, x.alias()), words...)...)
 }
 

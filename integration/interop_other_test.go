@@ -109,8 +109,8 @@ func (x target) through() string {
 	return fmt.Sprintf("ssh -F %s -W %s:22 proxy", x.config, x.node)
 }
 
-// script runs one of the clients in testdata.
-func (x target) script(t *testing.T, client, do string) {
+// where returns what the scripts in testdata need to know.
+func (x target) where(t *testing.T, do string) map[string]any {
 	t.Helper()
 	to := x.place(t)
 	number, _ := strconv.Atoi(to.port)
@@ -140,7 +140,13 @@ func (x target) script(t *testing.T, client, do string) {
 		c["jump"] = map[string]any{"host": host, "port": number, "user": "alice"}
 		c["key"], c["cert"] = x.alice.Key, x.alice.Key+"-cert.pub"
 	}
-	text, err := json.Marshal(c)
+	return c
+}
+
+// script runs one of the clients in testdata.
+func (x target) script(t *testing.T, client, do string) {
+	t.Helper()
+	text, err := json.Marshal(x.where(t, do))
 	if err != nil {
 		t.Fatal(err)
 	}
