@@ -290,7 +290,7 @@ func sessions() []Spec {
 				Field{Name: "bytes_in", Type: Int, Meaning: "bytes the client sent", Example: "1204"},
 				Field{Name: "bytes_out", Type: Int, Meaning: "bytes the client was sent", Example: "90112"},
 				Field{Name: "recovered", Type: Bool, Meaning: "completed at the next start, after a crash", Example: "true"},
-				reason(), connection(),
+				reason(), node(), connection(),
 			),
 		},
 		{
@@ -314,7 +314,7 @@ func sessions() []Spec {
 				Field{Name: "exit_code", Type: Int, Meaning: "exit status, where it is known already", Example: "127"},
 				Field{Name: "pty", Type: Bool, Meaning: "whether it has a terminal", Example: "false"},
 				Field{Name: "shell", Type: String, Meaning: "the shell that runs it", Example: "/bin/bash"},
-				reason(), connection(),
+				reason(), node(), connection(),
 			),
 		},
 		{
@@ -324,7 +324,7 @@ func sessions() []Spec {
 				Field{Name: "duration_ms", Type: Int, Meaning: "how long it was up, in milliseconds", Example: "81250"},
 				Field{Name: "bytes_in", Type: Int, Meaning: "bytes the client sent", Example: "1204"},
 				Field{Name: "bytes_out", Type: Int, Meaning: "bytes the client was sent", Example: "90112"},
-				serial(), fingerprint(), connection(),
+				serial(), fingerprint(), node(), connection(),
 			),
 		},
 	}
