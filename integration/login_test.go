@@ -51,7 +51,7 @@ func (a *app) code(t *testing.T) string {
 func enrol(t *testing.T, c *harness.Cluster, user, invite, key string, more ...string) (*app, harness.Result) {
 	t.Helper()
 	k := signIn(t, c, user, key, more...)
-	k.Expect(`Password or invite: `)
+	k.Expect(`Password, invite or join token: `)
 	k.Send(invite)
 	k.Expect(`New password: `)
 	k.Send(password)
@@ -87,7 +87,7 @@ func TestSignInWithStockSSH(t *testing.T) {
 
 	t.Run("the invite works once", func(t *testing.T) {
 		k := signIn(t, c, "alice", c.Key("second"), "-o", "NumberOfPasswordPrompts=1")
-		k.Expect(`Password or invite: `)
+		k.Expect(`Password, invite or join token: `)
 		k.Send(invite)
 		k.Expect(`Code: `)
 		k.Send("123456")
@@ -95,7 +95,7 @@ func TestSignInWithStockSSH(t *testing.T) {
 	})
 	t.Run("password and code", func(t *testing.T) {
 		k := signIn(t, c, "alice", c.Key("third"))
-		k.Expect(`Password or invite: `)
+		k.Expect(`Password, invite or join token: `)
 		k.Send(password)
 		k.Expect(`Code: `)
 		k.Send(a.code(t))
@@ -106,7 +106,7 @@ func TestSignInWithStockSSH(t *testing.T) {
 	t.Run("a code works once", func(t *testing.T) {
 		a.last-- // the app shows the same again
 		k := signIn(t, c, "alice", c.Key("fourth"), "-o", "NumberOfPasswordPrompts=1")
-		k.Expect(`Password or invite: `)
+		k.Expect(`Password, invite or join token: `)
 		k.Send(password)
 		k.Expect(`Code: `)
 		k.Send(a.code(t))
@@ -125,7 +125,7 @@ func pushIntoAgent(t *testing.T, c *harness.Cluster, a *app) {
 	harness.Type(t, "ssh-agent", "-D", "-a", sock)
 	harness.Eventually(t, "the agent listens", func() bool { _, err := os.Stat(sock); return err == nil })
 	k := signIn(t, c, "alice", c.Key("fifth"), "-A", "-o", "IdentityAgent="+sock)
-	k.Expect(`Password or invite: `)
+	k.Expect(`Password, invite or join token: `)
 	k.Send(password)
 	k.Expect(`Code: `)
 	k.Send(a.code(t))
@@ -156,7 +156,7 @@ func TestGuesserIsLockedOut(t *testing.T) {
 	}
 	guess := func(user string) string {
 		k := signIn(t, c, user, c.Key(fmt.Sprintf("guess-%d", time.Now().UnixNano())), "-o", "NumberOfPasswordPrompts=1")
-		k.Expect(`Password or invite: `)
+		k.Expect(`Password, invite or join token: `)
 		k.Send("wrong")
 		k.Expect(`Code: `)
 		k.Send("000000")
@@ -172,14 +172,14 @@ func TestGuesserIsLockedOut(t *testing.T) {
 		guess("alice")
 	}
 	k := signIn(t, c, "alice", c.Key("right-but-late"), "-o", "NumberOfPasswordPrompts=1")
-	k.Expect(`Password or invite: `)
+	k.Expect(`Password, invite or join token: `)
 	k.Send(password)
 	k.Expect(`Code: `)
 	k.Send(a.code(t))
 	refused(t, k.Wait(), "Permission denied")
 
 	elsewhere := signIn(t, c, "alice", c.Key("elsewhere"), "-b", "127.0.0.2")
-	elsewhere.Expect(`Password or invite: `)
+	elsewhere.Expect(`Password, invite or join token: `)
 	elsewhere.Send(password)
 	elsewhere.Expect(`Code: `)
 	elsewhere.Send(a.code(t))

@@ -17,11 +17,13 @@ type Sshd struct {
 	Addr    string
 	HostKey string // its public key, authorized_keys format
 	Dir     string // of its configuration
-	log     buffer
 }
 
-// Log returns what its processes wrote to stderr so far.
-func (s *Sshd) Log() string { return s.log.String() }
+// Log returns what its processes said so far.
+func (s *Sshd) Log() string {
+	text, _ := os.ReadFile(filepath.Join(s.Dir, "log"))
+	return string(text)
+}
 
 // sshdConfig is what sshd does by default, where a default exists, and what
 // Debian's own file adds to it less PAM, which a server without cgo has not.
@@ -117,8 +119,8 @@ func (s *Sshd) serve(t testing.TB, h *Host) {
 			if err != nil {
 				continue
 			}
-			cmd := h.Command("/usr/sbin/sshd", "-i", "-e", "-f", filepath.Join(s.Dir, "sshd_config"))
-			cmd.Stdin, cmd.Stdout, cmd.Stderr = f, f, &s.log
+			cmd := h.Command("/usr/sbin/sshd", "-i", "-E", filepath.Join(s.Dir, "log"), "-f", filepath.Join(s.Dir, "sshd_config"))
+			cmd.Stdin, cmd.Stdout = f, f
 			mu.Lock()
 			if err := cmd.Start(); err == nil {
 				running[cmd] = true
