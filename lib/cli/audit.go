@@ -47,6 +47,9 @@ func (o *auditFilter) message() (*accessdv1.EventFilter, error) {
 	return &accessdv1.EventFilter{Since: since, Until: until, User: o.user, Node: o.node, Event: o.event, Session: o.session}, nil
 }
 
+// maxRemoteEvents bounds a list of events at a proxy, which holds all of it.
+const maxRemoteEvents = 1000
+
 func auditList(e *env) *cobra.Command {
 	var (
 		o     auditFilter
@@ -64,6 +67,9 @@ func auditList(e *env) *cobra.Command {
 			}
 			if limit < 1 {
 				return fault.New(fault.BadInput, "--limit: %d: want at least 1", limit)
+			}
+			if e.call != nil && limit > maxRemoteEvents {
+				return fault.New(fault.BadInput, "--limit: %d: want at most %d at a proxy", limit, maxRemoteEvents).WithHint("page with --until")
 			}
 			found, err := e.listEvents(ctx, filter, limit)
 			if err != nil {

@@ -18,6 +18,7 @@ import (
 	"github.com/accessd/accessd/lib/defaults"
 	"github.com/accessd/accessd/lib/events"
 	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/srv/proxy"
 )
 
 // env is what every verb works with.
@@ -26,6 +27,7 @@ type env struct {
 	stdout  io.Writer
 	stderr  io.Writer
 	dataDir string
+	call    *proxy.VerbCall // of a person at a proxy; nil on a machine of one's own
 }
 
 // say writes one line of words for a person.
@@ -50,7 +52,11 @@ func Main(ctx context.Context, args []string, std Streams) int {
 	e := &env{stdin: std.In, stdout: std.Out, stderr: std.Err}
 	root := tree(e)
 	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
+	return e.exit(root.ExecuteContext(ctx))
+}
+
+// exit prints err, if it is one, and returns the exit code.
+func (e *env) exit(err error) int {
 	if err == nil {
 		return 0
 	}
@@ -63,10 +69,16 @@ func Main(ctx context.Context, args []string, std Streams) int {
 // fail prints err and returns its exit code.
 func (e *env) fail(err error) int {
 	text, code := err.Error(), fault.BadInput.ExitCode() // cobra's own errors are usage errors
-	if classified, ok := errors.AsType[*fault.Error](err); ok {
+	classified, ok := errors.AsType[*fault.Error](err)
+	internal, unclassified := errors.AsType[internalError](err)
+	switch {
+	case ok:
 		text, code = err.Error(), classified.Kind.ExitCode()
-	} else if internal, ok := errors.AsType[internalError](err); ok {
+	case unclassified:
 		text, code = internal.Error(), fault.Internal.ExitCode()
+	}
+	if e.call != nil && (ok || unclassified) {
+		text = fault.Public(err) // the rest is for who runs the proxy
 	}
 	for line := range strings.Lines(text) {
 		fmt.Fprintf(e.stderr, "accessd: error: %s\n", events.Display(strings.TrimRight(line, "\n")))
@@ -105,6 +117,25 @@ func verb(run func(ctx context.Context, args []string) error) func(*cobra.Comman
 func Tree() *cobra.Command { return tree(&env{}) }
 
 func tree(e *env) *cobra.Command {
+	root := newRoot(e)
+	root.PersistentFlags().StringVar(&e.dataDir, "data-dir", "", "data directory of the cluster (default $ACCESSD_DATA_DIR or /var/lib/accessd)")
+	root.AddCommand(serverCommands(e)...)
+	root.AddCommand(nouns(e)...)
+	root.AddCommand(nodesList(e), sshConfigCommand(e))
+	completeValues(root)
+	return root
+}
+
+// nouns are the verbs that need no more than the services.
+func nouns(e *env) []*cobra.Command {
+	return []*cobra.Command{
+		usersCommand(e), rolesCommand(e), tokensCommand(e), nodesCommand(e),
+		sessionsCommand(e), auditCommand(e), caCommand(e), versionCommand(e),
+	}
+}
+
+// newRoot returns the root of a tree, without verbs.
+func newRoot(e *env) *cobra.Command {
 	root := &cobra.Command{
 		Use:           "accessd",
 		Short:         "Certificate-based, role-checked, provably audited SSH access",
@@ -116,7 +147,7 @@ func tree(e *env) *cobra.Command {
 			if len(args) == 0 {
 				return cmd.Help()
 			}
-			return fault.New(fault.BadInput, "unknown verb %q", args[0]).WithHint(`run "accessd help" for the list of verbs`)
+			return fault.New(fault.BadInput, "unknown verb %q", args[0]).WithHint("run %q for the list of verbs", cmd.CommandPath()+" help")
 		},
 	}
 	root.SetIn(e.stdin)
@@ -126,12 +157,6 @@ func tree(e *env) *cobra.Command {
 		return fault.New(fault.BadInput, "%s", err.Error()).WithHint("run %q", cmd.CommandPath()+" --help")
 	})
 	root.SetVersionTemplate("accessd {{.Version}}\n")
-	root.PersistentFlags().StringVar(&e.dataDir, "data-dir", "", "data directory of the cluster (default $ACCESSD_DATA_DIR or /var/lib/accessd)")
-	root.AddCommand(serverCommands(e)...)
-	root.AddCommand(
-		usersCommand(e), rolesCommand(e), tokensCommand(e), nodesCommand(e),
-		sessionsCommand(e), auditCommand(e), caCommand(e), sshConfigCommand(e), versionCommand(e),
-	)
 	return root
 }
 
@@ -146,7 +171,7 @@ func noun(name, short string, verbs ...*cobra.Command) *cobra.Command {
 				return cmd.Help()
 			}
 			return fault.New(fault.BadInput, "unknown verb %q", name+" "+args[0]).
-				WithHint("run %q for the list of verbs", "accessd "+name+" --help")
+				WithHint("run %q for the list of verbs", cmd.CommandPath()+" --help")
 		},
 	}
 	c.AddCommand(verbs...)

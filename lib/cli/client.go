@@ -21,9 +21,12 @@ func (e *env) dir() string {
 	return cmp.Or(e.dataDir, os.Getenv("ACCESSD_DATA_DIR"), "/var/lib/accessd")
 }
 
-// admin returns a client of the authority behind the data directory's admin
-// socket.
+// admin returns a client of the authority: the one of the person at a proxy, else
+// one of the admin socket in the data directory.
 func (e *env) admin() *http.Client {
+	if e.call != nil {
+		return e.call.API
+	}
 	dir := e.dir()
 	return rpc.Client(func(ctx context.Context) (net.Conn, error) { return dialAdmin(ctx, dir) })
 }

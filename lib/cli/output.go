@@ -30,7 +30,7 @@ const (
 func addFormat(c *cobra.Command, f *format) {
 	*f = formatTable
 	c.Flags().Var(f, "format", "table, json or yaml")
-	_ = c.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp)) // the flag exists
+	_ = c.Flags().SetAnnotation("format", valuesAnnotation, []string{string(formatTable), string(formatJSON), string(formatYAML)}) // the flag exists
 }
 
 // String returns the format's name.

@@ -7,10 +7,13 @@ import (
 	"github.com/spf13/cobra"
 
 	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
+	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/names"
 )
 
 func sessionsCommand(e *env) *cobra.Command {
-	return noun("sessions", "List and end live sessions", sessionsList(e), sessionsKill(e))
+	return noun("sessions", "List, watch, join and end live sessions",
+		sessionsList(e), sessionsWatch(e), sessionsJoin(e), sessionsKill(e))
 }
 
 func sessionsList(e *env) *cobra.Command {
@@ -50,4 +53,41 @@ func sessionsKill(e *env) *cobra.Command {
 	}
 	c.Flags().StringVar(&reason, "reason", "", "shown to the person")
 	return c
+}
+
+func sessionsWatch(e *env) *cobra.Command {
+	return &cobra.Command{
+		Use:   "watch ID",
+		Short: "Show a live session as it goes; its people are told",
+		Args:  want("ID"),
+		RunE:  verb(func(ctx context.Context, args []string) error { return e.attach(ctx, args[0], false) }),
+	}
+}
+
+func sessionsJoin(e *env) *cobra.Command {
+	return &cobra.Command{
+		Use:   "join ID",
+		Short: "Take part in a live session, with input; its people are told",
+		Args:  want("ID"),
+		RunE:  verb(func(ctx context.Context, args []string) error { return e.attach(ctx, args[0], true) }),
+	}
+}
+
+// attach shows the session id, and with join lets its person take part. The
+// bytes go through a proxy, which is where that is done.
+func (e *env) attach(ctx context.Context, id string, join bool) error {
+	verb := "watch"
+	if join {
+		verb = "join"
+	}
+	sid, err := names.ParseSessionID(id)
+	switch {
+	case err != nil:
+		return err
+	case e.call == nil:
+		return fault.New(fault.BadInput, "sessions %s works at a proxy only", verb).WithHint("ssh -t PERSON@PROXY sessions %s %s", verb, sid)
+	case join && !e.call.Terminal:
+		return fault.New(fault.BadInput, "sessions join needs a terminal").WithHint("ssh -t %s@PROXY sessions join %s", e.call.User, sid)
+	}
+	return e.call.Attach(ctx, sid, join)
 }

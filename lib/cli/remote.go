@@ -1,0 +1,142 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/srv/proxy"
+)
+
+// RunAs runs one line of the command line for a person who is connected to a
+// proxy, and returns its exit code. The authority decides what the person may
+// do; what RunAs sees to is that nothing here touches the machine it runs on:
+// only the verbs and flags of [remoteVerbs] exist, none of which can name a
+// file, a directory or a variable of the environment.
+func RunAs(ctx context.Context, call proxy.VerbCall) (exit int) {
+	e := &env{stdin: call.In, stdout: call.Out, stderr: call.Err, call: &call}
+	root := remoteTree(e)
+	if len(call.Args) > 0 && (call.Args[0] == cobra.ShellCompRequestCmd || call.Args[0] == cobra.ShellCompNoDescRequestCmd) {
+		return e.exit(e.complete(root, call.Args[1:]))
+	}
+	// The parser's own form of that, which it finds behind flags too, writes to
+	// the standard error of this process.
+	if slices.Contains(call.Args, cobra.ShellCompRequestCmd) || slices.Contains(call.Args, cobra.ShellCompNoDescRequestCmd) {
+		return e.exit(fault.New(fault.BadInput, "%s comes first", cobra.ShellCompRequestCmd))
+	}
+	root.SetArgs(append([]string{}, call.Args...)) // of nil the parser makes this process's arguments
+	return e.exit(root.ExecuteContext(ctx))
+}
+
+// remoteVerb is what there is of a verb at a proxy.
+type remoteVerb struct {
+	flags []string // that are as everywhere
+	stdin []string // that name a file, and here take no other than -
+	none  []string // that do not exist here
+	use   string   // of the help text; "" is as everywhere
+}
+
+// remoteVerbs lists every verb that exists at a proxy. A flag that is named
+// nowhere in its verb's row does not exist there either, and a test fails until
+// somebody has decided.
+func remoteVerbs() map[string]remoteVerb {
+	filter := []string{"since", "until", "user", "node", "event", "session", "format"}
+	list := remoteVerb{flags: []string{"format"}}
+	return map[string]remoteVerb{
+		"ls":            list,
+		"version":       {},
+		"nodes ls":      list,
+		"nodes rm":      {},
+		"users ls":      list,
+		"users add":     {flags: []string{"roles", "logins", "traits", "invite-ttl", "format"}},
+		"users rm":      {},
+		"users reset":   {flags: []string{"invite-ttl", "format"}},
+		"roles ls":      list,
+		"roles get":     {},
+		"roles rm":      {},
+		"roles apply":   {stdin: []string{"file"}, use: "apply -f -"},
+		"tokens ls":     list,
+		"tokens add":    {flags: []string{"role", "ttl", "uses", "names", "labels", "quiet", "format"}},
+		"tokens rm":     {},
+		"sessions ls":   list,
+		"sessions kill": {flags: []string{"reason"}},
+
+		"sessions watch": {},
+		"sessions join":  {},
+
+		"audit ls":     {flags: append([]string{"limit"}, filter...)},
+		"audit tail":   {flags: append([]string{"lines"}, filter...)},
+		"audit verify": {flags: []string{"format"}, none: []string{"log", "key"}, use: "verify"},
+		"ca export":    {flags: []string{"type", "format"}},
+		"ca pin":       {},
+	}
+}
+
+// remoteTree returns the command tree as it is at a proxy.
+func remoteTree(e *env) *cobra.Command {
+	root := newRoot(e)
+	root.Use = "proxy"
+	root.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: "ssh " + string(e.call.User) + "@PROXY"}
+	root.Long = "What there is to do at the proxy, as " + string(e.call.User) + ". Without a verb, and with a terminal,\n" +
+		"the menu of nodes opens. Also, without this program on your machine:\n\n" +
+		"  ssh -J " + string(e.call.User) + "@PROXY LOGIN@NODE          log in to a node\n" +
+		"  ssh " + string(e.call.User) + "@PROXY login > KEY-cert.pub   sign in and get a certificate\n\n" +
+		"A shell's completion may ask \"" + cobra.ShellCompRequestCmd + " WORD…\" for what can stand in place of the last word."
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.AddCommand(reachableCommand(e))
+	root.AddCommand(nouns(e)...)
+	restrict(root, "", remoteVerbs())
+	return root
+}
+
+// restrict takes every verb below c out that verbs does not have.
+func restrict(c *cobra.Command, path string, verbs map[string]remoteVerb) {
+	for _, sub := range c.Commands() {
+		name := strings.TrimPrefix(path+" "+sub.Name(), " ")
+		if v, ok := verbs[name]; ok && !sub.HasSubCommands() {
+			v.apply(sub)
+			continue
+		}
+		if restrict(sub, name, verbs); !sub.HasSubCommands() {
+			c.RemoveCommand(sub)
+		}
+	}
+}
+
+// apply makes of c what there is of it at a proxy.
+func (v remoteVerb) apply(c *cobra.Command) {
+	if v.use != "" {
+		c.Use, c.Long = v.use, ""
+	}
+	c.Flags().VisitAll(func(f *pflag.Flag) {
+		switch {
+		case slices.Contains(v.flags, f.Name):
+		case slices.Contains(v.stdin, f.Name):
+			f.Value, f.Usage = stdinOnly{f.Value}, "-, which is stdin"
+		default:
+			f.Value, f.Hidden = absent{f.Value}, true
+		}
+	})
+}
+
+// stdinOnly is the value of a flag that names a file: here that is stdin.
+type stdinOnly struct{ pflag.Value }
+
+// Set reads a flag's value.
+func (v stdinOnly) Set(s string) error {
+	if s != "-" {
+		return errors.New("want -, which is stdin: your files are not at the proxy")
+	}
+	return v.Value.Set(s)
+}
+
+// absent is the value of a flag that does not exist here.
+type absent struct{ pflag.Value }
+
+// Set refuses a flag's value.
+func (absent) Set(string) error { return errors.New("there is no such flag at a proxy") }
