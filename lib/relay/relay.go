@@ -55,6 +55,28 @@ func Pipe(ctx context.Context, a, b io.ReadWriteCloser) (aToB, bToA int64) {
 	return aToB, bToA
 }
 
+// Copy copies from src to dst until src says EOF or either fails, and returns how
+// many bytes went. It holds as little as Pipe does, and waits for both ends for
+// as long as they please: a person may well stop reading.
+func Copy(dst io.Writer, src io.Reader) (int64, error) {
+	var d direction
+	defer d.release()
+	for {
+		n, err := src.Read(d.buffer())
+		if n > 0 {
+			if err := d.write(dst, n); err != nil {
+				return d.moved, err
+			}
+		}
+		switch {
+		case err == io.EOF:
+			return d.moved, nil
+		case err != nil:
+			return d.moved, err
+		}
+	}
+}
+
 // direct copies from src to dst until src says EOF, and passes that on; on any
 // error it calls cut.
 func direct(dst io.WriteCloser, src io.Reader, cut func()) int64 {
@@ -88,7 +110,7 @@ type direction struct {
 	busy  *[busySize]byte // nil while idle
 	small int             // reads in a row that idle would have held
 	moved int64
-	stall *time.Timer // runs while a write does
+	stall *time.Timer // runs while a write does; nil never
 }
 
 // buffer returns where the next Read puts its bytes.
@@ -101,9 +123,13 @@ func (d *direction) buffer() []byte {
 
 // write sends the n bytes that were read and chooses the next buffer by them.
 func (d *direction) write(dst io.Writer, n int) error {
-	d.stall.Reset(Stall)
+	if d.stall != nil {
+		d.stall.Reset(Stall)
+	}
 	w, err := dst.Write(d.buffer()[:n])
-	d.stall.Stop()
+	if d.stall != nil {
+		d.stall.Stop()
+	}
 	d.moved += int64(w)
 	switch {
 	case d.busy == nil && n == idleSize:

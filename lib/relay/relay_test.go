@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"errors"
 	"io"
 	"net"
 	"testing"
@@ -196,3 +197,46 @@ func BenchmarkPipe(b *testing.B) {
 	far.Close()
 	<-done
 }
+
+// TestCopy: everything comes across, however it is cut, and the end of the one
+// is not the end of the other.
+func TestCopy(t *testing.T) {
+	data := make([]byte, 300<<10)
+	_, _ = rand.Read(data)
+	for _, piece := range []int{1 << 10, 2 << 10, 32 << 10, 100 << 10} {
+		var out bytes.Buffer
+		n, err := relay.Copy(&out, &pieces{data, piece})
+		if err != nil || n != int64(len(data)) || !bytes.Equal(out.Bytes(), data) {
+			t.Errorf("pieces of %d: %d bytes, %v; equal %v", piece, n, err, bytes.Equal(out.Bytes(), data))
+		}
+	}
+	if n, err := relay.Copy(full{}, bytes.NewReader(data)); !errors.Is(err, io.ErrShortWrite) || n != 7 {
+		t.Errorf("to one that is full: %d, %v", n, err)
+	}
+	if n, err := relay.Copy(io.Discard, io.MultiReader(bytes.NewReader(data[:9]), broken{})); !errors.Is(err, io.ErrUnexpectedEOF) || n != 9 {
+		t.Errorf("from one that breaks: %d, %v", n, err)
+	}
+}
+
+// pieces gives data out at most n bytes at a time.
+type pieces struct {
+	data []byte
+	n    int
+}
+
+func (p *pieces) Read(b []byte) (int, error) {
+	if len(p.data) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(b[:min(len(b), p.n)], p.data)
+	p.data = p.data[n:]
+	return n, nil
+}
+
+type full struct{}
+
+func (full) Write([]byte) (int, error) { return 7, io.ErrShortWrite }
+
+type broken struct{}
+
+func (broken) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }

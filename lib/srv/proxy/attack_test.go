@@ -458,7 +458,7 @@ func TestHostileWords(t *testing.T) {
 	w := newWorld(t)
 	_, key := sshca.Generate()
 	for _, user := range []string{
-		"a\nb", "\x1b]52;c;x\a", "\u202eeve", "\x00", "../..", "alice@n1", "alice,bob", "*", strings.Repeat("x", 64<<10), "\xff\xfe",
+		"a\nb", "\x1b]52;c;x\a", "\u202eeve", "\x00", "../..", "@n1", "a b@n1", "alice,bob", "*", strings.Repeat("x", 64<<10), "\xff\xfe",
 		"Accepted publickey for root from 1.2.3.4", "+joined", "",
 	} {
 		w.audit.reset()

@@ -42,6 +42,9 @@ func (a *audit) login(c *sshserver.Conn, m ssh.ConnMetadata, id *sshca.Identity)
 		"roles": id.Roles, "logins": id.Logins,
 	})
 	ev.User, ev.Success = id.User, true
+	if v, ok := parseVisit(m.User()); ok {
+		ev.Login = v.login
+	}
 	identify(ev, id)
 	return a.emit(c.Context(), ev)
 }
@@ -74,6 +77,7 @@ type asked struct {
 	who   *person
 	host  string
 	port  uint32
+	login names.Login // as whom; "" when the proxy does not know
 	node  services.Node
 	known bool
 	bar   error // why it is refused whatever the rules say, or nil
@@ -90,7 +94,7 @@ func (a *audit) decided(ctx context.Context, c *sshserver.Conn, q asked, d authz
 	if ev.Success = d.Allow; !d.Allow {
 		ev.Error = d.Reason
 	}
-	ev.User = c.Identity.User
+	ev.User, ev.Login = c.Identity.User, q.login
 	identify(ev, c.Identity)
 	return a.emit(ctx, ev)
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 
 	"go.uber.org/zap"
@@ -26,7 +27,11 @@ import (
 func (s *Server) serveDirectTCPIP(c *sshserver.Conn, nc ssh.NewChannel) {
 	who, ok := c.Value.(*person)
 	if !ok {
-		refuse(nc, fault.New(fault.Denied, "this is for people"))
+		refuse(nc, errPeopleOnly)
+		return
+	}
+	if who.visitor != nil {
+		s.serveVisitor(c, who, nc)
 		return
 	}
 	d, err := sshwire.ParseDirectTCPIP(nc.ExtraData())
@@ -113,6 +118,9 @@ func (s *Server) answer(id *sshca.Identity, q asked) (authz.Decision, error) {
 	case !now.Before(id.ValidBefore):
 		why := "your certificate expired at " + moment(id.ValidBefore)
 		return authz.Decision{Reason: why}, fault.New(fault.Denied, "%s", why)
+	case q.login != "" && !slices.Contains(id.Logins, q.login):
+		why := fmt.Sprintf("your certificate is not for the login %q", q.login)
+		return authz.Decision{Reason: why}, fault.New(fault.Denied, "%s", why)
 	}
 	unknown := fault.New(fault.NotFound, "no node named %s that you may reach", quote(q.host))
 	if !q.known {
@@ -140,6 +148,9 @@ func (s *Server) dial(ctx context.Context, node services.Node, from netip.AddrPo
 	}
 	return conn, nil
 }
+
+// errPeopleOnly refuses members and joiners what is for people.
+var errPeopleOnly = fault.New(fault.Denied, "this is for people")
 
 // errMembersOnly refuses people and joiners what is for members.
 var errMembersOnly = fault.New(fault.Denied, "this is for members of the cluster")

@@ -31,6 +31,8 @@ const (
 type person struct {
 	since   time.Time
 	signed  *signedIn   // set when it was not a certificate but a sign-in that let it in
+	cert    string      // the certificate that let it in, authorized_keys format; "" of others
+	visitor *visitor    // set when the SSH user name leads to a node
 	hurry   *time.Timer // ends it, when it was signed in
 	usage   *usage      // of its user, by all connections together
 	in, out atomic.Int64
@@ -69,6 +71,12 @@ func (s *Server) opened(c *sshserver.Conn) error {
 		who := &person{since: s.cfg.Now()}
 		if g.signed != nil {
 			who.signed, who.hurry = g.signed, hurry(c, signedTime)
+		}
+		if g.cert != nil {
+			who.cert = authorizedKey(g.cert)
+		}
+		if v, ok := parseVisit(c.User()); ok {
+			who.visitor = &visitor{visit: v, signer: g.signer}
 		}
 		c.Value = who
 	}
@@ -118,6 +126,9 @@ func (s *Server) enter(c *sshserver.Conn) error {
 
 // closed lets a connection go.
 func (s *Server) closed(c *sshserver.Conn, err error) {
+	if who, ok := c.Value.(*person); ok && who.visitor != nil {
+		who.visitor.close()
+	}
 	s.leave(c)
 	switch v := c.Value.(type) {
 	case *joiner:

@@ -1,11 +1,13 @@
 package proxy
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"strings"
 	"time"
 
+	"go.uber.org/zap"
 	"golang.org/x/crypto/ssh"
 
 	"github.com/accessd/accessd/lib/names"
@@ -32,6 +34,10 @@ const (
 // follow is a certificate, or the questions. It is no failure of the peer's.
 var errOtherWay = errors.New("a plain key was proven already")
 
+// errKeyFirst refuses questions to a person who has proven no key yet: what they
+// end with is a certificate for it.
+var errKeyFirst = errors.New("the questions follow a key")
+
 // admits says which peers a gate lets in beside members.
 type admits struct{ people, joiners bool }
 
@@ -43,8 +49,11 @@ type gate struct {
 	admits admits
 
 	banner func(string) error // shows words to the person, until authenticated
-	key    ssh.PublicKey      // the plain key a sign-in is for, once proven
+	key    ssh.PublicKey      // the plain key that was proven first; a sign-in is for it
+	keys   map[string]bool    // of enrolled keys that were proven: fingerprints
 	signed *signedIn          // what the sign-in gave
+	cert   *ssh.Certificate   // of a person, once proven
+	signer ssh.Signer         // a visitor's: a certificate of our own for the person
 	told   map[string]bool    // refusals the audit log has; bounded by the tries of a connection
 	last   checked
 }
@@ -60,11 +69,14 @@ type checked struct {
 // authenticator returns what sets the callbacks of a connection.
 func (s *Server) authenticator(a admits) func(*sshserver.Conn, *ssh.ServerConfig) error {
 	return func(c *sshserver.Conn, cfg *ssh.ServerConfig) error {
-		g := &gate{s: s, conn: c, admits: a, told: map[string]bool{}}
+		g := &gate{s: s, conn: c, admits: a, told: map[string]bool{}, keys: map[string]bool{}}
 		c.Value = g
 		cfg.PreAuthConnCallback = func(p ssh.ServerPreAuthConn) { g.banner = p.SendAuthBanner }
 		cfg.PublicKeyCallback = g.offered
 		cfg.VerifiedPublicKeyCallback = g.proven
+		if a.people {
+			cfg.KeyboardInteractiveCallback = g.ask // of visitors whose clients have no keys
+		}
 		cfg.AuthLogCallback = g.ended
 		return nil
 	}
@@ -84,17 +96,19 @@ func (g *gate) offered(m ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions,
 	return nil, nil
 }
 
-// offeredPlain takes any plain key, once, whoever the name belongs to.
+// offeredPlain takes any plain key, once, whoever the name belongs to. A visitor
+// may have several, of which one that is enrolled for somebody counts.
 func (g *gate) offeredPlain(m ssh.ConnMetadata, key ssh.PublicKey) error {
+	_, visits := parseVisit(m.User())
 	switch {
-	case g.key != nil:
+	case g.key != nil && (!visits || !g.enrolled(key)):
 		return errOtherWay
 	case m.User() == JoinUser && g.admits.joiners:
 		return nil
 	case m.User() == JoinUser || !g.admits.people:
 		return g.refuse(m, key, &sshca.Refusal{Code: codeNotServed, Detail: "plain keys are not taken here"})
 	}
-	if _, err := names.ParseUserName(m.User()); err != nil {
+	if _, err := names.ParseUserName(m.User()); err != nil && !visits {
 		return g.refuse(m, key, &sshca.Refusal{Code: codeBadName, Detail: err.Error()})
 	}
 	return nil
@@ -108,7 +122,10 @@ func (g *gate) proven(m ssh.ConnMetadata, key ssh.PublicKey, _ *ssh.Permissions,
 	if m.User() == JoinUser {
 		return nil, g.conn.ProveKey(key)
 	}
-	g.key = key
+	if v, ok := parseVisit(m.User()); ok && g.enrolled(key) && g.visits(m, v, key) {
+		return nil, nil
+	}
+	g.key = cmp.Or(g.key, key)
 	return nil, &ssh.PartialSuccessError{Next: ssh.ServerAuthCallbacks{
 		PublicKeyCallback:           g.offered,
 		KeyboardInteractiveCallback: g.ask,
@@ -122,7 +139,7 @@ func (g *gate) certified(m ssh.ConnMetadata, cert *ssh.Certificate) error {
 	if err != nil {
 		refused := g.refuse(m, cert, err)
 		if g.wasGood(cert, peer) {
-			return &ssh.BannerError{Err: refused, Message: expiredBanner(m.User(), cert)}
+			return &ssh.BannerError{Err: refused, Message: expiredBanner(cert)}
 		}
 		return refused
 	}
@@ -130,23 +147,92 @@ func (g *gate) certified(m ssh.ConnMetadata, cert *ssh.Certificate) error {
 		if err := g.s.audit.login(g.conn, m, id); err != nil {
 			return &ssh.BannerError{Err: err, Message: bannerNoAudit}
 		}
+		g.cert = cert
 	}
 	return g.conn.Prove(id)
 }
 
-// ask conducts the sign-in for the key that was proven.
+// enrolled reports whether key, which may be no more than offered, is enrolled
+// for somebody and has not been tried.
+func (g *gate) enrolled(key ssh.PublicKey) bool {
+	fingerprint := ssh.FingerprintSHA256(key)
+	_, ok := g.s.cfg.Policy.UserByKey(fingerprint)
+	return ok && !g.keys[fingerprint]
+}
+
+// visits makes the person for whom key is enrolled, and who has proven it, the
+// connection's identity, if the authority lets such a key do for that person.
+// The audit log hears of either from the authority.
+func (g *gate) visits(m ssh.ConnMetadata, v visit, key ssh.PublicKey) bool {
+	g.keys[ssh.FingerprintSHA256(key)] = true
+	peer := g.peer(m)
+	peer.SSHUser = string(v.login)
+	signer, id, err := g.s.delegate(g.conn.Context(), delegation{peer: peer, client: g.conn.Remote.String(), enrolled: authorizedKey(key)})
+	if err == nil {
+		err = g.s.checkUser(id)
+	}
+	if err == nil {
+		err = g.conn.Prove(id)
+	}
+	if err != nil {
+		g.s.log.Info("enrolled key not taken", zap.String("fingerprint", ssh.FingerprintSHA256(key)), zap.Error(err))
+		return false
+	}
+	g.signer = signer
+	return true
+}
+
+// ask conducts the sign-in for the key that was proven, or a visitor's.
 func (g *gate) ask(m ssh.ConnMetadata, challenge ssh.KeyboardInteractiveChallenge) (*ssh.Permissions, error) {
+	_, visits := parseVisit(m.User())
+	if g.key == nil && !visits {
+		return nil, errKeyFirst
+	}
 	if err := g.conn.Park(); err != nil {
 		return nil, &ssh.BannerError{Err: err, Message: bannerParked}
 	}
-	signed, err := g.s.signIn(g.conn.Context(), signInRequest{
-		peer: g.peer(m), key: g.key, client: g.conn.Remote, banner: g.banner, challenge: challenge,
-	})
+	r := signInRequest{peer: g.peer(m), key: g.key, client: g.conn.Remote, banner: g.banner, challenge: challenge}
+	if visits {
+		return nil, g.askVisitor(r)
+	}
+	signed, err := g.s.signIn(g.conn.Context(), r)
 	if err != nil {
 		return nil, err
 	}
 	g.signed = signed
 	return nil, g.conn.Prove(signed.identity)
+}
+
+// nobody stands for every name that no user can have. Asking the authority about
+// it has the questions and the refusal be those of any other.
+const nobody = "_"
+
+// askVisitor asks who a visitor is and conducts the sign-in for a key of ours:
+// whatever key the visitor may have proven is no credential of theirs.
+func (g *gate) askVisitor(r signInRequest) error {
+	answers, err := r.challenge("", "", []string{"User: "}, []bool{true})
+	if err != nil {
+		return err
+	}
+	r.peer.SSHUser = nobody
+	if user, err := names.ParseUserName(strings.TrimSpace(answers[0])); err == nil {
+		r.peer.SSHUser = string(user)
+	}
+	_, key := sshca.Generate()
+	r.key = key.PublicKey()
+	signed, err := g.s.signIn(g.conn.Context(), r)
+	if err != nil {
+		return err
+	}
+	signer, err := ssh.NewCertSigner(signed.certificate, key)
+	if err != nil {
+		return err
+	}
+	if err := g.conn.Prove(signed.identity); err != nil {
+		return err
+	}
+	g.signer = signer
+	return nil
 }
 
 // ended is told how an attempt ended. What this package has not refused itself,
@@ -214,6 +300,8 @@ func (g *gate) check(cert *ssh.Certificate, peer sshca.Peer) (*sshca.Identity, e
 	trust, check := g.s.cfg.Policy.Trust(), sshca.Trust.CheckUser
 	if ca, _ := trust.Type(cert); ca == sshca.TypeNode {
 		check = sshca.Trust.CheckMember
+	} else if v, ok := parseVisit(peer.SSHUser); ok {
+		check, peer.SSHUser = sshca.Trust.CheckLogin, string(v.login)
 	}
 	var err error
 	if now.id, err = check(trust, cert, peer); err == nil {
@@ -284,6 +372,7 @@ const (
 	bannerAway    = "accessd: signing in is not possible right now; try again in a minute\r\n"
 )
 
-func expiredBanner(user string, cert *ssh.Certificate) string {
-	return fmt.Sprintf("accessd: your certificate expired at %s; run \"ssh %s@PROXY login\" for a new one\r\n", moment(end(cert)), user)
+// expiredBanner tells the person whose cert was good what to do.
+func expiredBanner(cert *ssh.Certificate) string {
+	return fmt.Sprintf("accessd: your certificate expired at %s; run \"ssh %s@PROXY login\" for a new one\r\n", moment(end(cert)), cert.KeyId)
 }

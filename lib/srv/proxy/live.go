@@ -32,12 +32,23 @@ const (
 	maxSourceJoiners = 32 // of one address: a rack behind one router that is set up at once
 )
 
+// sayTime is how long a node may take to tell a person why they may not be there
+// any more: it has the same policy, and the bytes are for it alone to write.
+const sayTime = time.Second
+
 // bridge is a person's way to one node.
 type bridge struct {
 	conn *sshserver.Conn
 	who  *person
 	node names.NodeID
 	end  context.CancelCauseFunc
+
+	leaves sync.Once
+}
+
+// expel ends b in a moment.
+func (b *bridge) expel(cause error) {
+	b.leaves.Do(func() { time.AfterFunc(sayTime, func() { b.end(cause) }) }) // which does no harm to one that has ended
 }
 
 // usage is what all connections of one user use together.
@@ -218,9 +229,9 @@ func (s *Server) judge() {
 	for _, b := range bridges {
 		n, ok := s.cfg.Policy.Node(b.node)
 		if !ok {
-			b.end(fault.New(fault.Denied, "node %q was removed", b.node))
+			b.expel(fault.New(fault.Denied, "node %q was removed", b.node))
 		} else if d := s.cfg.Engine.Reach(b.conn.Identity, view(n)); !d.Allow {
-			b.end(fault.New(fault.Denied, "node %q may not be reached any more: %s", n.Name, d.Reason))
+			b.expel(fault.New(fault.Denied, "node %q may not be reached any more: %s", n.Name, d.Reason))
 		}
 	}
 }

@@ -211,8 +211,14 @@ func (n nestedConn) Penalize(o listener.Offence) {
 	}
 }
 
-// forward answers what only nodes may ask for.
+// forward answers what nodes may ask for, and passes on what visitors do.
 func (s *Server) forward(c *sshserver.Conn, r *ssh.Request) (bool, []byte) {
+	if who, ok := c.Value.(*person); ok && who.visitor != nil {
+		return s.forwardVisitor(c, who, r)
+	}
+	if r.Type != sshwire.RequestTCPIPForward && r.Type != sshwire.RequestCancelTCPIPForward {
+		return false, nil
+	}
 	if s.cfg.Tunnels == nil || c.Identity == nil || c.Identity.Kind != sshca.KindNode {
 		return false, nil
 	}

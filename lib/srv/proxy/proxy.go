@@ -65,6 +65,9 @@ type Config struct {
 type People struct {
 	Login  accessdv1connect.LoginServiceClient
 	Grants accessdv1connect.GrantServiceClient
+	// Delegation gives out the certificates with which this process goes on to
+	// nodes as somebody; nil does not.
+	Delegation accessdv1connect.DelegationServiceClient
 }
 
 // Tunnels are the ways to nodes; lib/reversetunnel has them.
@@ -93,6 +96,7 @@ type Server struct {
 	live   *live
 	outer  *sshserver.Server // behind the listener
 	nested *sshserver.Server // on accessd-authority channels; nil without the authority
+	dialer *sshserver.Dialer // to nodes, as somebody
 
 	forwards sync.WaitGroup // what reach has started
 }
@@ -119,6 +123,12 @@ func New(cfg Config) (*Server, error) {
 	var err error
 	if s.outer, err = sshserver.New(s.outerConfig()); err != nil {
 		return nil, fmt.Errorf("serve ssh: %w", err)
+	}
+	s.dialer, err = sshserver.NewDialer(sshserver.DialerConfig{
+		Name: "passage", Limits: cfg.Limits, Keepalive: cfg.Keepalive, Registerer: cfg.Registerer, Log: s.log,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("dial nodes: %w", err)
 	}
 	if cfg.Authority == nil {
 		return s, nil
@@ -152,9 +162,12 @@ func (s *Server) outerConfig() sshserver.Config {
 	cfg.Channels[sshwire.ChannelAPI] = s.serveMemberAPI
 	cfg.Channels[sshwire.ChannelSession] = s.serveSession
 	cfg.Channels[sshwire.ChannelDirectTCPIP] = s.serveDirectTCPIP
+	cfg.Channels[sshwire.ChannelDirectStreamlocal] = s.serveDirectStreamlocal
 	cfg.Channels[sshwire.ChannelAuthority] = s.serveAuthority
 	cfg.Requests[sshwire.RequestTCPIPForward] = s.forward
 	cfg.Requests[sshwire.RequestCancelTCPIPForward] = s.forward
+	cfg.Requests[sshwire.RequestStreamlocalForward] = s.forward
+	cfg.Requests[sshwire.RequestCancelStreamlocalForward] = s.forward
 	cfg.Requests[sshwire.RequestNoMoreSessions] = func(*sshserver.Conn, *ssh.Request) (bool, []byte) { return true, nil }
 	cfg.Opened, cfg.Closed = s.opened, s.closed
 	return cfg

@@ -35,7 +35,11 @@ type session struct {
 func (s *Server) serveSession(c *sshserver.Conn, nc ssh.NewChannel) {
 	who, ok := c.Value.(*person)
 	if !ok {
-		refuse(nc, fault.New(fault.Denied, "this is for people"))
+		refuse(nc, errPeopleOnly)
+		return
+	}
+	if who.visitor != nil {
+		s.serveVisitor(c, who, nc)
 		return
 	}
 	if who.usage.opens.Wait(c.Context()) != nil {

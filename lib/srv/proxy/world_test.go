@@ -3,6 +3,7 @@ package proxy
 import (
 	"cmp"
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -85,6 +86,15 @@ func (p policy) node(n services.Node) {
 func (p policy) user(name names.UserName, roles ...names.RoleName) {
 	p.t.Helper()
 	p.put("user", name, services.User{Name: name, Roles: roles, Logins: []names.Login{"root"}})
+}
+
+// enrol enrols key for a user, and for nobody else.
+func (w *world) enrol(user names.UserName, key ssh.PublicKey) {
+	w.t.Helper()
+	w.policy.put("user", user, services.User{
+		Name: user, Roles: []names.RoleName{"access"}, Logins: []names.Login{"root"},
+		Keys: []services.UserKey{{Fingerprint: ssh.FingerprintSHA256(key), Public: authorizedKey(key)}},
+	})
 }
 
 // world is a proxy with everything around it that is not under test: policy,
@@ -408,9 +418,13 @@ var poster = strings.Repeat(strings.Repeat("█▀ ▄", 10)+"\n", 20) + "or typ
 
 // fakeLogin is the authority's sign-in: password "right", then code "123456".
 type fakeLogin struct {
+	accessdv1connect.UnimplementedDelegationServiceHandler
+
 	w *world
 
 	mu        sync.Mutex
+	delegated []string // login and user of each
+	begins    []*accessdv1.BeginRequest
 	open      map[string]*accessdv1.BeginRequest
 	grants    map[string]names.UserName
 	passed    map[string]bool
@@ -428,10 +442,12 @@ func (f *fakeLogin) people() *People {
 	mux := http.NewServeMux()
 	mux.Handle(accessdv1connect.NewLoginServiceHandler(f, rpc.ServerOptions(nil)...))
 	mux.Handle(accessdv1connect.NewGrantServiceHandler(f, rpc.ServerOptions(nil)...))
+	mux.Handle(accessdv1connect.NewDelegationServiceHandler(f, rpc.ServerOptions(nil)...))
 	client := rpc.Local(mux, rpc.Peer{})
 	return &People{
-		Login:  accessdv1connect.NewLoginServiceClient(client, rpc.BaseURL, rpc.ClientOptions()...),
-		Grants: accessdv1connect.NewGrantServiceClient(client, rpc.BaseURL, rpc.ClientOptions()...),
+		Delegation: accessdv1connect.NewDelegationServiceClient(client, rpc.BaseURL, rpc.ClientOptions()...),
+		Login:      accessdv1connect.NewLoginServiceClient(client, rpc.BaseURL, rpc.ClientOptions()...),
+		Grants:     accessdv1connect.NewGrantServiceClient(client, rpc.BaseURL, rpc.ClientOptions()...),
 	}
 }
 
@@ -445,6 +461,7 @@ func (f *fakeLogin) Begin(_ context.Context, r *connect.Request[accessdv1.BeginR
 	f.begun++
 	id := fmt.Sprint(f.begun)
 	f.open[id] = r.Msg
+	f.begins = append(f.begins, r.Msg)
 	return connect.NewResponse(&accessdv1.LoginStep{Id: id, Instruction: "Welcome.", Prompts: []*accessdv1.Prompt{{Text: "Password or invite: "}}}), nil
 }
 
@@ -496,6 +513,51 @@ func (f *fakeLogin) Redeem(_ context.Context, r *connect.Request[accessdv1.Redee
 	return connect.NewResponse(&accessdv1.RedeemResponse{Certificate: cert}), err
 }
 
+// RenewNode implements the login service.
+func (f *fakeLogin) RenewNode(context.Context, *connect.Request[accessdv1.RenewNodeRequest]) (*connect.Response[accessdv1.RenewNodeResponse], error) {
+	return nil, fault.New(fault.Denied, "permission denied")
+}
+
+// Delegate implements the delegation service: as the real one it never gives
+// more than the credential has, and enrolled keys only do for alice.
+func (f *fakeLogin) Delegate(_ context.Context, r *connect.Request[accessdv1.DelegateRequest]) (*connect.Response[accessdv1.DelegateResponse], error) {
+	key, _, _, _, err := ssh.ParseAuthorizedKey([]byte(r.Msg.GetPublicKey()))
+	if err != nil {
+		return nil, err
+	}
+	ask := f.w.userRequest("alice", key)
+	if line := r.Msg.GetCertificate(); line != "" {
+		parsed, _, _, _, err := ssh.ParseAuthorizedKey([]byte(line))
+		if err != nil {
+			return nil, err
+		}
+		id, err := f.w.policy.Trust().CheckLogin(parsed.(*ssh.Certificate), sshca.Peer{SSHUser: r.Msg.GetLogin(), Now: time.Now()})
+		if err != nil {
+			return nil, fault.Wrap(fault.Denied, err, "permission denied")
+		}
+		ask.User, ask.Roles, ask.ValidBefore = id.User, id.Roles, id.ValidBefore
+	} else if u, ok := f.w.policy.UserByKey(fingerprintOf(r.Msg.GetEnrolledKey())); !ok || u.Name != "alice" || r.Msg.GetLogin() != "root" {
+		return nil, fault.New(fault.Denied, "permission denied")
+	}
+	f.mu.Lock()
+	f.delegated = append(f.delegated, fmt.Sprintf("%s for %s", r.Msg.GetLogin(), ask.User))
+	f.mu.Unlock()
+	ask.Logins = []names.Login{names.Login(r.Msg.GetLogin())}
+	cert, err := sshca.MintUser(f.w.ca[sshca.TypeUser], ask)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&accessdv1.DelegateResponse{Certificate: authorizedKey(cert)}), nil
+}
+
+func fingerprintOf(line string) string {
+	key, _, _, _, err := ssh.ParseAuthorizedKey([]byte(line))
+	if err != nil {
+		return err.Error()
+	}
+	return ssh.FingerprintSHA256(key)
+}
+
 func (f *fakeLogin) certify(user names.UserName, line string) (string, error) {
 	key, _, _, _, err := ssh.ParseAuthorizedKey([]byte(line))
 	if err != nil {
@@ -506,6 +568,13 @@ func (f *fakeLogin) certify(user names.UserName, line string) (string, error) {
 		return "", err
 	}
 	return authorizedKey(cert), nil
+}
+
+// all returns the sign-ins there were.
+func (f *fakeLogin) all() []*accessdv1.BeginRequest {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.begins)
 }
 
 func (f *fakeLogin) setAway(away bool) {
@@ -652,9 +721,25 @@ func startNode(t testing.TB, w *world) string {
 	return ln.Addr().String()
 }
 
+// attack opens channels that nobody has asked for, with no payload and with one
+// that looks good, and writes what becomes of each.
+func attack(conn *ssh.ServerConn, out io.Writer) {
+	payload := ssh.Marshal(sshwire.ForwardedTCPIP{Addr: "localhost", Port: 22, OriginAddr: "127.0.0.1", OriginPort: 1})
+	for _, kind := range hostileKinds {
+		for _, data := range [][]byte{nil, payload} {
+			_, _, err := conn.OpenChannel(kind, data)
+			if err != nil {
+				fmt.Fprintln(out, "refused")
+				continue
+			}
+			fmt.Fprintln(out, "opened", kind)
+		}
+	}
+}
+
 func serveNode(nc net.Conn, cfg *ssh.ServerConfig) {
 	defer nc.Close()
-	_, chans, reqs, err := ssh.NewServerConn(nc, cfg)
+	conn, chans, reqs, err := ssh.NewServerConn(nc, cfg)
 	if err != nil {
 		return
 	}
@@ -681,6 +766,14 @@ func serveNode(nc net.Conn, cfg *ssh.ServerConfig) {
 					_, _ = io.Copy(ch, ch)
 				case "exit":
 					code = 7
+				case "vanish":
+					conn.Close()
+				case "attack":
+					attack(conn, ch)
+				case "status":
+					payload, _ := hex.DecodeString(rest)
+					_, _ = ch.SendRequest(sshwire.RequestExitStatus, false, payload)
+					ch.Close()
 				}
 				_, _ = ch.SendRequest(sshwire.RequestExitStatus, false, sshwire.ExitStatus{Code: code}.Marshal())
 				ch.Close()
