@@ -111,7 +111,25 @@ directory, as the user that runs accessd or as root.
 	}
 	b.WriteString("| other | the exit status of a remote command; 255 means the connection failed |\n")
 	commands(&b, cli.Tree())
+	b.WriteString(`
+## At a proxy
+` + "`ssh PERSON@PROXY`" + ` opens the menu of nodes in a terminal. With a verb it runs the command line as that person, with the
+same exit codes and streams, and with what the roles of that person allow. These verbs exist there; none of them can name
+a file on the proxy's machine.
+` + "```\n")
+	remote(&b, cli.RemoteTree())
+	b.WriteString("```\n")
 	return b.Bytes()
+}
+
+// remote writes a line for every verb below c.
+func remote(b *bytes.Buffer, c *cobra.Command) {
+	for _, sub := range c.Commands() {
+		if !sub.HasSubCommands() {
+			fmt.Fprintf(b, "%s%s\n", strings.TrimSuffix(sub.CommandPath(), sub.Name()), sub.Use)
+		}
+		remote(b, sub)
+	}
 }
 
 func kindMeaning(k fault.Kind) string {

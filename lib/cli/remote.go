@@ -77,6 +77,12 @@ func remoteVerbs() map[string]remoteVerb {
 	}
 }
 
+// RemoteTree returns the command tree as it is at a proxy, from which documents
+// are generated. Its verbs have no streams.
+func RemoteTree() *cobra.Command {
+	return remoteTree(&env{call: &proxy.VerbCall{User: "PERSON"}})
+}
+
 // remoteTree returns the command tree as it is at a proxy.
 func remoteTree(e *env) *cobra.Command {
 	root := newRoot(e)

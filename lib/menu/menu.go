@@ -45,7 +45,7 @@ type Config struct {
 const refreshEvery = 15 * time.Second
 
 // frames is how often a changed screen is drawn, per second.
-const frames = 30
+const frames = 20
 
 // Menu shows the menu until the person has picked a node and a login there. It
 // reports false without an error when the person quits or the input ends, and
