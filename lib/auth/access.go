@@ -74,7 +74,7 @@ func accessTable() map[string]rule {
 		accessdv1connect.MemberServiceRenewProcedure:          member,
 		accessdv1connect.MemberServiceInstructionsProcedure:   member,
 		accessdv1connect.MemberServiceDescribeProcedure:       node,
-		accessdv1connect.MemberServiceReportSessionsProcedure: node,
+		accessdv1connect.MemberServiceReportSessionsProcedure: member,
 		accessdv1connect.MemberServiceAnnounceProcedure:       proxy,
 
 		accessdv1connect.LoginServiceBeginProcedure:     proxy,

@@ -54,7 +54,7 @@ MemberService/AppendEvents     N P H
 MemberService/Renew            N P H
 MemberService/Instructions     N P H
 MemberService/Describe         N
-MemberService/ReportSessions   N
+MemberService/ReportSessions   N P H
 MemberService/Announce         P H
 LoginService/Begin             P H
 LoginService/Continue          P H

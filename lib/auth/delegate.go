@@ -308,12 +308,12 @@ func (s delegationService) signSession(ctx context.Context, r sshca.SessionReque
 
 // recordCert records a certificate that is about to be handed out; about says
 // what certEvent does not.
-func (s delegationService) recordCert(ctx context.Context, cert *ssh.Certificate, about events.Event, method string) error {
+func (a *Authority) recordCert(ctx context.Context, cert *ssh.Certificate, about events.Event, method string) error {
 	ev := certEvent("", cert)
 	maps.Copy(ev.Fields, about.Fields)
 	ev.User, ev.Login, ev.SID, ev.AddrRemote = about.User, about.Login, about.SID, about.AddrRemote
 	ev.Fields["method"], ev.Fields["by"] = method, callerOf(ctx).by
-	return s.record(ctx, ev)
+	return a.record(ctx, ev)
 }
 
 // refuseCert records why a certificate is refused to a proxy, which reads
@@ -365,7 +365,7 @@ func (s delegationService) SignNodeHost(ctx context.Context, req *connect.Reques
 	if err != nil {
 		return nil, err
 	}
-	cert, err := s.signNodeHost(ctx, node, key, s.cfg.MemberTTL, "forward")
+	cert, err := s.signHost(ctx, hostCert{node: node, key: key, ttl: s.cfg.MemberTTL, method: "forward"})
 	if err != nil {
 		return nil, err
 	}
@@ -374,23 +374,29 @@ func (s delegationService) SignNodeHost(ctx context.Context, req *connect.Reques
 	}), nil
 }
 
-// signNodeHost issues a host certificate for a plain sshd node.
-func (s delegationService) signNodeHost(
-	ctx context.Context, node services.Node, key ssh.PublicKey, ttl time.Duration, method string,
-) (*ssh.Certificate, error) {
-	serial, err := s.cfg.Store.Serial(ctx)
+// A hostCert asks for a host certificate in the name of a plain sshd node.
+type hostCert struct {
+	node   services.Node
+	key    ssh.PublicKey
+	ttl    time.Duration
+	method string // for the event
+}
+
+// signHost signs and records a host certificate.
+func (a *Authority) signHost(ctx context.Context, r hostCert) (*ssh.Certificate, error) {
+	serial, err := a.cfg.Store.Serial(ctx)
 	if err != nil {
 		return nil, err
 	}
-	cert, err := sshca.MintHost(s.cfg.Keys.signer(sshca.TypeHost), sshca.HostRequest{
-		Key: key, KeyID: "host:" + string(node.ID), Principals: hostPrincipals(nodeRecord(node)), Serial: serial,
-		ValidAfter: s.cfg.Now().Add(-defaults.ClockSkew), ValidBefore: s.cfg.Now().Add(ttl),
+	cert, err := sshca.MintHost(a.cfg.Keys.signer(sshca.TypeHost), sshca.HostRequest{
+		Key: r.key, KeyID: "host:" + string(r.node.ID), Principals: hostPrincipals(nodeRecord(r.node)), Serial: serial,
+		ValidAfter: a.cfg.Now().Add(-defaults.ClockSkew), ValidBefore: a.cfg.Now().Add(r.ttl),
 	})
 	if err != nil {
 		return nil, err
 	}
 	about := events.Event{AddrRemote: callerOf(ctx).addr, Fields: map[string]any{"cert_type": string(sshca.TypeHost)}}
-	return cert, s.recordCert(ctx, cert, aboutNode(about, node), method)
+	return cert, a.recordCert(ctx, cert, aboutNode(about, r.node), r.method)
 }
 
 // PinHostKey puts on record which host key a plain sshd node has shown that

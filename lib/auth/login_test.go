@@ -471,7 +471,7 @@ func TestSecretsServeOnePurpose(t *testing.T) {
 	done := alice.enrol(w.addUser("alice", "access"))
 	bob.secret = alice.secret
 	for name, s := range map[string]string{
-		"a token": token, "a token's secret": invitePrefix + tokenSecret, "a grant": invitePrefix + done.GetGrant(), "an invite without its prefix": invite[len(invitePrefix):],
+		"a proxy's token": w.token(&accessdv1.AddTokenRequest{Role: "proxy"}), "a token's secret": invitePrefix + tokenSecret, "a grant": invitePrefix + done.GetGrant(), "an invite without its prefix": invite[len(invitePrefix):],
 	} {
 		if _, err := bob.elsewhere("198.51.100.9:1").signIn(s, alice.code()); !fault.Is(err, fault.Denied) {
 			t.Errorf("%s as an invite: %v", name, err)

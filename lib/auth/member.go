@@ -20,7 +20,7 @@ import (
 const (
 	maxAppend       = 4096   // events
 	maxAnnounce     = 65_536 // nodes
-	maxLiveSessions = 4096   // of one node
+	maxLiveSessions = 4096   // of one member
 	maxClient       = 64     // bytes of a client's address
 )
 
@@ -137,10 +137,30 @@ func (a *Authority) mayWrite(m *record, ev events.Event) error {
 		(ev.ClusterName != "" && ev.ClusterName != a.cfg.Keys.ClusterName()) {
 		return fault.New(fault.Denied, "event %s is not this member's own", ev.UID)
 	}
-	if writer, known := a.writers[ev.Name]; known && !mayShip(m.Kind, writer) {
+	writer, known := a.writers[ev.Name]
+	if known && !mayShip(m.Kind, writer) {
 		return fault.New(fault.Denied, "event %s: a %s does not write %s", ev.UID, m.Kind, ev.Name)
 	}
+	if !a.mayTellOf(m, ev, known && (writer == sshca.KindNode || ev.Name == events.NodeHostKey)) {
+		return fault.New(fault.Denied, "event %s: a %s does not write %s about another node", ev.UID, m.Kind, ev.Name)
+	}
 	return nil
+}
+
+// mayTellOf reports whether m may write what ev says of a node. A node tells of
+// itself only. A proxy tells what happens on plain sshd nodes, where it runs the
+// sessions; of the others it tells what it decided and what it relayed. That a
+// node is gone by the time its last events come is no reason to lose them.
+func (a *Authority) mayTellOf(m *record, ev events.Event, onNode bool) bool {
+	id, named := ev.Fields["node_id"].(string)
+	if !named || id == "" || id == string(m.ID) {
+		return true
+	}
+	if m.Kind != sshca.KindProxy {
+		return m.Kind == sshca.KindAuth
+	}
+	n, ok := a.cfg.Cache.Node(names.NodeID(id))
+	return !onNode || !ok || n.Kind == services.NodeSSHD
 }
 
 // mayShip reports whether a process whose member is of kind member may send
@@ -167,8 +187,11 @@ func writers() map[events.Name]sshca.Kind {
 			events.UserLogin, events.AuthRejected, events.AccessDecision, events.SessionRejected,
 			events.ClientDisconnect, events.ProcessStart, events.ProcessStop,
 		},
-		sshca.KindNode:  {events.SessionStart, events.SessionEnd, events.Exec},
-		sshca.KindProxy: {events.TunnelUp, events.TunnelDown},
+		sshca.KindNode: {
+			events.SessionStart, events.SessionEnd, events.SessionJoin, events.SessionLeave, events.Exec,
+			events.Port, events.SFTP, events.SCP, events.AccountCreate, events.AccountDelete,
+		},
+		sshca.KindProxy: {events.TunnelUp, events.TunnelDown, events.NodeHostKey},
 	} {
 		for _, name := range list {
 			w[name] = kind
@@ -267,7 +290,8 @@ func (s memberService) Instructions(ctx context.Context, _ *connect.Request[acce
 	return err
 }
 
-// ReportSessions replaces the list of a node's live sessions.
+// ReportSessions replaces the list of the live sessions that a member runs: a
+// node its own, a proxy those on plain sshd nodes.
 func (s memberService) ReportSessions(ctx context.Context, req *connect.Request[accessdv1.ReportSessionsRequest]) (*connect.Response[accessdv1.ReportSessionsResponse], error) {
 	self := callerOf(ctx).member
 	if n := len(req.Msg.GetSessions()); n > maxLiveSessions {
@@ -279,10 +303,30 @@ func (s memberService) ReportSessions(ctx context.Context, req *connect.Request[
 		if err != nil {
 			return nil, err
 		}
-		l.Node, l.NodeName = self.ID, self.Name
-		list = append(list, l)
+		here, err := s.locate(self, m.GetNode(), &l)
+		if err != nil {
+			return nil, err
+		}
+		if here {
+			list = append(list, l)
+		}
 	}
 	return connect.NewResponse(&accessdv1.ReportSessionsResponse{}), s.cfg.Store.ReportSessions(ctx, self.ID, list)
+}
+
+// locate says in l on which node it runs that self reports, and whether there is
+// such a node; one that was removed is no reason to refuse the rest.
+func (s memberService) locate(self *record, node string, l *services.LiveSession) (bool, error) {
+	if node == "" || node == string(self.ID) {
+		l.Node, l.NodeName = self.ID, self.Name
+		return true, nil
+	}
+	n, ok := s.cfg.Cache.Node(names.NodeID(node))
+	if self.Kind == sshca.KindNode || ok && n.Kind != services.NodeSSHD {
+		return false, fault.New(fault.Denied, "session %s is on another node", l.ID)
+	}
+	l.Node, l.NodeName = n.ID, n.Name
+	return ok, nil
 }
 
 func liveSession(m *accessdv1.LiveSession) (services.LiveSession, error) {

@@ -89,6 +89,7 @@ func nodeMessage(n services.Node, proxies []string) *accessdv1.Node {
 	m := &accessdv1.Node{
 		Id: string(n.ID), Name: string(n.Name), Kind: n.Kind, Labels: maps.Clone(n.Labels), GatewayPort: int32(n.GatewayPort),
 		Online: len(proxies) > 0, Proxies: proxies, Joined: timestamppb.New(n.Joined), Version: n.Version,
+		Address: n.Address, HostKeys: fingerprints(n.HostKeys),
 	}
 	if !n.LastSeen.IsZero() {
 		m.LastSeen = timestamppb.New(n.LastSeen)

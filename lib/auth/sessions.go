@@ -24,7 +24,7 @@ const (
 
 type sessionService struct{ *Authority }
 
-// ListSessions lists the live sessions that nodes report.
+// ListSessions lists the live sessions that members report.
 func (s sessionService) ListSessions(ctx context.Context, _ *connect.Request[accessdv1.ListSessionsRequest]) (*connect.Response[accessdv1.ListSessionsResponse], error) {
 	live, err := s.cfg.Store.Sessions(ctx)
 	if err != nil {
@@ -40,7 +40,7 @@ func (s sessionService) ListSessions(ctx context.Context, _ *connect.Request[acc
 	return connect.NewResponse(res), nil
 }
 
-// KillSession tells the node that reports the session to end it. Should several
+// KillSession tells the member that reports the session to end it. Should several
 // report it, which only a lying one can bring about, all are told.
 func (s sessionService) KillSession(ctx context.Context, req *connect.Request[accessdv1.KillSessionRequest]) (*connect.Response[accessdv1.KillSessionResponse], error) {
 	id, err := names.ParseSessionID(req.Msg.GetId())
@@ -79,7 +79,7 @@ func (s sessionService) kill(ctx context.Context, l services.LiveSession, reason
 	}
 	set(ev, "reason", reason)
 	return s.change(ctx, ev, func() error {
-		return s.cfg.Store.PutInstruction(ctx, l.Node, &accessdv1.Instruction{
+		return s.cfg.Store.PutInstruction(ctx, l.Reporter, &accessdv1.Instruction{
 			What: &accessdv1.Instruction_KillSession{KillSession: &accessdv1.KillSession{Session: string(l.ID), Reason: reason, By: c.by}},
 		}, instructionTTL)
 	})
