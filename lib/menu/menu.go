@@ -50,7 +50,8 @@ const frames = 20
 // Menu shows the menu until the person has picked a node and a login there. It
 // reports false without an error when the person quits or the input ends, and
 // the cause when ctx ends. The terminal then is as it was, and no more input is
-// taken than the keys up to the last one that counted.
+// taken than the keys up to the last one that counted. A write that the client
+// does not take is waited for even then: it ends when its channel is closed.
 func (t *Terminal) Menu(ctx context.Context, cfg Config) (Choice, bool, error) {
 	if cfg.Nodes == nil {
 		return Choice{}, false, errors.New("menu: Config.Nodes is nil")
@@ -63,6 +64,9 @@ func (t *Terminal) Menu(ctx context.Context, cfg Config) (Choice, bool, error) {
 
 // full is [Terminal.Menu] on the whole screen.
 func (t *Terminal) full(ctx context.Context, cfg Config) (Choice, bool, error) {
+	if err := t.back(); err != nil {
+		return Choice{}, false, fmt.Errorf("draw menu: %w", err)
+	}
 	inner, cancel := context.WithCancel(ctx)
 	width, height := t.screen()
 	m := newModel(cfg, width, height)

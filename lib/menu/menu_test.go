@@ -167,6 +167,9 @@ func TestBytesBehindTheChoiceAreForTheNextReader(t *testing.T) {
 				done = p.opens(t.Context(), cfg) // the menu comes again, and reads on
 				p.types("web-002" + enter)
 				p.wants(done, picked("web-002", "root"))
+				if off := p.screen.off; !plain && off != "?1?1000?1002?1003?1006?1004?2004" {
+					t.Errorf("turned off %q; want what a killed program may have left on, once", off)
+				}
 			})
 		}
 	}

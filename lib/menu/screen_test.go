@@ -23,7 +23,8 @@ type screen struct {
 	alternate     bool
 	cursor        bool
 	insert        bool
-	sent          int // bytes, since forget
+	off           string // modes that were turned off
+	sent          int    // bytes, since forget
 	all           bytes.Buffer
 	pending       []byte
 	changed       chan struct{}
@@ -171,6 +172,15 @@ func (s *screen) escape(b []byte) int {
 		}
 		return 2
 	}
+	if b[1] == '>' { // the numeric keypad
+		return 2
+	}
+	if b[1] == '(' {
+		if len(b) > 2 && b[2] != 'B' {
+			s.t.Errorf("character set %q", b[2])
+		}
+		return min(3, len(b)/3*3)
+	}
 	if b[1] != '[' {
 		s.t.Errorf("unknown escape %q", b[:2])
 		return 2
@@ -281,6 +291,11 @@ func (s *screen) mode(params string, on bool) {
 		s.insert = on
 	case "?1049":
 		s.alternate = on
+	case "?1", "?1000", "?1002", "?1003", "?1004", "?1006", "?2004":
+		if on {
+			s.t.Errorf("mode %q is set", params)
+		}
+		s.off += params
 	default:
 		s.t.Errorf("mode %q is changed", params)
 	}

@@ -38,6 +38,7 @@ type Terminal struct {
 	err           error         // why nothing more comes; behind buf
 	changed       chan struct{} // closed and replaced when buf, err or room for more changes
 	width, height int
+	lent          bool // somebody else has had the terminal since the last menu
 }
 
 // NewTerminal returns the terminal of type term, of width by height cells, that
@@ -146,6 +147,9 @@ func (t *Terminal) take(n int) {
 // Reader returns a reader of the input, for whoever has the terminal next. Once
 // ctx ends it returns the cause and takes nothing more.
 func (t *Terminal) Reader(ctx context.Context) io.Reader {
+	t.mu.Lock()
+	t.lent = true
+	t.mu.Unlock()
 	return readerFunc(func(p []byte) (int, error) {
 		if len(p) == 0 {
 			return 0, nil
@@ -163,3 +167,19 @@ func (t *Terminal) Reader(ctx context.Context) io.Reader {
 type readerFunc func(p []byte) (int, error)
 
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+// back turns off what whoever had the terminal may have left on, when it was
+// killed in a full-screen program: attributes, the line-drawing set, keys and
+// paste in other forms, and reports of the mouse, which would be taken for
+// typing.
+func (t *Terminal) back() error {
+	t.mu.Lock()
+	lent := t.lent
+	t.lent = false
+	t.mu.Unlock()
+	if !lent {
+		return nil
+	}
+	_, err := io.WriteString(t.out, "\x1b[m\x1b(B\x1b[?1l\x1b>\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1004l\x1b[?2004l")
+	return err
+}
