@@ -32,6 +32,7 @@ type fleet struct {
 	dir    string // open to every account
 	config string // ssh_config with a Host for each target
 	kinds  []string
+	sshds  map[string]*harness.Sshd // of plain nodes, by address
 	alice  *harness.Person
 	plain  string // the key that is enrolled for alice; no certificate lies beside it
 	ecdsa  string // another, for clients that know no Ed25519 certificates
@@ -47,7 +48,7 @@ var ways = []string{"jump", "command", "at"}
 type target struct {
 	*fleet
 
-	kind string // of kinds, or "stock" for the sshd beside the cluster
+	kind string // of kinds, or stock for the sshd beside the cluster, or named
 	way  string // of ways, or "" for stock
 	node string
 	as   string // the account; "" means login
@@ -55,8 +56,11 @@ type target struct {
 
 // alias is the target's Host in the fleet's ssh_config.
 func (x target) alias() string {
-	if x.kind == stock {
+	switch x.kind {
+	case stock:
 		return stock
+	case named:
+		return x.node
 	}
 	return x.node + "-" + x.way
 }
@@ -77,7 +81,7 @@ options: {plain_keys: true}
 // newFleet builds a fleet. only names the kinds of node to have, all by default.
 func newFleet(t *testing.T, only ...string) *fleet {
 	t.Helper()
-	f := &fleet{host: harness.NewHost(t), dir: open(t)}
+	f := &fleet{host: harness.NewHost(t), dir: open(t), sshds: map[string]*harness.Sshd{}}
 	f.host.Account(login, "--shell", "/bin/bash", "--uid", "4801")
 	f.Cluster = harness.New(t, "--config", noPenalties(t))
 	f.base = f.host.Sshd(t)
@@ -164,6 +168,7 @@ func (f *fleet) trusting(t *testing.T) *harness.Sshd {
 	ca := filepath.Join(sshd.Dir, "ca.pub")
 	harness.WriteFile(t, ca, f.Admin("ca", "export", "--type", "sshd"))
 	sshd.Configure(t, "TrustedUserCAKeys "+ca)
+	f.sshds[sshd.Addr] = sshd
 	return sshd
 }
 

@@ -185,6 +185,9 @@ func tail(s string, n int) string {
 // Log returns what the process wrote to stderr so far.
 func (p *Process) Log() string { return p.log.String() }
 
+// Pid returns the process's id.
+func (p *Process) Pid() int { return p.cmd.Process.Pid }
+
 // Signal sends sig to the process alone.
 func (p *Process) Signal(sig syscall.Signal) {
 	select {

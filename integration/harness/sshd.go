@@ -56,7 +56,17 @@ func (h *Host) Sshd(t testing.TB, lines ...string) *Sshd {
 			t.Fatal(err)
 		}
 	}
-	key := filepath.Join(dir, "host_ed25519")
+	s.NewHostKey(t)
+	s.Configure(t, lines...)
+	s.serve(t, h)
+	return s
+}
+
+// NewHostKey makes another host key, for connections from now on.
+func (s *Sshd) NewHostKey(t testing.TB) {
+	t.Helper()
+	key := filepath.Join(s.Dir, "host_ed25519")
+	_ = os.Remove(key)
 	if r := Run(t, nil, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", key); r.Code != 0 {
 		t.Fatalf("ssh-keygen: %s", r.Stderr)
 	}
@@ -65,9 +75,6 @@ func (h *Host) Sshd(t testing.TB, lines ...string) *Sshd {
 		t.Fatal(err)
 	}
 	s.HostKey = strings.TrimSpace(string(pub))
-	s.Configure(t, lines...)
-	s.serve(t, h)
-	return s
 }
 
 // Configure writes the configuration, for connections from now on.
