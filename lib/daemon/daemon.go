@@ -166,6 +166,7 @@ func (d *Daemon) start(ctx context.Context) error {
 	if primary == nil {
 		primary = d.node.seat
 	}
+	d.startReports(ctx, primary)
 	d.run.start(ctx, rankEvents, "events", func(ctx context.Context) error { return d.events.Run(ctx, primary.drain) })
 	d.record(ctx, events.ProcessStart, nil)
 	return d.awaitServing(ctx)

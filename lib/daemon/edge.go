@@ -23,9 +23,10 @@ import (
 // edge is the listener of a process with the auth or the proxy role, and what
 // answers on it.
 type edge struct {
-	ln      *listener.Listener
-	tunnels *reversetunnel.Server // nil without the proxy role
-	ssh     *proxy.Server
+	ln        *listener.Listener
+	tunnels   *reversetunnel.Server // nil without the proxy role
+	ssh       *proxy.Server
+	forwarder *forwarder // nil without the proxy role
 
 	told atomic.Bool // the cluster knows of this proxy
 }
@@ -165,7 +166,15 @@ func (d *Daemon) serveEdge(ctx context.Context, e *edge, link *reversetunnel.Age
 	if err := d.ensureEngine(); err != nil {
 		return err
 	}
-	server, err := proxy.New(d.proxyConfig(e, link))
+	cfg := d.proxyConfig(e, link)
+	if e.tunnels != nil {
+		f, err := d.startForwarder(ctx, e.tunnels)
+		if err != nil {
+			return err
+		}
+		cfg.Forwarder, e.forwarder = f, f
+	}
+	server, err := proxy.New(cfg)
 	if err != nil {
 		return err
 	}

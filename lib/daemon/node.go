@@ -58,7 +58,6 @@ func (d *Daemon) startNode(ctx context.Context) error {
 	if d.edge == nil {
 		d.followPolicy(ctx, n.seat)
 	}
-	d.startReports(ctx, n)
 	return nil
 }
 
@@ -108,52 +107,74 @@ func (d *Daemon) nodeView(m *member) func() authz.NodeView {
 	}
 }
 
-// startReports keeps the authority told of labels.
-func (d *Daemon) startReports(ctx context.Context, n *nodeRole) {
-	d.run.start(ctx, rankMember, "labels", func(ctx context.Context) error { return d.labels.Run(ctx, n.seat) })
-	d.startSessionReports(ctx, n.seat, n.server.Sessions())
-}
-
-// startSessionReports keeps the authority told of live sessions, and takes its
-// instructions about them.
-func (d *Daemon) startSessionReports(ctx context.Context, s *seat, sessions *srv.Manager) {
+// startReports keeps the authority told of this process's labels and live
+// sessions, and takes its instructions about them. All roles of a process are one
+// member to the authority, so there is one report: of its own node's sessions and
+// of those that it forwards.
+func (d *Daemon) startReports(ctx context.Context, s *seat) {
+	var all []*srv.Manager
+	if d.node != nil {
+		d.run.start(ctx, rankMember, "labels", func(ctx context.Context) error { return d.labels.Run(ctx, d.node.seat) })
+		all = append(all, d.node.server.Sessions())
+	}
+	if d.edge != nil && d.edge.forwarder != nil {
+		all = append(all, d.edge.forwarder.server.Sessions())
+	}
+	if len(all) == 0 {
+		return
+	}
 	d.run.start(ctx, rankMember, "session reports", func(ctx context.Context) error {
-		return s.report(ctx, func() []*accessdv1.LiveSession { return d.described(sessions) }, sessions.Changed)
+		return s.report(ctx, func() []*accessdv1.LiveSession { return d.described(all) }, func() (first, second <-chan struct{}) { return changes(all) })
 	})
 	d.run.start(ctx, rankMember, "instructions", func(ctx context.Context) error {
-		return s.instructions(ctx, func(in *accessdv1.Instruction) { d.obey(sessions, in) })
+		return s.instructions(ctx, func(in *accessdv1.Instruction) { d.obey(all, in) })
 	})
+}
+
+// changes returns channels that are closed when the sessions of all change; a
+// process has two managers of them at most.
+func changes(all []*srv.Manager) (first, second <-chan struct{}) {
+	first = all[0].Changed()
+	if len(all) > 1 {
+		second = all[1].Changed()
+	}
+	return first, second
 }
 
 // described returns the live sessions as the authority wants them.
-func (d *Daemon) described(sessions *srv.Manager) []*accessdv1.LiveSession {
-	list := sessions.List()
-	out := make([]*accessdv1.LiveSession, len(list))
-	for i, s := range list {
-		out[i] = &accessdv1.LiveSession{
-			Id: string(s.ID), User: string(s.User), Login: string(s.Login), Client: s.Client, Kind: s.Kind,
-			Started: timestamppb.New(s.Started),
-		}
-		if s.Node != d.id {
-			out[i].Node = string(s.Node) // a plain sshd node that this process serves
+func (d *Daemon) described(all []*srv.Manager) []*accessdv1.LiveSession {
+	var out []*accessdv1.LiveSession
+	for _, sessions := range all {
+		for _, s := range sessions.List() {
+			l := &accessdv1.LiveSession{
+				Id: string(s.ID), User: string(s.User), Login: string(s.Login), Client: s.Client, Kind: s.Kind,
+				Started: timestamppb.New(s.Started),
+			}
+			if s.Node != d.id {
+				l.Node = string(s.Node) // a plain sshd node that this process serves
+			}
+			out = append(out, l)
 		}
 	}
 	return out
 }
 
 // obey does what the authority asks about sessions.
-func (d *Daemon) obey(sessions *srv.Manager, in *accessdv1.Instruction) {
+func (d *Daemon) obey(all []*srv.Manager, in *accessdv1.Instruction) {
 	k := in.GetKillSession()
 	if k == nil {
 		return // from a newer authority
 	}
 	id, err := names.ParseSessionID(k.GetSession())
-	if err == nil {
-		err = sessions.Kill(id, k.GetReason(), k.GetBy())
+	for _, sessions := range all {
+		if err != nil && id == "" {
+			break
+		}
+		if err = sessions.Kill(id, k.GetReason(), k.GetBy()); err == nil {
+			return
+		}
 	}
-	if err != nil {
-		d.log.Info("a session was not killed", zap.String("session", k.GetSession()), zap.Error(err))
-	}
+	d.log.Info("a session was not killed", zap.String("session", k.GetSession()), zap.Error(err))
 }
 
 // ensureEngine makes the decision engine of a process without the authority.

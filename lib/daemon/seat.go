@@ -165,9 +165,9 @@ func (s *seat) instructions(ctx context.Context, fn func(*accessdv1.Instruction)
 
 // report tells the authority the live sessions whenever they change, and now
 // and then so that it keeps them.
-func (s *seat) report(ctx context.Context, live func() []*accessdv1.LiveSession, changed func() <-chan struct{}) error {
+func (s *seat) report(ctx context.Context, live func() []*accessdv1.LiveSession, changed func() (first, second <-chan struct{})) error {
 	for {
-		next := changed()
+		first, second := changed()
 		_, err := s.members().ReportSessions(ctx, connect.NewRequest(&accessdv1.ReportSessionsRequest{Sessions: live()}))
 		pause := reportEvery
 		if err != nil {
@@ -178,7 +178,8 @@ func (s *seat) report(ctx context.Context, live func() []*accessdv1.LiveSession,
 		case <-ctx.Done():
 			timer.Stop()
 			return nil
-		case <-next:
+		case <-first:
+		case <-second:
 		case <-timer.C:
 		}
 		timer.Stop()

@@ -25,14 +25,18 @@ func (c *Client) event(name events.Name, fields ...map[string]any) events.Event 
 	return e
 }
 
+// place is what events say of where something happened.
+func (c *Client) place() map[string]any {
+	node := c.cfg.Node()
+	return map[string]any{"node_id": node.ID, "node_name": node.Name, "node_labels": node.Labels}
+}
+
 // credential is what access.decision, session.start and session.rejected say
 // of who asks and where.
 func (c *Client) credential() map[string]any {
-	id, node := c.cfg.Identity, c.cfg.Node()
-	return map[string]any{
-		"roles": id.Roles, "cert_serial": id.Serial, "fingerprint": id.Fingerprint,
-		"node_id": node.ID, "node_name": node.Name, "node_labels": node.Labels,
-	}
+	id, fields := c.cfg.Identity, c.place()
+	maps.Copy(fields, map[string]any{"roles": id.Roles, "cert_serial": id.Serial, "fingerprint": id.Fingerprint})
+	return fields
 }
 
 func (c *Client) decisionEvent(d authz.Decision, action authz.Action, target string) events.Event {
@@ -96,7 +100,7 @@ func (s *session) startEvent() events.Event {
 }
 
 func (s *session) execEvent() events.Event {
-	e := s.client.event(events.Exec, map[string]any{"command": s.request.line, "pty": s.request.terminal != nil})
+	e := s.client.event(events.Exec, s.client.place(), map[string]any{"command": s.request.line, "pty": s.request.terminal != nil})
 	e.SID = s.id
 	return e
 }
@@ -116,7 +120,7 @@ func (s *session) endEvent(o outcome) events.Event {
 	default:
 		fields["exit_code"] = o.exit.Code
 	}
-	e := s.client.event(events.SessionEnd, fields)
+	e := s.client.event(events.SessionEnd, s.client.place(), fields)
 	e.SID = s.id
 	return e
 }
@@ -136,10 +140,8 @@ func (c *Client) targetEvent(f *forward, d authz.Decision, e Endpoint, refused e
 
 // portEvent is about a forward to or from e.
 func (c *Client) portEvent(f *forward, e Endpoint, state string, err error) events.Event {
-	node := c.cfg.Node()
-	ev := c.event(events.Port, map[string]any{
+	ev := c.event(events.Port, c.place(), map[string]any{
 		"state": state, "action": f.action, "direction": "local", "target": e.String(),
-		"node_id": node.ID, "node_name": node.Name, "node_labels": node.Labels,
 	})
 	if f.action == authz.ActionForwardRemote {
 		ev.Fields["direction"], ev.Fields["listen"] = "remote", e.String()

@@ -2,6 +2,7 @@ package srv
 
 import (
 	"context"
+	"io"
 	"strings"
 	"sync"
 
@@ -87,6 +88,8 @@ func (h *channel) serve(r *ssh.Request) {
 		ok = h.resize(r.Payload)
 	case sshwire.RequestSignal:
 		ok = h.signal(r.Payload)
+	case sshwire.RequestEOW:
+		ok = h.endOutput()
 	case sshwire.RequestAgent:
 		ok = h.grant(r.Type, authz.ActionForwardAgent)
 		h.request.agent = h.request.agent || ok
@@ -175,6 +178,20 @@ func (h *channel) resize(payload []byte) bool {
 func (h *channel) signal(payload []byte) bool {
 	x, err := sshwire.ParseSignal(payload)
 	return err == nil && h.process != nil && h.process.Signal(x.Name) == nil
+}
+
+// endOutput follows a client that reads no more (OpenSSH PROTOCOL, section 2.1):
+// the process learns it from its next write. A terminal has but one end for both
+// directions, and stays.
+func (h *channel) endOutput() bool {
+	if h.process == nil || h.request.terminal != nil {
+		return false
+	}
+	out, ok := h.process.Pipes().Stdout.(io.Closer)
+	if ok {
+		_ = out.Close() // a stream that nobody reads has nothing to lose
+	}
+	return ok
 }
 
 // x11 notes that the client offers its display.

@@ -98,8 +98,8 @@ type Executor interface {
 // Pipes are the standard streams of a [Process].
 type Pipes struct {
 	Stdin  io.WriteCloser // closing it has no effect on a terminal
-	Stdout io.Reader
-	Stderr io.Reader // nil with a terminal
+	Stdout io.Reader      // without a terminal an [io.Closer], for a client that reads no more
+	Stderr io.Reader      // nil with a terminal
 }
 
 // Process is something that an [Executor] started. One goroutine may use each

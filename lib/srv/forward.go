@@ -17,6 +17,7 @@ import (
 	"github.com/accessd/accessd/lib/events"
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/relay"
+	"github.com/accessd/accessd/lib/services"
 	"github.com/accessd/accessd/lib/sshwire"
 )
 
@@ -172,7 +173,11 @@ func (c *Client) isOwnSSHD(t authz.Target) bool {
 	if t.Port != sshPort {
 		return false
 	}
-	if strings.EqualFold(strings.TrimSuffix(t.Host, "."), "localhost") || t.Addr.IsLoopback() || t.Addr.IsUnspecified() {
+	addr := t.Addr
+	if literal, ok := services.LiteralAddr(t.Host); ok && !addr.IsValid() {
+		addr = literal
+	}
+	if strings.EqualFold(strings.TrimSuffix(t.Host, "."), "localhost") || addr.IsLoopback() || addr.IsUnspecified() {
 		return true
 	}
 	own, err := net.InterfaceAddrs()
@@ -180,7 +185,7 @@ func (c *Client) isOwnSSHD(t authz.Target) bool {
 		return true
 	}
 	for _, a := range own {
-		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Unmap() == t.Addr {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Unmap() == addr {
 			return true
 		}
 	}

@@ -111,6 +111,8 @@ func (s *Server) refusalEvent(c *sshserver.Conn, r rejection) events.Event {
 
 func (s *Server) disconnectEvent(c *sshserver.Conn, since time.Time, err error) events.Event {
 	ev := personal(events.ClientDisconnect, c, c, c.Identity)
+	maps.Copy(ev.Fields, place(c, c.Identity))
+	delete(ev.Fields, "roles")
 	ev.Fields["duration_ms"] = time.Since(since)
 	if err != nil {
 		ev.Fields["reason"] = err.Error()

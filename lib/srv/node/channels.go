@@ -20,6 +20,7 @@ type person struct {
 	observer *srv.Observer // nil of everybody else
 	since    time.Time
 	last     atomic.Bool // the client opens no more sessions
+	first    atomic.Bool // it has opened one
 }
 
 // opened is called when a person has logged in.
@@ -76,8 +77,9 @@ func (s *Server) channels() map[string]func(*sshserver.Conn, ssh.NewChannel) {
 
 func session(c *sshserver.Conn, nc ssh.NewChannel) {
 	p := personOf(c)
-	switch {
-	case p.last.Load():
+	// The announcement follows upon a channel open, and may overtake it here.
+	switch again := p.first.Swap(true); {
+	case again && p.last.Load():
 		_ = nc.Reject(ssh.Prohibited, "no more sessions were announced") // fails when the connection has ended
 	case p.observer != nil:
 		p.observer.Session(c.Context(), nc)

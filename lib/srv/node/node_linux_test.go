@@ -179,16 +179,16 @@ func TestStockRefusedWithReason(t *testing.T) {
 	}
 }
 
-// Nothing but a shell and a command is there yet. Each is decided, recorded, and
-// refused with words where the protocol has them.
+// Whatever is refused is decided, recorded, and said in words where the protocol
+// has room for them.
 func TestStockForwardings(t *testing.T) {
 	w := newWorld(t)
 	w.putUser("forwarder")
 	c, login := w.credential(nil), me(t)
 	got := w.ssh(c, login, "-W", "127.0.0.1:22")
-	const unavailable = "administratively prohibited: port forwarding is not available on this node yet\r\n"
-	if got.code != 255 || !strings.Contains(got.stderr, unavailable) {
-		t.Errorf("-W: %+v, want %q", got, unavailable)
+	const own = "administratively prohibited: a forward to the node's own sshd would go past the rules; no rule names it\r\n"
+	if got.code != 255 || !strings.Contains(got.stderr, own) {
+		t.Errorf("-W: %+v, want %q", got, own)
 	}
 	if e := w.await(events.SessionRejected, nil); e.Fields["target"] != "127.0.0.1:22" || e.Fields["kind"] != "direct-tcpip" {
 		t.Errorf("session.rejected %+v", e)
@@ -391,7 +391,8 @@ func TestF02SessionsOfAKilledNodeAreEnded(t *testing.T) {
 	}
 }
 
-// A connection that said it would open no more sessions opens none.
+// A connection that said it would open no more sessions opens none beside the
+// first, which it may have asked for just before it said so.
 func TestNoMoreSessions(t *testing.T) {
 	w := newWorld(t)
 	client, err := w.dial(w.credential(nil), me(t))
@@ -402,6 +403,11 @@ func TestNoMoreSessions(t *testing.T) {
 	if _, _, err := client.SendRequest("no-more-sessions@openssh.com", true, nil); err != nil {
 		t.Fatal(err)
 	}
+	first, err := client.NewSession()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
 	_, err = client.NewSession()
 	if open, ok := errors.AsType[*ssh.OpenChannelError](err); !ok || open.Reason != ssh.Prohibited {
 		t.Errorf("NewSession = %v, want a refusal", err)

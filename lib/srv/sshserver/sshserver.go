@@ -57,8 +57,11 @@ import (
 	"github.com/accessd/accessd/lib/fault"
 )
 
-// Version is the identification string; it tells nothing about the build.
-const Version = "SSH-2.0-accessd"
+// Version is the identification string; it tells nothing about the build. It
+// begins like OpenSSH's because clients look there for OpenSSH's extensions
+// (tried: OpenSSH's own sends eow@openssh.com to no other server, so that
+// "ssh node yes | head" never ended; asyncssh swaps the paths of a symlink).
+const Version = "SSH-2.0-OpenSSH_accessd"
 
 // Config configures a [Server].
 type Config struct {
