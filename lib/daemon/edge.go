@@ -222,6 +222,8 @@ func (d *Daemon) proxyConfig(e *edge, link *reversetunnel.Agent) proxy.Config {
 		cfg.People = &proxy.People{
 			Login:  accessdv1connect.NewLoginServiceClient(d.server.calls, rpc.BaseURL, rpc.ClientOptions()...),
 			Grants: accessdv1connect.NewGrantServiceClient(d.server.calls, rpc.BaseURL, rpc.ClientOptions()...),
+
+			Delegation: accessdv1connect.NewDelegationServiceClient(d.server.calls, rpc.BaseURL, rpc.ClientOptions()...),
 		}
 	}
 	return cfg
