@@ -93,7 +93,7 @@ func (s service) Attach(
 
 func (s *Server) newTunnel(c *sshserver.Conn, req *accessdv1.AttachRequest, end context.CancelCauseFunc) (*tunnel, error) {
 	t := &tunnel{
-		node: c.Identity.Member, conn: c, end: end, since: time.Now(),
+		node: c.Identity.Member, conn: c, end: end, since: time.Now(), probe: probeTimeout,
 		wake: make(chan struct{}, 1), gone: make(chan struct{}),
 	}
 	if k := req.GetDataKeySha256(); len(k) > 0 {

@@ -29,6 +29,7 @@ type tunnel struct {
 	key       keyHash // of the agent's TLS key
 	dialsBack bool    // the agent dials data connections
 	since     time.Time
+	probe     time.Duration // how long it may take to show that it lives; see [Server.answers]
 
 	end  context.CancelCauseFunc // ends the Attach call
 	wake chan struct{}           // a ticket may be missing
@@ -79,7 +80,7 @@ func (s *Server) answers(ctx context.Context, t *tunnel) bool {
 		_, _, err := t.conn.SendRequest(sshwire.RequestKeepalive, true, nil)
 		answered <- err == nil
 	})
-	timer := time.NewTimer(probeTimeout)
+	timer := time.NewTimer(t.probe)
 	defer timer.Stop()
 	select {
 	case ok := <-answered:

@@ -310,7 +310,12 @@ func (p *proxy) run() {
 
 func (p *proxy) sshServer(name string, host ssh.Signer, api func(*sshserver.Conn, ssh.NewChannel)) *sshserver.Server {
 	p.t.Helper()
-	forward := func(c *sshserver.Conn, r *ssh.Request) (bool, []byte) { return p.server.Forward(c, r) }
+	forward := func(c *sshserver.Conn, r *ssh.Request) (bool, []byte) {
+		if strings.HasPrefix(string(c.Identity.MemberName), "stock") {
+			return p.server.ForwardStock(c, r)
+		}
+		return p.server.Forward(c, r)
+	}
 	s, err := sshserver.New(sshserver.Config{
 		Name: name, HostKeys: func() []ssh.Signer { return []ssh.Signer{host} }, Authenticate: p.authenticate,
 		Channels: map[string]func(*sshserver.Conn, ssh.NewChannel){

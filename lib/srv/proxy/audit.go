@@ -102,13 +102,14 @@ func (a *audit) decided(ctx context.Context, c *sshserver.Conn, q asked, d authz
 // wanted is what a person asked of a session at the proxy.
 type wanted struct{ kind, command string }
 
-// misused records that w was refused.
+// misused records that w was refused to a person or a node.
 func (a *audit) misused(ctx context.Context, c *sshserver.Conn, w wanted, why error) error {
-	ev := event(events.SessionRejected, c, c, map[string]any{
-		"kind": w.kind, "command": w.command, "reason": fault.Public(why), "roles": c.Identity.Roles,
-	})
-	ev.User, ev.Error = c.Identity.User, fault.Public(why)
-	identify(ev, c.Identity)
+	ev := event(events.SessionRejected, c, c, map[string]any{"kind": w.kind, "command": w.command, "reason": fault.Public(why)})
+	ev.Error = fault.Public(why)
+	if id := c.Identity; id != nil {
+		ev.User, ev.Fields["roles"] = id.User, id.Roles
+		identify(ev, id)
+	}
 	return a.emit(ctx, ev)
 }
 

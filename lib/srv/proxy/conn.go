@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/crypto/ssh"
 	"golang.org/x/time/rate"
 
 	"github.com/accessd/accessd/lib/fault"
@@ -41,7 +42,19 @@ type person struct {
 // member is the Value of a member's connection, also of a nested one.
 type member struct {
 	key   string        // as the cluster's record had it when it was checked
-	opens *rate.Limiter // of accessd-authority channels
+	opens *rate.Limiter // of accessd-authority channels, or of renewals
+
+	// stock is set of a node that has nothing but sshd and dials home with stock
+	// ssh. It is the end of a tunnel, and of no service's concern.
+	stock bool
+	cert  *ssh.Certificate // that let it in
+}
+
+// newcomer is the Value of a connection that was signed in with a join token: it
+// fetches the certificate of a node.
+type newcomer struct {
+	hurry  *time.Timer
+	signed *signedIn
 }
 
 // joiner is the Value of a joiner's connection.
@@ -63,6 +76,8 @@ type outerKey struct{}
 func (s *Server) opened(c *sshserver.Conn) error {
 	g, _ := c.Value.(*gate)
 	switch {
+	case g.signed != nil && g.signed.identity.Kind != sshca.KindUser:
+		c.Value = &newcomer{signed: g.signed, hurry: hurry(c, signedTime)}
 	case c.Identity == nil:
 		c.Value = &joiner{hurry: hurry(c, joinTime), opens: rate.NewLimiter(0, joinOpens)}
 	case c.Identity.Kind != sshca.KindUser:
@@ -97,7 +112,11 @@ func (s *Server) openedMember(c *sshserver.Conn) error {
 	if c.Identity.Kind == sshca.KindNode {
 		opens = rate.NewLimiter(nodeOpenRate, nodeOpenBurst)
 	}
-	c.Value = &member{key: key, opens: opens}
+	m := &member{key: key, opens: opens, stock: s.isStock(c.Identity)}
+	if g, ok := c.Value.(*gate); ok {
+		m.cert = g.cert
+	}
+	c.Value = m
 	return s.enter(c)
 }
 
@@ -150,6 +169,8 @@ func (s *Server) leave(c *sshserver.Conn) {
 	s.live.leave(c)
 	switch v := c.Value.(type) {
 	case *joiner:
+		v.hurry.Stop()
+	case *newcomer:
 		v.hurry.Stop()
 	case *person:
 		if v.hurry != nil {

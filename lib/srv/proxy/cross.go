@@ -86,22 +86,12 @@ func (s *Server) serveDirectStreamlocal(c *sshserver.Conn, nc ssh.NewChannel) {
 // turnAway lets a session begin only to tell the person why there is none: of a
 // channel that is refused, stock ssh does not say it as well.
 func (s *Server) turnAway(c *sshserver.Conn, who *person, nc ssh.NewChannel, why error) {
-	ch, reqs, err := nc.Accept()
-	if err != nil {
-		return
-	}
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	wg.Go(func() { discard(ch) })
-	x := &session{s: s, conn: c, who: who, ch: ch}
-	for r := range reqs {
-		if x.starts(r) {
-			_ = r.Reply(true, nil)
-			x.fail(why)
-			x.exit(exitOurs)
-			return
-		}
-	}
+	x := &session{s: s, conn: c, who: who}
+	x.serve(nc, func(_ context.Context, r *ssh.Request) int {
+		_ = r.Reply(true, nil)
+		x.fail(why)
+		return exitOurs
+	})
 }
 
 // carry passes on a channel that the client opens, until it ends.

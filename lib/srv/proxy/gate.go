@@ -10,7 +10,9 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/crypto/ssh"
 
+	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
+	"github.com/accessd/accessd/lib/services"
 	"github.com/accessd/accessd/lib/srv/sshserver"
 	"github.com/accessd/accessd/lib/sshca"
 )
@@ -52,7 +54,7 @@ type gate struct {
 	key    ssh.PublicKey      // the plain key that was proven first; a sign-in is for it
 	keys   map[string]bool    // of enrolled keys that were proven: fingerprints
 	signed *signedIn          // what the sign-in gave
-	cert   *ssh.Certificate   // of a person, once proven
+	cert   *ssh.Certificate   // once proven
 	signer ssh.Signer         // a visitor's: a certificate of our own for the person
 	told   map[string]bool    // refusals the audit log has; bounded by the tries of a connection
 	last   checked
@@ -147,8 +149,8 @@ func (g *gate) certified(m ssh.ConnMetadata, cert *ssh.Certificate) error {
 		if err := g.s.audit.login(g.conn, m, id); err != nil {
 			return &ssh.BannerError{Err: err, Message: bannerNoAudit}
 		}
-		g.cert = cert
 	}
+	g.cert = cert
 	return g.conn.Prove(id)
 }
 
@@ -200,6 +202,9 @@ func (g *gate) ask(m ssh.ConnMetadata, challenge ssh.KeyboardInteractiveChalleng
 		return nil, err
 	}
 	g.signed = signed
+	if signed.identity.Kind != sshca.KindUser { // a node's certificate signs nobody in here
+		return nil, g.conn.ProveKey(g.key)
+	}
 	return nil, g.conn.Prove(signed.identity)
 }
 
@@ -223,6 +228,9 @@ func (g *gate) askVisitor(r signInRequest) error {
 	signed, err := g.s.signIn(g.conn.Context(), r)
 	if err != nil {
 		return err
+	}
+	if signed.identity.Kind != sshca.KindUser {
+		return fault.New(fault.Denied, "a node is nobody's visitor")
 	}
 	signer, err := ssh.NewCertSigner(signed.certificate, key)
 	if err != nil {
@@ -340,6 +348,16 @@ func (s *Server) checkMember(id *sshca.Identity) (string, error) {
 		return "", refusal(id, codeKeyReplaced, "the member has another key now")
 	}
 	return line, nil
+}
+
+// isStock reports whether id's member is a node without software of ours, as far
+// as is known: of one that is not, it is.
+func (s *Server) isStock(id *sshca.Identity) bool {
+	if id.Kind != sshca.KindNode {
+		return false
+	}
+	n, ok := s.cfg.Policy.Node(id.Member)
+	return !ok || n.Kind != services.NodeAccessd
 }
 
 // recordedKey returns the key in the cluster's record of id's member.

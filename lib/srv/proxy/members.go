@@ -24,7 +24,7 @@ import (
 // tunnel service where there are tunnels, and the authority's services where the
 // authority is.
 func (s *Server) serveMemberAPI(c *sshserver.Conn, nc ssh.NewChannel) {
-	if _, ok := c.Value.(*member); !ok {
+	if m, ok := c.Value.(*member); !ok || m.stock {
 		refuse(nc, errMembersOnly)
 		return
 	}
@@ -41,7 +41,11 @@ func (s *Server) serveMemberAPI(c *sshserver.Conn, nc ssh.NewChannel) {
 // serveAuthorityAPI serves an accessd-api channel of a nested connection: the
 // authority's services to members, and the join service to joiners.
 func (s *Server) serveAuthorityAPI(c *sshserver.Conn, nc ssh.NewChannel) {
-	if _, ok := c.Value.(*member); ok {
+	if m, ok := c.Value.(*member); ok {
+		if m.stock {
+			refuse(nc, errMembersOnly)
+			return
+		}
 		s.serveAPI(c, nc, s.cfg.Authority)
 		return
 	}
@@ -111,10 +115,13 @@ func (s *Server) serveAuthority(c *sshserver.Conn, nc ssh.NewChannel) {
 	var outer *joiner
 	switch v := c.Value.(type) {
 	case *member:
-		opens = v.opens
+		if !v.stock {
+			opens = v.opens
+		}
 	case *joiner:
 		opens, outer = v.opens, v
-	default:
+	}
+	if opens == nil {
 		refuse(nc, errMembersOnly)
 		return
 	}
@@ -219,8 +226,12 @@ func (s *Server) forward(c *sshserver.Conn, r *ssh.Request) (bool, []byte) {
 	if r.Type != sshwire.RequestTCPIPForward && r.Type != sshwire.RequestCancelTCPIPForward {
 		return false, nil
 	}
-	if s.cfg.Tunnels == nil || c.Identity == nil || c.Identity.Kind != sshca.KindNode {
+	m, ok := c.Value.(*member)
+	if !ok || s.cfg.Tunnels == nil || c.Identity.Kind != sshca.KindNode {
 		return false, nil
+	}
+	if m.stock {
+		return s.cfg.Tunnels.ForwardStock(c, r)
 	}
 	return s.cfg.Tunnels.Forward(c, r)
 }

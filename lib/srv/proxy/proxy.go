@@ -78,6 +78,8 @@ type Tunnels interface {
 	API(c *sshserver.Conn) (path string, h http.Handler)
 	// Forward answers a node's tcpip-forward or cancel-tcpip-forward request.
 	Forward(c *sshserver.Conn, r *ssh.Request) (ok bool, payload []byte)
+	// ForwardStock does so for a node that dials home with stock ssh.
+	ForwardStock(c *sshserver.Conn, r *ssh.Request) (ok bool, payload []byte)
 }
 
 // Forwarder is the SSH server of plain sshd nodes; lib/srv/node has it.

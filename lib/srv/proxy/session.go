@@ -19,12 +19,11 @@ import (
 // loginVerb is the one command a session at the proxy runs.
 const loginVerb = "login"
 
-// session is one session channel of a person. It runs the login verb or tells
-// why not; there is nothing else to run here, for nobody.
+// session is one session channel that ends here. It runs a verb or tells why not.
 type session struct {
 	s    *Server
 	conn *sshserver.Conn
-	who  *person
+	who  *person // nil of nodes
 	ch   ssh.Channel
 
 	pty   bool // the client's terminal is raw: lines end in CR LF
@@ -33,29 +32,45 @@ type session struct {
 
 // serveSession serves one session channel.
 func (s *Server) serveSession(c *sshserver.Conn, nc ssh.NewChannel) {
-	who, ok := c.Value.(*person)
-	if !ok {
-		refuse(nc, errPeopleOnly)
+	switch v := c.Value.(type) {
+	case *person:
+		if v.visitor != nil {
+			s.serveVisitor(c, v, nc)
+			return
+		}
+		if v.usage.opens.Wait(c.Context()) == nil { // else the connection has ended
+			x := &session{s: s, conn: c, who: v}
+			x.serve(nc, x.run)
+		}
 		return
-	}
-	if who.visitor != nil {
-		s.serveVisitor(c, who, nc)
+	case *newcomer:
+		x := &session{s: s, conn: c}
+		x.serve(nc, x.joined(v.signed.certificate))
 		return
+	case *member:
+		if v.stock {
+			x := &session{s: s, conn: c}
+			x.serve(nc, x.renewed(v))
+			return
+		}
 	}
-	if who.usage.opens.Wait(c.Context()) != nil {
-		return // the connection has ended
-	}
+	refuse(nc, errPeopleOnly)
+}
+
+// serve runs what the first request asks for that starts something; run answers
+// it and returns the exit code.
+func (x *session) serve(nc ssh.NewChannel, run func(ctx context.Context, r *ssh.Request) int) {
 	ch, reqs, err := nc.Accept()
 	if err != nil {
 		return
 	}
+	x.ch = ch
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { discard(ch) }) // nothing here reads input
-	x := &session{s: s, conn: c, who: who, ch: ch}
 	for r := range reqs {
 		if x.starts(r) {
-			x.exit(x.run(c.Context(), r))
+			x.exit(run(x.conn.Context(), r))
 			return
 		}
 	}
@@ -75,7 +90,7 @@ func (x *session) starts(r *ssh.Request) bool {
 		x.pty = x.pty || ok
 	case sshwire.RequestAgent:
 		// An agent is of use only to put a new certificate into.
-		ok = x.who.signed != nil
+		ok = x.who != nil && x.who.signed != nil
 		x.agent = x.agent || ok
 	}
 	_ = r.Reply(ok, nil)
@@ -157,7 +172,7 @@ func (x *session) fail(err error) int {
 		x.say("accessd: hint: %s\n", hint)
 	}
 	if fault.Is(err, fault.Internal) {
-		x.s.log.Error("login", zap.String("user", string(x.conn.Identity.User)), zap.Error(err))
+		x.s.log.Error("session at the proxy", zap.String("user", x.conn.User()), zap.Error(err))
 	}
 	return fault.KindOf(err).ExitCode()
 }

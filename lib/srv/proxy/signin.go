@@ -30,7 +30,7 @@ const (
 
 // signedIn is what a person gets by signing in.
 type signedIn struct {
-	identity    *sshca.Identity
+	identity    *sshca.Identity  // a person's, or a node's that has joined
 	certificate *ssh.Certificate // for the key that was proven
 	grant       string           // secret: it buys one more certificate, for a key made here
 }
@@ -111,15 +111,19 @@ func (r *signInRequest) put(step *accessdv1.LoginStep, round int) ([]string, err
 	return answers, nil
 }
 
-// conclude checks that the authority gave what the person asked for: a good
-// certificate for this user and this key.
+// conclude checks that the authority gave what was asked for: a good certificate
+// for this user and this key or, for a join token, of a node with this name.
 func (s *Server) conclude(step *accessdv1.LoginStep, r signInRequest) (*signedIn, error) {
 	cert, err := parseCertificate(step.GetCertificate(), r.key)
 	if err != nil {
 		return nil, err
 	}
 	r.peer.Now = s.cfg.Now() // answering takes a while
-	id, err := s.cfg.Policy.Trust().CheckUser(cert, r.peer)
+	trust, check := s.cfg.Policy.Trust(), sshca.Trust.CheckUser
+	if ca, _ := trust.Type(cert); ca == sshca.TypeNode {
+		check = sshca.Trust.CheckMember
+	}
+	id, err := check(trust, cert, r.peer)
 	if err != nil {
 		return nil, fault.Wrap(fault.Internal, err, "the authority sent a bad certificate")
 	}

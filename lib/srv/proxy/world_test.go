@@ -475,6 +475,10 @@ func (f *fakeLogin) Continue(_ context.Context, r *connect.Request[accessdv1.Con
 		return nil, fault.New(fault.NotFound, "no such sign-in")
 	}
 	answer := strings.Join(r.Msg.GetAnswers(), ",")
+	if answer == "TOKEN" {
+		step, err := f.admit(begun)
+		return connect.NewResponse(step), err
+	}
 	if _, second := f.passed[id]; !second {
 		f.passed[id] = answer == "right" && begun.GetUser() == "alice"
 		return connect.NewResponse(&accessdv1.LoginStep{Id: id, Instruction: poster, Prompts: []*accessdv1.Prompt{{Text: "Code: ", Echo: true}}}), nil
@@ -514,8 +518,42 @@ func (f *fakeLogin) Redeem(_ context.Context, r *connect.Request[accessdv1.Redee
 }
 
 // RenewNode implements the login service.
-func (f *fakeLogin) RenewNode(context.Context, *connect.Request[accessdv1.RenewNodeRequest]) (*connect.Response[accessdv1.RenewNodeResponse], error) {
-	return nil, fault.New(fault.Denied, "permission denied")
+func (f *fakeLogin) RenewNode(_ context.Context, r *connect.Request[accessdv1.RenewNodeRequest]) (*connect.Response[accessdv1.RenewNodeResponse], error) {
+	parsed, _, _, _, err := ssh.ParseAuthorizedKey([]byte(r.Msg.GetCertificate()))
+	if err != nil {
+		return nil, err
+	}
+	old := parsed.(*ssh.Certificate)
+	id, err := f.w.policy.Trust().CheckMember(old, sshca.Peer{SSHUser: "node7", Now: time.Now()})
+	if err != nil {
+		return nil, fault.Wrap(fault.Denied, err, "permission denied")
+	}
+	cert, err := f.w.memberCert(id.Member, id.MemberName, old.Key, 10)
+	return connect.NewResponse(&accessdv1.RenewNodeResponse{Certificate: cert}), err
+}
+
+// memberCert returns a node's certificate for key.
+func (w *world) memberCert(id names.NodeID, name names.NodeName, key ssh.PublicKey, serial uint64) (string, error) {
+	cert, err := sshca.MintMember(w.ca[sshca.TypeNode], sshca.MemberRequest{
+		Key: key, ID: id, Name: name, Kind: sshca.KindNode, Serial: serial,
+		ValidAfter: time.Now().Add(-time.Minute), ValidBefore: time.Now().Add(time.Hour),
+	})
+	if err != nil {
+		return "", err
+	}
+	return authorizedKey(cert), nil
+}
+
+// admit is what the authority does for a good join token.
+func (f *fakeLogin) admit(begun *accessdv1.BeginRequest) (*accessdv1.LoginStep, error) {
+	key, _, _, _, err := ssh.ParseAuthorizedKey([]byte(begun.GetPublicKey()))
+	if err != nil {
+		return nil, err
+	}
+	name := names.NodeName(begun.GetUser())
+	f.w.policy.node(services.Node{ID: idN2, Name: name, Kind: services.NodeSSHD, MemberKey: begun.GetPublicKey()})
+	cert, err := f.w.memberCert(idN2, name, key, 9)
+	return &accessdv1.LoginStep{Done: true, Certificate: cert}, err
 }
 
 // Delegate implements the delegation service: as the real one it never gives
@@ -597,6 +635,7 @@ type fakeTunnels struct {
 	nodes  map[names.NodeID]string // address of each that is connected
 	dialed []names.NodeID
 	from   []netip.AddrPort
+	stock  int           // forwards of stock ssh
 	said   []events.Name // the events there were when it first dialed
 }
 
@@ -630,6 +669,14 @@ func (f *fakeTunnels) API(c *sshserver.Conn) (string, http.Handler) {
 // Forward implements [Tunnels].
 func (f *fakeTunnels) Forward(*sshserver.Conn, *ssh.Request) (bool, []byte) {
 	return true, sshwire.TCPIPForwardReply{Port: 22}.Marshal()
+}
+
+// ForwardStock implements [Tunnels].
+func (f *fakeTunnels) ForwardStock(*sshserver.Conn, *ssh.Request) (bool, []byte) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.stock++
+	return true, nil
 }
 
 // first returns for whom, and after which events, the first Dial was.
