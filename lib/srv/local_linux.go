@@ -112,6 +112,9 @@ func checkShell(acct account) error {
 
 // Start implements [Executor].
 func (l *Local) Start(ctx context.Context, c Command) (Process, error) {
+	if c.Kind == KindSubsystem {
+		return nil, fault.New(fault.Unavailable, "not available on this node yet")
+	}
 	acct, err := l.account(ctx, c.Login)
 	if err != nil {
 		return nil, err
