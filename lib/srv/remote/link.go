@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
+	"slices"
+	"syscall"
 	"time"
 
 	"go.uber.org/zap"
@@ -153,5 +156,7 @@ func (g *login) explain(ctx context.Context, err error) error {
 
 // isEnd reports whether err says that the connection has ended.
 func isEnd(err error) bool {
-	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || isReset(err)
+	return slices.ContainsFunc([]error{
+		io.EOF, io.ErrUnexpectedEOF, io.ErrClosedPipe, net.ErrClosed, syscall.ECONNRESET, syscall.EPIPE,
+	}, func(end error) bool { return errors.Is(err, end) })
 }

@@ -8,7 +8,6 @@ import (
 	"net"
 	"strings"
 	"sync"
-	"syscall"
 
 	"connectrpc.com/connect"
 	"golang.org/x/crypto/ssh"
@@ -244,9 +243,4 @@ func (g *login) hostKeyEvent(key ssh.PublicKey, refused string) events.Event {
 		e.Fields["expected"] = expected
 	}
 	return e
-}
-
-// isReset reports whether err is that of a connection the other side reset.
-func isReset(err error) bool {
-	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, net.ErrClosed)
 }

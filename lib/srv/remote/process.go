@@ -358,6 +358,13 @@ func (o *output) Read(b []byte) (int, error) {
 	return n, err
 }
 
+// Close implements [io.Closer]: it tells the process that nobody reads its
+// output any more (OpenSSH PROTOCOL, section 2.1).
+func (o *output) Close() error {
+	_, err := o.p.ch.SendRequest(sshwire.RequestEOW, false, nil)
+	return err
+}
+
 // lost reports whether the output ended because the connection did. It waits a
 // moment for what usually follows the end of all output.
 func (p *process) lost() bool {

@@ -371,19 +371,6 @@ func finish(t *testing.T, p srv.Process, stdin []byte) result {
 	return r
 }
 
-// conns makes every connection to the sshd countable and breakable.
-type conns struct {
-	mu   sync.Mutex
-	list []net.Conn
-}
-
-func (c *conns) wrap(nc net.Conn) net.Conn {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.list = append(c.list, nc)
-	return nc
-}
-
 // dialer returns one with a short keepalive.
 func dialer(t *testing.T, k sshserver.Keepalive, l sshserver.Limits) *sshserver.Dialer {
 	t.Helper()
