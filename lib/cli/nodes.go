@@ -3,15 +3,17 @@ package cli
 import (
 	"context"
 	"strconv"
+	"strings"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 
 	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
+	"github.com/accessd/accessd/lib/fault"
 )
 
 func nodesCommand(e *env) *cobra.Command {
-	return noun("nodes", "List and remove nodes", nodesList(e), nodesRemove(e))
+	return noun("nodes", "Manage nodes", nodesAdd(e), nodesList(e), nodesRemove(e), nodesSetupSSHD(e), nodesUnit(e))
 }
 
 func nodesList(e *env) *cobra.Command {
@@ -26,10 +28,10 @@ func nodesList(e *env) *cobra.Command {
 				return err
 			}
 			return list[*accessdv1.Node]{
-				head: []string{"NAME", "STATE", "PORT", "LABELS", "LAST SEEN", "ID"},
+				head: []string{"NAME", "KIND", "STATE", "ADDRESS", "PORT", "LABELS", "LAST SEEN", "ID"},
 				rows: res.Msg.GetNodes(),
 				row: func(n *accessdv1.Node) []string {
-					return []string{n.GetName(), state(n), strconv.Itoa(int(n.GetGatewayPort())), pairs(n.GetLabels()), localTime(n.GetLastSeen()), n.GetId()}
+					return []string{n.GetName(), n.GetKind(), state(n), n.GetAddress(), strconv.Itoa(int(n.GetGatewayPort())), pairs(n.GetLabels()), localTime(n.GetLastSeen()), n.GetId()}
 				},
 			}.print(e.stdout, f)
 		}),
@@ -38,11 +40,95 @@ func nodesList(e *env) *cobra.Command {
 	return c
 }
 
+// state says whether a node can be reached; of one that is dialled nobody knows
+// before it is tried.
 func state(n *accessdv1.Node) string {
-	if n.GetOnline() {
-		return "online"
+	if n.GetAddress() != "" {
+		return "dialled"
 	}
-	return "offline"
+	return online(n.GetOnline())
+}
+
+type nodesAddOptions struct {
+	address, labels string
+	hostKeys        []string
+	format          format
+}
+
+func nodesAdd(e *env) *cobra.Command {
+	var o nodesAddOptions
+	c := &cobra.Command{
+		Use:   "add NAME [--address HOST:PORT] [--labels K=V,…] [--host-key FILE]…",
+		Short: "Register a machine that runs a plain sshd",
+		Long: "Register a machine that runs a plain sshd. Proxies dial its address, and expect\n" +
+			"the host keys given; without --host-key the authority asks the address now, and\n" +
+			"what it shows is printed for you to compare. Without --address the machine dials\n" +
+			"home with \"ssh -R\": see \"accessd nodes unit\".",
+		Args: want("NAME"),
+		RunE: verb(func(ctx context.Context, args []string) error { return e.addNode(ctx, args[0], o) }),
+	}
+	c.Flags().StringVar(&o.address, "address", "", "where it is reached, host:port (default port 22)")
+	c.Flags().StringVar(&o.labels, "labels", "", "its labels, key=value,…")
+	c.Flags().StringArrayVar(&o.hostKeys, "host-key", nil, "file with public host keys to expect, or - for stdin; may be repeated")
+	addFormat(c, &o.format)
+	return c
+}
+
+func (e *env) addNode(ctx context.Context, name string, o nodesAddOptions) error {
+	req := &accessdv1.AddNodeRequest{Name: name, Address: o.address}
+	var err error
+	if req.Labels, err = parsePairs("labels", o.labels); err != nil {
+		return err
+	}
+	for _, path := range o.hostKeys {
+		keys, err := e.readKeys(path)
+		if err != nil {
+			return err
+		}
+		req.HostKeys = append(req.HostKeys, keys...)
+	}
+	res, err := e.nodes().AddNode(ctx, connect.NewRequest(req))
+	if err != nil {
+		return err
+	}
+	if o.format != formatTable {
+		m, err := messageJSON(res.Msg)
+		if err != nil {
+			return err
+		}
+		return printValue(e.stdout, o.format, m)
+	}
+	n, keys := res.Msg.GetNode(), res.Msg.GetFingerprints()
+	switch {
+	case n.GetAddress() == "":
+		e.say("%s joins with a token of its own: accessd tokens add --names %s", name, name)
+		e.say("how it dials home: accessd nodes unit %s --proxy HOST:PORT", name)
+	case len(keys) == 0:
+		e.say("%s shows a host certificate of this cluster", name)
+	case len(o.hostKeys) == 0:
+		e.say("compare with what the machine itself says: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub")
+	}
+	return printTable(e.stdout, []string{"NAME", "ADDRESS", "PORT", "ID", "HOST KEYS"}, [][]string{{
+		n.GetName(), n.GetAddress(), strconv.Itoa(int(n.GetGatewayPort())), n.GetId(), strings.Join(keys, ","),
+	}})
+}
+
+// readKeys returns the lines of a file of public keys, or of stdin for "-".
+func (e *env) readKeys(path string) ([]string, error) {
+	text, err := e.readInput(path, maxKeyFile)
+	if err != nil {
+		return nil, err
+	}
+	var keys []string
+	for line := range strings.Lines(string(text)) {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
+			keys = append(keys, line)
+		}
+	}
+	if len(keys) == 0 {
+		return nil, fault.New(fault.BadInput, "%q holds no public key", path)
+	}
+	return keys, nil
 }
 
 func nodesRemove(e *env) *cobra.Command {

@@ -48,14 +48,23 @@ func remoteVerbs() map[string]remoteVerb {
 	filter := []string{"since", "until", "user", "node", "event", "session", "format"}
 	list := remoteVerb{flags: []string{"format"}}
 	return map[string]remoteVerb{
-		"ls":            list,
-		"version":       {},
-		"nodes ls":      list,
-		"nodes rm":      {},
-		"users ls":      list,
-		"users add":     {flags: []string{"roles", "logins", "traits", "invite-ttl", "format"}},
-		"users rm":      {},
-		"users reset":   {flags: []string{"invite-ttl", "format"}},
+		"ls":       list,
+		"version":  {},
+		"nodes ls": list,
+		"nodes rm": {},
+		"nodes add": {
+			flags: []string{"address", "labels", "format"}, stdin: []string{"host-key"},
+			use: "add NAME [--address HOST:PORT] [--labels K=V,…] [--host-key -]",
+		},
+		"users ls":    list,
+		"users add":   {flags: []string{"roles", "logins", "traits", "invite-ttl", "format"}},
+		"users rm":    {},
+		"users reset": {flags: []string{"invite-ttl", "format"}},
+
+		"users keys add": {flags: []string{"format"}, use: "add USER -"},
+		"users keys ls":  list,
+		"users keys rm":  {},
+
 		"roles ls":      list,
 		"roles get":     {},
 		"roles rm":      {},

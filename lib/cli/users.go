@@ -18,7 +18,7 @@ import (
 
 func usersCommand(e *env) *cobra.Command {
 	return noun("users", "Manage the people of the cluster",
-		usersAdd(e), usersList(e), usersRemove(e), usersReset(e), usersSign(e))
+		usersAdd(e), usersList(e), usersRemove(e), usersReset(e), usersSign(e), usersKeysCommand(e))
 }
 
 func usersAdd(e *env) *cobra.Command {
@@ -180,6 +180,18 @@ func usersSign(e *env) *cobra.Command {
 	c.Flags().StringSliceVar(&sources, "source-address", nil, "addresses or networks it may be used from")
 	_ = c.MarkFlagRequired("public-key") // the flag exists
 	return c
+}
+
+// readInput is readBounded with "-" for stdin, which is all that there is for a
+// person at a proxy.
+func (e *env) readInput(path string, limit int64) ([]byte, error) {
+	if path == "-" {
+		return readAll("stdin", e.stdin, limit)
+	}
+	if e.call != nil {
+		return nil, fault.New(fault.BadInput, "%q: want -, which is stdin: your files are not at the proxy", path)
+	}
+	return readBounded(path, limit)
 }
 
 // readBounded reads a file of at most limit bytes.
