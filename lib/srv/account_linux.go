@@ -20,8 +20,6 @@ import (
 const (
 	// getentTime bounds one look-up in a directory service.
 	getentTime = 10 * time.Second
-	// maxNotice bounds what is shown of /etc/nologin, in bytes.
-	maxNotice = 4 << 10
 
 	secondsPerDay = 24 * 60 * 60
 )
@@ -158,18 +156,6 @@ func (a accounts) expired(acct account) (bool, error) {
 		return false, nil
 	}
 	return expired, err
-}
-
-// nologin returns what the file that keeps everybody but root out says, and
-// whether there is one (nologin(5)).
-func (a accounts) nologin() (string, bool) {
-	for _, name := range []string{"run/nologin", "etc/nologin"} {
-		text, err := os.ReadFile(a.file(name))
-		if !errors.Is(err, fs.ErrNotExist) {
-			return strings.TrimSpace(string(text[:min(len(text), maxNotice)])), true
-		}
-	}
-	return "", false
 }
 
 // beyondFiles reports whether /etc/nsswitch.conf gives database a source that

@@ -215,26 +215,6 @@ func TestF37AccountsThatCannotBeUsed(t *testing.T) {
 	}
 }
 
-func TestNologin(t *testing.T) {
-	files := own("/bin/sh", "/", "")
-	files["etc/nologin"] = "Down for maintenance until noon.\n"
-	l := localOf(t, files)
-	l.root = true // whether it may become somebody else is not asked before that
-	if got := fault.Public(l.Check(t.Context(), Account{Login: "stranger"})); got != "Down for maintenance until noon." {
-		t.Errorf("Check = %q, want the text of the file", got)
-	}
-	files["etc/nologin"] = ""
-	l.accounts = etc(t, files)
-	if err := l.Check(t.Context(), Account{Login: "stranger"}); !fault.Is(err, fault.Unavailable) {
-		t.Errorf("Check with an empty file = %v, want unavailable", err)
-	}
-	files["etc/passwd"] = "root:x:0:0::/:/bin/sh\n"
-	l.accounts = etc(t, files)
-	if err := l.Check(t.Context(), Account{Login: "root"}); err != nil {
-		t.Errorf("Check of root = %v, want nil", err)
-	}
-}
-
 // An ordinary user's server serves that user.
 func TestOnlyOwnAccountWithoutRoot(t *testing.T) {
 	l := localOf(t, own("/bin/sh", "/", ""))

@@ -17,6 +17,7 @@ import (
 
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
+	"github.com/accessd/accessd/lib/srv/child"
 )
 
 // LocalConfig configures a [Local]. The zero value of every field is usable.
@@ -89,12 +90,6 @@ func (l *Local) account(ctx context.Context, login names.Login) (account, error)
 	if expired {
 		return account{}, fault.New(fault.Denied, "the account %q has expired on this node", login)
 	}
-	if notice, closed := l.accounts.nologin(); closed && acct.uid != 0 {
-		if notice == "" {
-			notice = "this node lets nobody but root log in now"
-		}
-		return account{}, fault.New(fault.Unavailable, "%s", notice)
-	}
 	return acct, checkShell(acct)
 }
 
@@ -112,9 +107,6 @@ func checkShell(acct account) error {
 
 // Start implements [Executor].
 func (l *Local) Start(ctx context.Context, c Command) (Process, error) {
-	if c.Kind == KindSubsystem {
-		return nil, fault.New(fault.Unavailable, "not available on this node yet")
-	}
 	acct, err := l.account(ctx, c.Login)
 	if err != nil {
 		return nil, err
@@ -128,6 +120,8 @@ func (l *Local) Start(ctx context.Context, c Command) (Process, error) {
 		return nil, fault.Wrap(fault.Unavailable, err, "this node cannot open "+s.what)
 	}
 	defer s.closeChild()
+	l.greet(s, acct, c)
+	acct, c = l.turnAway(acct, c)
 	p := &process{local: l, streams: s, exited: make(chan Exit, 1)}
 	l.spawner.hold()
 	if err := p.start(acct, groups, c); err != nil {
@@ -139,23 +133,57 @@ func (l *Local) Start(ctx context.Context, c Command) (Process, error) {
 	return p, nil
 }
 
-// argv returns what sshd's do_child makes of a command: a login shell is told so
-// by a dash.
-func argv(acct account, c Command) []string {
+// program returns what runs c, as sshd's do_child has it: a login shell is told
+// so by a dash.
+func program(acct account, c Command, env []string) (path string, argv []string, err error) {
 	base := filepath.Base(acct.shell)
-	if c.Kind == KindExec {
-		return []string{base, "-c", c.Line}
+	switch {
+	case c.Kind == KindSubsystem && c.Line == SubsystemSFTP:
+		return self, []string{child.Name, child.SFTP}, nil
+	case c.Kind == KindSubsystem:
+		return "", nil, errNoSubsystem
+	case len(c.Argv) > 0:
+		path, err := findProgram(c.Argv[0], env)
+		return path, c.Argv, err
+	case c.Kind == KindExec:
+		return acct.shell, []string{base, "-c", c.Line}, nil
 	}
-	return []string{"-" + base}
+	return acct.shell, []string{"-" + base}, nil
+}
+
+// findProgram returns the path of the program called name as the PATH of env has
+// it.
+func findProgram(name string, env []string) (string, error) {
+	if strings.Contains(name, "/") {
+		return name, nil
+	}
+	for _, v := range env {
+		list, ok := strings.CutPrefix(v, "PATH=")
+		if !ok {
+			continue
+		}
+		for dir := range strings.SplitSeq(list, ":") {
+			path := filepath.Join(dir, name)
+			if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 && filepath.IsAbs(path) {
+				return path, nil
+			}
+		}
+	}
+	return "", fault.New(fault.Unavailable, "this node has no program %q", name)
 }
 
 // start starts the process in the home of acct or, where that cannot be
 // entered, in /, as sshd does.
 func (p *process) start(acct account, groups []uint32, c Command) error {
 	pidfd := -1
+	env := append(p.local.accounts.environment(acct, c, p.streams.name), p.back.env...)
+	path, argv, err := program(acct, c, env)
+	if err != nil {
+		return err
+	}
 	attr := &os.ProcAttr{
 		Dir:   acct.home,
-		Env:   p.local.accounts.environment(acct, c, p.streams.name),
+		Env:   env,
 		Files: p.streams.child[:],
 		Sys: &syscall.SysProcAttr{
 			Setsid:    true,
@@ -171,18 +199,17 @@ func (p *process) start(acct account, groups []uint32, c Command) error {
 	if attr.Dir == "" {
 		attr.Dir = "/"
 	}
-	var err error
 	p.local.spawner.do(func() {
-		p.proc, err = os.StartProcess(acct.shell, argv(acct, c), attr)
+		p.proc, err = os.StartProcess(path, argv, attr)
 		if err != nil && attr.Dir != "/" && !errors.Is(err, unix.E2BIG) {
 			// There is room for it in the pipe or the terminal; without it the session goes on.
 			_, _ = fmt.Fprintf(p.streams.child[2], "Could not chdir to home directory %s: %s\n", acct.home, errorText(err))
 			attr.Dir = "/"
-			p.proc, err = os.StartProcess(acct.shell, argv(acct, c), attr)
+			p.proc, err = os.StartProcess(path, argv, attr)
 		}
 	})
 	if err != nil {
-		return fault.Wrap(fault.Unavailable, err, acct.shell+": "+errorText(err))
+		return fault.Wrap(fault.Unavailable, err, path+": "+errorText(err))
 	}
 	p.pidfd = pidfd
 	return nil
