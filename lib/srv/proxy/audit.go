@@ -80,7 +80,9 @@ type asked struct {
 	login names.Login // as whom; "" when the proxy does not know
 	node  services.Node
 	known bool
-	bar   error // why it is refused whatever the rules say, or nil
+	// observes is set when it is to follow the sessions of others there.
+	observes bool
+	bar      error // why it is refused whatever the rules say, or nil
 }
 
 // decided records a decision before it has an effect.

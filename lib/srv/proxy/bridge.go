@@ -126,7 +126,7 @@ func (s *Server) answer(id *sshca.Identity, q asked) (authz.Decision, error) {
 	if !q.known {
 		return authz.Decision{Reason: "there is no such node"}, unknown
 	}
-	d := s.cfg.Engine.Reach(id, view(q.node))
+	d := s.reaches(id, q.node, q.observes)
 	switch {
 	case d.Allow:
 		return d, nil
@@ -134,6 +134,18 @@ func (s *Server) answer(id *sshca.Identity, q asked) (authz.Decision, error) {
 		return d, fault.New(fault.Denied, "node %q: %s", q.node.Name, d.Reason)
 	}
 	return d, unknown
+}
+
+// reaches decides whether id may reach n. To follow sessions there, who may read
+// recordings may; of each session the node decides.
+func (s *Server) reaches(id *sshca.Identity, n services.Node, observes bool) authz.Decision {
+	d := s.cfg.Engine.Reach(id, view(n))
+	if !d.Allow && observes {
+		if r := s.cfg.Engine.Resource(id, "recordings", "read"); r.Allow {
+			return r
+		}
+	}
+	return d
 }
 
 // dial connects to node, one of ours, on behalf of a client at from.

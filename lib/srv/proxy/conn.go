@@ -69,8 +69,17 @@ type applicant struct {
 	outer *joiner // nil when a member relays it
 }
 
-// outerKey is the key of the joiner in the context of a nested connection.
+// outerKey is the key of the outer connection in the context of a nested one.
 type outerKey struct{}
+
+// outerOf returns the connection that c is nested in.
+func outerOf(c *sshserver.Conn) *sshserver.Conn {
+	outer, ok := c.Context().Value(outerKey{}).(*sshserver.Conn)
+	if !ok {
+		panic("proxy: internal error: a nested connection without an outer one")
+	}
+	return outer
+}
 
 // opened takes in a connection from the listener whose peer is known now.
 func (s *Server) opened(c *sshserver.Conn) error {
@@ -122,10 +131,15 @@ func (s *Server) openedMember(c *sshserver.Conn) error {
 
 // openedNested takes in a connection on an accessd-authority channel.
 func (s *Server) openedNested(c *sshserver.Conn) error {
-	if c.Identity != nil {
+	switch {
+	case c.Identity == nil:
+	case c.Identity.Kind == sshca.KindUser:
+		c.Value = &person{since: s.cfg.Now()}
+		return s.enter(c)
+	default:
 		return s.openedMember(c)
 	}
-	outer, _ := c.Context().Value(outerKey{}).(*joiner)
+	outer, _ := outerOf(c).Value.(*joiner)
 	c.Value = &applicant{outer: outer}
 	return nil
 }

@@ -66,7 +66,7 @@ func (s *Server) serveVisitor(c *sshserver.Conn, who *person, nc ssh.NewChannel)
 func (s *Server) wayOf(c *sshserver.Conn, who *person) (*passage, error) {
 	v := who.visitor
 	v.open.Do(func() {
-		if v.way, v.err = s.pass(c, who, v.visit, v.signer); v.err == nil {
+		if v.way, v.err = s.pass(c.Context(), c, who, errand{visit: v.visit, signer: v.signer}); v.err == nil {
 			v.way.lasts()
 		}
 	})
@@ -89,6 +89,7 @@ func (s *Server) turnAway(c *sshserver.Conn, who *person, nc ssh.NewChannel, why
 	x := &session{s: s, conn: c, who: who}
 	x.serve(nc, func(_ context.Context, r *ssh.Request) int {
 		_ = r.Reply(true, nil)
+		x.ignoreInput()
 		x.fail(why)
 		return exitOurs
 	})

@@ -41,7 +41,11 @@ var errOtherWay = errors.New("a plain key was proven already")
 var errKeyFirst = errors.New("the questions follow a key")
 
 // admits says which peers a gate lets in beside members.
-type admits struct{ people, joiners bool }
+type admits struct {
+	people  bool // by their certificates
+	signIns bool // and without
+	joiners bool
+}
 
 // gate decides who the peer of one connection is. Its methods are the
 // connection's authentication callbacks; one goroutine calls them.
@@ -68,15 +72,17 @@ type checked struct {
 	id       *sshca.Identity
 }
 
-// authenticator returns what sets the callbacks of a connection.
-func (s *Server) authenticator(a admits) func(*sshserver.Conn, *ssh.ServerConfig) error {
+// authenticator returns what sets the callbacks of a connection, which of says
+// whom to admit to.
+func (s *Server) authenticator(of func(*sshserver.Conn) admits) func(*sshserver.Conn, *ssh.ServerConfig) error {
 	return func(c *sshserver.Conn, cfg *ssh.ServerConfig) error {
+		a := of(c)
 		g := &gate{s: s, conn: c, admits: a, told: map[string]bool{}, keys: map[string]bool{}}
 		c.Value = g
 		cfg.PreAuthConnCallback = func(p ssh.ServerPreAuthConn) { g.banner = p.SendAuthBanner }
 		cfg.PublicKeyCallback = g.offered
 		cfg.VerifiedPublicKeyCallback = g.proven
-		if a.people {
+		if a.signIns {
 			cfg.KeyboardInteractiveCallback = g.ask // of visitors whose clients have no keys
 		}
 		cfg.AuthLogCallback = g.ended
@@ -107,7 +113,7 @@ func (g *gate) offeredPlain(m ssh.ConnMetadata, key ssh.PublicKey) error {
 		return errOtherWay
 	case m.User() == JoinUser && g.admits.joiners:
 		return nil
-	case m.User() == JoinUser || !g.admits.people:
+	case m.User() == JoinUser || !g.admits.signIns:
 		return g.refuse(m, key, &sshca.Refusal{Code: codeNotServed, Detail: "plain keys are not taken here"})
 	}
 	if _, err := names.ParseUserName(m.User()); err != nil && !visits {
@@ -124,7 +130,7 @@ func (g *gate) proven(m ssh.ConnMetadata, key ssh.PublicKey, _ *ssh.Permissions,
 	if m.User() == JoinUser {
 		return nil, g.conn.ProveKey(key)
 	}
-	if v, ok := parseVisit(m.User()); ok && g.enrolled(key) && g.visits(m, v, key) {
+	if v, ok := parseVisit(m.User()); ok && g.enrolled(key) && g.visits(v, key) {
 		return nil, nil
 	}
 	g.key = cmp.Or(g.key, key)
@@ -165,11 +171,9 @@ func (g *gate) enrolled(key ssh.PublicKey) bool {
 // visits makes the person for whom key is enrolled, and who has proven it, the
 // connection's identity, if the authority lets such a key do for that person.
 // The audit log hears of either from the authority.
-func (g *gate) visits(m ssh.ConnMetadata, v visit, key ssh.PublicKey) bool {
+func (g *gate) visits(v visit, key ssh.PublicKey) bool {
 	g.keys[ssh.FingerprintSHA256(key)] = true
-	peer := g.peer(m)
-	peer.SSHUser = string(v.login)
-	signer, id, err := g.s.delegate(g.conn.Context(), delegation{peer: peer, client: g.conn.Remote.String(), enrolled: authorizedKey(key)})
+	signer, id, err := g.s.delegate(g.conn.Context(), delegation{client: g.conn.Remote, enrolled: authorizedKey(key), login: v.login})
 	if err == nil {
 		err = g.s.checkUser(id)
 	}
@@ -308,7 +312,7 @@ func (g *gate) check(cert *ssh.Certificate, peer sshca.Peer) (*sshca.Identity, e
 	trust, check := g.s.cfg.Policy.Trust(), sshca.Trust.CheckUser
 	if ca, _ := trust.Type(cert); ca == sshca.TypeNode {
 		check = sshca.Trust.CheckMember
-	} else if v, ok := parseVisit(peer.SSHUser); ok {
+	} else if v, ok := parseVisit(peer.SSHUser); ok && g.admits.signIns {
 		check, peer.SSHUser = sshca.Trust.CheckLogin, string(v.login)
 	}
 	var err error

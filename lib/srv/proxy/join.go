@@ -53,6 +53,7 @@ func (x *session) renewed(m *member) func(context.Context, *ssh.Request) int {
 // the join verb.
 func (x *session) wantsJoin(ctx context.Context, r *ssh.Request) error {
 	_ = r.Reply(true, nil)
+	x.ignoreInput()
 	w := wanted{kind: r.Type}
 	if cmd, err := sshwire.ParseExec(r.Payload); err == nil && r.Type == sshwire.RequestExec {
 		w.command = cmd.Command

@@ -26,6 +26,10 @@ const (
 	openRate = 500
 )
 
+// maxVerbs bounds what one user runs at this proxy at a time: each holds a menu or
+// a request to the authority.
+const maxVerbs = 32
+
 // Joiners have proven nothing that costs anything, so there are few at a time.
 const (
 	maxJoiners       = 128
@@ -43,6 +47,8 @@ type bridge struct {
 	node names.NodeID
 	end  context.CancelCauseFunc
 
+	observes bool // it follows the sessions of others there
+
 	leaves sync.Once
 }
 
@@ -54,6 +60,7 @@ func (b *bridge) expel(cause error) {
 // usage is what all connections of one user use together.
 type usage struct {
 	conns, bridges int
+	verbs          int // under way, menus among them
 	opens          *rate.Limiter
 }
 
@@ -178,6 +185,24 @@ func (l *live) fold(b *bridge) {
 	l.hushLocked()
 }
 
+// begin counts a verb of who's, unless there are too many.
+func (l *live) begin(who *person) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if who.usage.verbs == maxVerbs {
+		return fault.New(fault.Unavailable, "you run %d commands here already", maxVerbs)
+	}
+	who.usage.verbs++
+	return nil
+}
+
+// finish takes it out.
+func (l *live) finish(who *person) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	who.usage.verbs--
+}
+
 // drain makes it quiet as soon as the last bridge is gone.
 func (l *live) drain() {
 	l.mu.Lock()
@@ -230,7 +255,7 @@ func (s *Server) judge() {
 		n, ok := s.cfg.Policy.Node(b.node)
 		if !ok {
 			b.expel(fault.New(fault.Denied, "node %q was removed", b.node))
-		} else if d := s.cfg.Engine.Reach(b.conn.Identity, view(n)); !d.Allow {
+		} else if d := s.reaches(b.conn.Identity, n, b.observes); !d.Allow {
 			b.expel(fault.New(fault.Denied, "node %q may not be reached any more: %s", n.Name, d.Reason))
 		}
 	}

@@ -39,18 +39,23 @@ func (s *Server) serveMemberAPI(c *sshserver.Conn, nc ssh.NewChannel) {
 }
 
 // serveAuthorityAPI serves an accessd-api channel of a nested connection: the
-// authority's services to members, and the join service to joiners.
+// authority's services to members and people, of whom it knows what each may, and
+// the join service to joiners.
 func (s *Server) serveAuthorityAPI(c *sshserver.Conn, nc ssh.NewChannel) {
-	if m, ok := c.Value.(*member); ok {
-		if m.stock {
-			refuse(nc, errMembersOnly)
+	switch v := c.Value.(type) {
+	case *person:
+		s.serveAPI(c, nc, s.cfg.Authority)
+	case *applicant:
+		s.serveAPI(c, nc, joinOnly{next: s.cfg.Authority, conn: c, who: v})
+	case *member:
+		if !v.stock {
+			s.serveAPI(c, nc, s.cfg.Authority)
 			return
 		}
-		s.serveAPI(c, nc, s.cfg.Authority)
-		return
+		refuse(nc, errMembersOnly)
+	default:
+		refuse(nc, errMembersOnly)
 	}
-	who, _ := c.Value.(*applicant)
-	s.serveAPI(c, nc, joinOnly{next: s.cfg.Authority, conn: c, who: who})
 }
 
 // serveAPI answers calls on nc until the channel ends, or the server stops and
@@ -133,7 +138,7 @@ func (s *Server) serveAuthority(c *sshserver.Conn, nc ssh.NewChannel) {
 	case err != nil:
 		refuse(nc, err)
 	case s.nested != nil:
-		s.serveNested(c, nc, origin, outer)
+		s.serveNested(c, nc, origin)
 	case s.cfg.OpenAuthority != nil:
 		s.passOn(c, nc, origin, outer)
 	default:
@@ -142,14 +147,14 @@ func (s *Server) serveAuthority(c *sshserver.Conn, nc ssh.NewChannel) {
 }
 
 // serveNested serves the connection that nc carries.
-func (s *Server) serveNested(c *sshserver.Conn, nc ssh.NewChannel, origin netip.AddrPort, outer *joiner) {
+func (s *Server) serveNested(c *sshserver.Conn, nc ssh.NewChannel, origin netip.AddrPort) {
 	ch, done, err := accept(nc)
 	if err != nil {
 		return
 	}
 	defer done()
 	conn := nestedConn{Conn: rpc.ChannelConn(ch, c.LocalAddr(), net.TCPAddrFromAddrPort(origin)), outer: c}
-	ctx := context.WithValue(c.Context(), outerKey{}, outer)
+	ctx := context.WithValue(c.Context(), outerKey{}, c)
 	if err := s.nested.ServeConn(ctx, conn); err != nil {
 		s.log.Info("nested connection ended", zap.Stringer("origin", origin), zap.Error(err))
 	}

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -33,7 +34,7 @@ func whoami(rw http.ResponseWriter, r *http.Request) {
 	}
 	switch {
 	case p.Identity != nil:
-		fmt.Fprintf(rw, "%s %s from %s", p.Identity.Kind, p.Identity.MemberName, p.Addr.Addr())
+		fmt.Fprintf(rw, "%s %s from %s", p.Identity.Kind, cmp.Or(string(p.Identity.MemberName), string(p.Identity.User)), p.Addr.Addr())
 	case p.Joiner != nil:
 		fmt.Fprintf(rw, "joiner %s from %s", ssh.FingerprintSHA256(p.Joiner), p.Addr.Addr())
 	default:
@@ -119,9 +120,28 @@ func TestNestedConnections(t *testing.T) {
 			}
 		})
 	}
-	t.Run("no people inside", func(t *testing.T) {
-		if _, err := nest(t, w, w.must("edge", pubkey(proxy)), lie, "alice", w.person("alice")); err == nil {
-			t.Error("a person was let in")
+	t.Run("people, behind a proxy only", func(t *testing.T) {
+		inner, err := nest(t, w, w.must("edge", pubkey(proxy)), lie, "alice", w.person("alice"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if status, got := call(t, inner, "/x", proto); status != http.StatusOK || got != "user alice from 192.0.2.9" {
+			t.Errorf("answer %d %q", status, got)
+		}
+		for _, kind := range []string{sshwire.ChannelSession, sshwire.ChannelDirectTCPIP, sshwire.ChannelAuthority} {
+			if _, _, err := inner.OpenChannel(kind, nil); err == nil {
+				t.Errorf("%s was opened", kind)
+			}
+		}
+		for name, outer := range map[string]ssh.Conn{"node": w.must("n2", pubkey(node)), "joiner": w.must(JoinUser, pubkey(key))} {
+			if _, err := nest(t, w, outer, lie, "alice", w.person("alice")); err == nil {
+				t.Errorf("a person behind a %s was let in", name)
+			}
+		}
+		for _, user := range []string{"bob", "root@n1"} {
+			if _, err := nest(t, w, w.must("edge", pubkey(proxy)), lie, user, w.person("alice")); err == nil {
+				t.Errorf("alice was let in as %q", user)
+			}
 		}
 		if _, err := nest(t, w, w.must("edge", pubkey(proxy)), lie, "alice", key); err == nil {
 			t.Error("a plain key was let in")

@@ -67,27 +67,35 @@ type opens struct {
 	port uint32 // 0: whatever the node chooses
 }
 
-// pass opens a passage: decides and records whether there may be one, reaches the
-// node, and logs in there with signer or, when that is nil, with a certificate
-// bought with who's own.
-func (s *Server) pass(c *sshserver.Conn, who *person, v visit, signer ssh.Signer) (*passage, error) {
-	ctx, end := context.WithCancelCause(c.Context())
-	host, port := parsePlace(v.place)
+// errand is what a passage is for.
+type errand struct {
+	visit
+	signer   ssh.Signer // a certificate of our own for the person; nil buys one with theirs
+	observes bool       // it follows sessions there; the login is observerUser
+}
+
+// pass opens a passage, which ends with ctx at the latest: it decides and records
+// whether there may be one, reaches the node and logs in there.
+func (s *Server) pass(ctx context.Context, c *sshserver.Conn, who *person, e errand) (*passage, error) {
+	ctx, end := context.WithCancelCause(ctx)
+	host, port := parsePlace(e.place)
 	q := s.ask(c, who, host, port)
-	b := &bridge{conn: c, who: who, node: q.node.ID, end: end}
+	b := &bridge{conn: c, who: who, node: q.node.ID, end: end, observes: e.observes}
 	over := sync.OnceFunc(func() { end(nil) })
 	if err := s.live.span(b); err == nil {
 		over = sync.OnceFunc(func() { s.live.fold(b); end(nil) })
 	} else {
 		q.bar = err
 	}
-	q.login = v.login
+	if q.observes = e.observes; !e.observes {
+		q.login = e.login
+	}
 	err := s.decide(ctx, c, q)
 	if err == nil {
 		p := &passage{
-			s: s, near: c, who: who, to: destination{q.node, v.login}, over: over, ctx: ctx, asked: map[opens]int{},
+			s: s, near: c, who: who, to: destination{q.node, e.login}, over: over, ctx: ctx, asked: map[opens]int{},
 		}
-		if err = p.connect(signer); err == nil {
+		if err = p.connect(e); err == nil {
 			return p, nil
 		}
 	}
@@ -96,15 +104,17 @@ func (s *Server) pass(c *sshserver.Conn, who *person, v visit, signer ssh.Signer
 }
 
 // connect logs in to the node.
-func (p *passage) connect(signer ssh.Signer) error {
+func (p *passage) connect(e errand) error {
 	ctx, stop := context.WithTimeoutCause(p.ctx, passageTime, fault.New(fault.Unavailable, "node %q does not answer", p.to.node.Name))
 	defer stop()
+	signer := e.signer
 	if signer == nil {
+		d := delegation{client: p.near.Remote, certificate: p.who.cert, user: p.near.Identity.User}
+		if !e.observes {
+			d.login = e.login
+		}
 		var err error
-		if signer, _, err = p.s.delegate(ctx, delegation{
-			peer:   sshca.Peer{SSHUser: string(p.to.login), Addr: p.near.Remote.Addr()},
-			client: p.near.Remote.String(), certificate: p.who.cert,
-		}); err != nil {
+		if signer, _, err = p.s.delegate(ctx, d); err != nil {
 			return err
 		}
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/services"
 	"github.com/accessd/accessd/lib/srv/sshserver"
+	"github.com/accessd/accessd/lib/sshca"
 	"github.com/accessd/accessd/lib/sshwire"
 )
 
@@ -46,6 +47,10 @@ type Config struct {
 	// never does.
 	Authority     http.Handler
 	OpenAuthority func(ctx context.Context, origin netip.AddrPort) (net.Conn, error)
+
+	// Verbs runs a line of the command line for a person and returns its exit
+	// code; nil runs none.
+	Verbs func(ctx context.Context, call VerbCall) int
 
 	// MaxPerUser bounds the connections, and the bridges, of one user; 0 means
 	// [DefaultMaxPerUser].
@@ -160,7 +165,9 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 
 // outerConfig configures the server behind the listener.
 func (s *Server) outerConfig() sshserver.Config {
-	cfg := s.sshConfig("outer", admits{people: s.cfg.People != nil, joiners: s.cfg.Authority != nil || s.cfg.OpenAuthority != nil})
+	people := s.cfg.People != nil
+	a := admits{people: people, signIns: people, joiners: s.cfg.Authority != nil || s.cfg.OpenAuthority != nil}
+	cfg := s.sshConfig("outer", func(*sshserver.Conn) admits { return a })
 	cfg.Channels[sshwire.ChannelAPI] = s.serveMemberAPI
 	cfg.Channels[sshwire.ChannelSession] = s.serveSession
 	cfg.Channels[sshwire.ChannelDirectTCPIP] = s.serveDirectTCPIP
@@ -177,14 +184,19 @@ func (s *Server) outerConfig() sshserver.Config {
 
 // nestedConfig configures the server on accessd-authority channels.
 func (s *Server) nestedConfig() sshserver.Config {
-	cfg := s.sshConfig("authority", admits{joiners: true})
+	// A proxy goes to the authority as the people who run verbs at it; nobody else
+	// has people behind them.
+	cfg := s.sshConfig("authority", func(c *sshserver.Conn) admits {
+		outer := outerOf(c)
+		return admits{people: outer.Identity != nil && outer.Identity.Kind == sshca.KindProxy, joiners: true}
+	})
 	cfg.Channels[sshwire.ChannelAPI] = s.serveAuthorityAPI
 	cfg.Opened, cfg.Closed = s.openedNested, s.closedNested
 	return cfg
 }
 
 // sshConfig configures what both servers have.
-func (s *Server) sshConfig(name string, a admits) sshserver.Config {
+func (s *Server) sshConfig(name string, a func(*sshserver.Conn) admits) sshserver.Config {
 	return sshserver.Config{
 		Name: name, HostKeys: s.cfg.HostKeys, Authenticate: s.authenticator(a),
 		Channels: map[string]func(*sshserver.Conn, ssh.NewChannel){},

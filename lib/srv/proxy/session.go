@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -16,8 +17,11 @@ import (
 	"github.com/accessd/accessd/lib/sshwire"
 )
 
-// loginVerb is the one command a session at the proxy runs.
-const loginVerb = "login"
+// The commands that this package runs itself.
+const (
+	loginVerb = "login"
+	menuVerb  = "menu" // on a terminal; the same as no command
+)
 
 // session is one session channel that ends here. It runs a verb or tells why not.
 type session struct {
@@ -25,10 +29,16 @@ type session struct {
 	conn *sshserver.Conn
 	who  *person // nil of nodes
 	ch   ssh.Channel
+	reqs <-chan *ssh.Request
+	work sync.WaitGroup // ends with the channel
 
-	pty   bool // the client's terminal is raw: lines end in CR LF
-	agent bool // the client offers its agent
+	pty   *sshwire.PtyRequest // the client's terminal, which is raw: lines end in CR LF; nil for none
+	env   []sshwire.Env       // for the node that a menu leads to
+	agent bool                // the client offers its agent
 }
+
+// maxEnv bounds the variables that are kept for a node.
+const maxEnv = 32
 
 // serveSession serves one session channel.
 func (s *Server) serveSession(c *sshserver.Conn, nc ssh.NewChannel) {
@@ -60,20 +70,22 @@ func (s *Server) serveSession(c *sshserver.Conn, nc ssh.NewChannel) {
 // serve runs what the first request asks for that starts something; run answers
 // it and returns the exit code.
 func (x *session) serve(nc ssh.NewChannel, run func(ctx context.Context, r *ssh.Request) int) {
-	ch, reqs, err := nc.Accept()
-	if err != nil {
+	var err error
+	if x.ch, x.reqs, err = nc.Accept(); err != nil {
 		return
 	}
-	x.ch = ch
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	wg.Go(func() { discard(ch) }) // nothing here reads input
-	for r := range reqs {
+	defer x.work.Wait()
+	for r := range x.reqs {
 		if x.starts(r) {
 			x.exit(run(x.conn.Context(), r))
 			return
 		}
 	}
+}
+
+// ignoreInput reads what nothing here does.
+func (x *session) ignoreInput() {
+	x.work.Go(func() { discard(x.ch) })
 }
 
 // starts answers the request r and reports whether it was the one that starts
@@ -84,14 +96,18 @@ func (x *session) starts(r *ssh.Request) bool {
 	case sshwire.RequestExec, sshwire.RequestShell, sshwire.RequestSubsystem:
 		return true
 	case sshwire.RequestPTY:
-		// Only for the line ends; whoever wants a shell in it is told.
-		_, err := sshwire.ParsePtyRequest(r.Payload)
-		ok = err == nil
-		x.pty = x.pty || ok
+		if pty, err := sshwire.ParsePtyRequest(r.Payload); err == nil {
+			ok, x.pty = true, &pty
+		}
+	case sshwire.RequestEnv:
+		// Nothing here has an environment, and so the answer is no.
+		if v, err := sshwire.ParseEnv(r.Payload); err == nil && len(x.env) < maxEnv {
+			x.env = append(x.env, v)
+		}
 	case sshwire.RequestAgent:
-		// An agent is of use only to put a new certificate into.
+		// It is of use to put a new certificate into, and on nodes.
+		x.agent = true
 		ok = x.who != nil && x.who.signed != nil
-		x.agent = x.agent || ok
 	}
 	_ = r.Reply(ok, nil)
 	return false
@@ -103,7 +119,7 @@ func (x *session) run(ctx context.Context, r *ssh.Request) int {
 	_ = r.Reply(true, nil)
 	switch r.Type {
 	case sshwire.RequestShell:
-		return x.misuse(ctx, wanted{kind: r.Type}, "the proxy has no shell")
+		return x.shell(ctx)
 	case sshwire.RequestSubsystem:
 		return x.misuse(ctx, wanted{kind: r.Type}, "the proxy has no subsystems")
 	}
@@ -114,17 +130,42 @@ func (x *session) run(ctx context.Context, r *ssh.Request) int {
 	return x.exec(ctx, cmd.Command)
 }
 
-// exec runs command: the login verb in one of its forms.
-func (x *session) exec(ctx context.Context, command string) int {
-	verb := strings.Fields(command)
-	toAgent := x.agent
+// shell is what there is in place of one: the menu, or without a terminal the
+// help text.
+func (x *session) shell(ctx context.Context) int {
 	switch {
-	case len(verb) == 1 && verb[0] == loginVerb:
-	case len(verb) == 2 && verb[0] == loginVerb && verb[1] == "--print":
-		toAgent = false
-	default:
-		return x.misuse(ctx, wanted{sshwire.RequestExec, command}, "the proxy does not run "+quote(command))
+	case x.s.cfg.Verbs == nil || x.who.signed != nil:
+		return x.misuse(ctx, wanted{kind: sshwire.RequestShell}, "the proxy has no shell")
+	case x.pty == nil:
+		return x.verb(ctx, nil)
 	}
+	return x.menu(ctx, false)
+}
+
+// exec runs command, which is a verb.
+func (x *session) exec(ctx context.Context, command string) int {
+	args, err := splitWords(command)
+	verbs := x.s.cfg.Verbs != nil && x.who.signed == nil
+	switch {
+	case err != nil && verbs:
+		return x.misuse(ctx, wanted{sshwire.RequestExec, command}, fault.Public(err))
+	case err == nil && slices.Equal(args, []string{loginVerb}):
+		return x.login(ctx, x.agent)
+	case err == nil && slices.Equal(args, []string{loginVerb, "--print"}):
+		return x.login(ctx, false)
+	case verbs && x.pty != nil && slices.Equal(args, []string{menuVerb}):
+		return x.menu(ctx, false)
+	case verbs && x.pty != nil && slices.Equal(args, []string{menuVerb, "--plain"}):
+		return x.menu(ctx, true)
+	case verbs:
+		return x.verb(ctx, args)
+	}
+	return x.misuse(ctx, wanted{sshwire.RequestExec, command}, "the proxy does not run "+quote(command))
+}
+
+// login hands out what the sign-in gave.
+func (x *session) login(ctx context.Context, toAgent bool) int {
+	x.ignoreInput()
 	if x.who.signed == nil {
 		return x.fail(x.stillValid())
 	}
@@ -141,6 +182,7 @@ func (x *session) exec(ctx context.Context, command string) int {
 // misuse refuses what the proxy does not do, records it, lists what there is to
 // do, and returns the exit code.
 func (x *session) misuse(ctx context.Context, w wanted, what string) int {
+	x.ignoreInput()
 	err := error(fault.New(fault.BadInput, "%s", what).WithHint("%s", help))
 	if aerr := x.s.audit.misused(ctx, x.conn, w, err); aerr != nil {
 		err = aerr
@@ -184,7 +226,7 @@ func (x *session) say(format string, args ...any) {
 
 // lines gives text the line ends of the client's terminal.
 func (x *session) lines(text string) string {
-	if x.pty {
+	if x.pty != nil {
 		return strings.ReplaceAll(text, "\n", "\r\n")
 	}
 	return text
@@ -199,7 +241,8 @@ func (x *session) exit(code int) {
 
 // help is what there is to do here.
 const help = `there is
-  ssh -J USER@PROXY LOGIN@NODE            to log in to a node
+  ssh LOGIN@NODE@PROXY                    to log in to a node
+  ssh -J USER@PROXY LOGIN@NODE            the same, without the proxy reading along
   ssh USER@PROXY login > KEY-cert.pub     to sign in and get a certificate
   ssh -A USER@PROXY login                 the same, into your agent`
 

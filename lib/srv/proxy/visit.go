@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"net/netip"
 	"strings"
 	"sync"
 
@@ -61,20 +62,21 @@ func (v *visitor) close() {
 
 // delegation asks for a certificate of our own with which to go on as somebody.
 type delegation struct {
-	peer        sshca.Peer // who is at the other end; the SSH user is the login
-	client      string     // address and port
-	certificate string     // that was proven, or
-	enrolled    string     // a key that was; authorized_keys format
+	client      netip.AddrPort // where they are
+	certificate string         // that was proven, authorized_keys format, or
+	enrolled    string         // a key that was, same format
+	user        names.UserName // whose they are; "" of a key, where the authority says it
+	login       names.Login    // the one login it shall be good for; "" means all
 }
 
 // delegate has a key of this process certified for the person who has shown the
-// credential in d, for one login.
+// credential in d.
 func (s *Server) delegate(ctx context.Context, d delegation) (ssh.Signer, *sshca.Identity, error) {
 	if s.cfg.People.Delegation == nil {
 		return nil, nil, fault.New(fault.Unavailable, "this proxy does not go on to nodes; use ssh -J")
 	}
 	_, key := sshca.Generate()
-	req := &accessdv1.DelegateRequest{PublicKey: authorizedKey(key.PublicKey()), Client: d.client, Login: d.peer.SSHUser}
+	req := &accessdv1.DelegateRequest{PublicKey: authorizedKey(key.PublicKey()), Client: d.client.String(), Login: string(d.login)}
 	if d.certificate != "" {
 		req.Credential = &accessdv1.DelegateRequest_Certificate{Certificate: d.certificate}
 	} else {
@@ -88,11 +90,23 @@ func (s *Server) delegate(ctx context.Context, d delegation) (ssh.Signer, *sshca
 	if err != nil {
 		return nil, nil, err
 	}
-	d.peer.Now = s.cfg.Now()
-	id, err := s.cfg.Policy.Trust().CheckLogin(cert, d.peer)
+	id, err := s.delegated(cert, d)
 	if err != nil {
 		return nil, nil, fault.Wrap(fault.Internal, err, "the authority sent a bad certificate")
 	}
 	signer, err := ssh.NewCertSigner(cert, key)
 	return signer, id, err
+}
+
+// delegated returns whom cert, which was issued for d, makes of us.
+func (s *Server) delegated(cert *ssh.Certificate, d delegation) (*sshca.Identity, error) {
+	peer, check := sshca.Peer{SSHUser: string(d.login), Addr: d.client.Addr(), Now: s.cfg.Now()}, sshca.Trust.CheckLogin
+	if d.login == "" {
+		peer.SSHUser, check = string(d.user), sshca.Trust.CheckUser
+	}
+	id, err := check(s.cfg.Policy.Trust(), cert, peer)
+	if err == nil && d.user != "" && id.User != d.user {
+		err = refusal(id, sshca.CodeWrongPrincipal, "it is somebody else's")
+	}
+	return id, err
 }
