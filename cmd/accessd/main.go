@@ -9,9 +9,13 @@ import (
 	"syscall"
 
 	"github.com/accessd/accessd/lib/cli"
+	"github.com/accessd/accessd/lib/srv/child"
 )
 
 func main() {
+	if code, ok := child.Run(os.Args); ok {
+		os.Exit(code)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := cli.Main(ctx, os.Args[1:], cli.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr})
 	stop()

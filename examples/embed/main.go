@@ -16,9 +16,13 @@ import (
 	"github.com/accessd/accessd/lib/config"
 	"github.com/accessd/accessd/lib/daemon"
 	"github.com/accessd/accessd/lib/rpc"
+	"github.com/accessd/accessd/lib/srv/child"
 )
 
 func main() {
+	if code, ok := child.Run(os.Args); ok { // the node in here has started it
+		os.Exit(code)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	if len(os.Args) != 2 {

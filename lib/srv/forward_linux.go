@@ -72,12 +72,12 @@ func lookUp(ctx context.Context, host string) ([]netip.Addr, error) {
 // Listen implements [Executor]. It listens on loopback whatever the client asks
 // for, as sshd does without GatewayPorts.
 func (l *Local) Listen(ctx context.Context, a Account, e Endpoint) (net.Listener, error) {
+	if e.Path != "" {
+		return l.listenSocket(ctx, a, e.Path)
+	}
 	acct, err := l.account(ctx, a.Login)
 	if err != nil {
 		return nil, err
-	}
-	if e.Path != "" {
-		return l.listenSocket(ctx, acct, e.Path)
 	}
 	if e.Port != 0 && e.Port < firstPort && acct.uid != 0 {
 		return nil, fault.New(fault.Denied, "only root may listen on port %d", e.Port)

@@ -85,7 +85,7 @@ func TestF36Nologin(t *testing.T) {
 		acct := account{name: "me", uid: 1234, home: "/", shell: "/bin/sh"}
 		for _, c := range []Command{{Kind: KindShell}, {Kind: KindExec, Line: "echo ran"}, {Kind: KindSubsystem, Line: SubsystemSFTP}} {
 			away, instead := l.turnAway(acct, c)
-			p := &process{local: l, exited: make(chan Exit, 1)}
+			p := &process{local: l, exited: make(chan Exit, 1), back: l.openBack(t.Context(), person{}, Command{})}
 			got, e := started(t, l, p, away, instead)
 			if got != text || e.Code != 254 {
 				t.Errorf("%s, %s: stderr %q, exit %+v, want %q, 254", name, c.Kind, got, e, text)

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/accessd/accessd/lib/names"
+	"github.com/accessd/accessd/lib/srv/child"
 )
 
 // helperEnv makes the test binary a server that starts one process, tells its
@@ -21,6 +22,9 @@ import (
 const helperEnv = "ACCESSD_TEST_HELPER"
 
 func TestMain(m *testing.M) {
+	if code, ok := child.Run(os.Args); ok {
+		os.Exit(code)
+	}
 	if runHelper() {
 		return
 	}

@@ -122,11 +122,12 @@ func (l *Local) Start(ctx context.Context, c Command) (Process, error) {
 	defer s.closeChild()
 	l.greet(s, acct, c)
 	acct, c = l.turnAway(acct, c)
-	p := &process{local: l, streams: s, exited: make(chan Exit, 1)}
+	p := &process{local: l, streams: s, exited: make(chan Exit, 1), back: l.openBack(ctx, person{acct, groups}, c)}
 	l.spawner.hold()
 	if err := p.start(acct, groups, c); err != nil {
 		l.spawner.release()
 		s.closeOurs()
+		p.back.close()
 		return nil, err
 	}
 	go p.wait() // ends with the process, which may outlive its session

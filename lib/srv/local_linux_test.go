@@ -440,6 +440,7 @@ func TestStockRefusals(t *testing.T) {
 	w.policy.set(func(p *policy) {
 		p.deny["shell"], p.deny["exec"] = "role tester denies it", "role tester denies it"
 		p.deny["x11"] = "role tester denies it"
+		p.deny["sftp:read"], p.deny["sftp:write"] = "role tester denies it", "role tester denies it"
 	})
 	tests := []struct {
 		name string
@@ -450,7 +451,7 @@ func TestStockRefusals(t *testing.T) {
 		{"shell", nil, result{255, "", "accessd: role tester denies it\n"}},
 		{"command on a terminal", []string{"-tt", "id"}, result{255, "", "accessd: role tester denies it\r\n"}},
 		{"subsystem", []string{"-s", "nope"}, result{255, "", "accessd: no such subsystem\n"}},
-		{"sftp", []string{"-s", "sftp"}, result{255, "", "accessd: sftp (which scp uses, too, unless called as \"scp -O\") is not available on this node yet\n"}},
+		{"sftp", []string{"-s", "sftp"}, result{255, "", "accessd: role tester denies it\n"}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -460,7 +461,7 @@ func TestStockRefusals(t *testing.T) {
 		})
 	}
 	got := p.ssh(t, me(t), "", "-o", "LogLevel=INFO", "-W", "127.0.0.1:22")
-	const want = "channel 0: open failed: administratively prohibited: port forwarding is not available on this node yet\r\n"
+	const want = "channel 0: open failed: administratively prohibited: a forward to the node's own sshd would go past the rules; no rule names it\r\n"
 	if got.Code != 255 || !strings.Contains(got.Stderr, want) {
 		t.Errorf("stdio forward: %+v, want code 255 and %q", got, want)
 	}

@@ -25,6 +25,7 @@ type process struct {
 	pidfd   int // -1 where the kernel has none (before Linux 5.4)
 	streams *streams
 	exited  chan Exit
+	back    *back // what listens for it on the client's behalf
 
 	mu   sync.Mutex
 	gone bool // reaped: its number may be somebody else's now
@@ -62,6 +63,7 @@ func (p *process) signal(sig syscall.Signal) error {
 // group gets the signal from here. One that is stopped must go on to see it.
 func (p *process) Close() {
 	p.streams.closeOurs()
+	p.back.close()
 	if p.signal(unix.SIGHUP) != nil {
 		return
 	}
@@ -76,6 +78,7 @@ func (p *process) Close() {
 func (p *process) wait() {
 	defer p.local.spawner.release()
 	p.awaitExit()
+	p.back.close()
 	p.mu.Lock()
 	state, err := p.proc.Wait()
 	p.gone = true

@@ -30,6 +30,7 @@ import (
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/services"
 	"github.com/accessd/accessd/lib/srv"
+	"github.com/accessd/accessd/lib/srv/child"
 	"github.com/accessd/accessd/lib/sshca"
 )
 
@@ -37,6 +38,9 @@ import (
 const accountEnv = "ACCESSD_TEST_ACCOUNT"
 
 func TestMain(m *testing.M) {
+	if code, ok := child.Run(os.Args); ok {
+		os.Exit(code)
+	}
 	cleanup := addAccount()
 	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
 		cleanup()
