@@ -21,33 +21,34 @@ import (
 
 // wantAccess is the written table: who gets past the gatekeeper. L is the admin
 // socket, A a person with role admin, R one with role auditor, U one with role
-// access, N a node, P a proxy, H an authority, J a joiner.
+// access, N a node, P a proxy, H an authority, J a joiner, D an administrator as
+// a proxy goes on with; a plain sshd node is in no row.
 const wantAccess = `
-UserService/AddUser            L A
-UserService/ListUsers          L A
-UserService/RemoveUser         L A
-UserService/ResetUser          L A
-UserService/SignUser           L A
-UserService/AddUserKey         L A
-UserService/ListUserKeys       L A
-UserService/RemoveUserKey      L A
-RoleService/ApplyRoles         L A
-RoleService/ListRoles          L A
-RoleService/GetRole            L A
-RoleService/RemoveRole         L A
-TokenService/AddToken          L A
-TokenService/ListTokens        L A
-TokenService/RemoveToken       L A
-NodeService/ListNodes          L A R
-NodeService/RemoveNode         L A
-NodeService/AddNode            L A
-NodeService/SignHostKey        L A
-SessionService/ListSessions    L A R
-SessionService/KillSession     L A
-AuditService/ListEvents        L A R
-AuditService/TailEvents        L A R
-AuditService/VerifyLog         L A R
-CAService/ExportCA             L A P H
+UserService/AddUser            L A D
+UserService/ListUsers          L A D
+UserService/RemoveUser         L A D
+UserService/ResetUser          L A D
+UserService/SignUser           L A D
+UserService/AddUserKey         L A D
+UserService/ListUserKeys       L A D
+UserService/RemoveUserKey      L A D
+RoleService/ApplyRoles         L A D
+RoleService/ListRoles          L A D
+RoleService/GetRole            L A D
+RoleService/RemoveRole         L A D
+TokenService/AddToken          L A D
+TokenService/ListTokens        L A D
+TokenService/RemoveToken       L A D
+NodeService/ListNodes          L A D R
+NodeService/RemoveNode         L A D
+NodeService/AddNode            L A D
+NodeService/SignHostKey        L A D
+SessionService/ListSessions    L A D R
+SessionService/KillSession     L A D
+AuditService/ListEvents        L A D R
+AuditService/TailEvents        L A D R
+AuditService/VerifyLog         L A D R
+CAService/ExportCA             L A D P H
 JoinService/Join               J
 MemberService/WatchPolicy      N P H
 MemberService/AppendEvents     N P H
@@ -112,12 +113,26 @@ func TestWhoMayCallWhat(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	stock := w.desk(proxy, "node7")
+	joined, err := stock.answer(stock.begin(), w.token(&accessdv1.AddTokenRequest{Role: "node"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain, err := w.memberOf(joined.GetCertificate(), "node7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	delegated := must(t, proxy.Delegate, &accessdv1.DelegateRequest{
+		Credential: &accessdv1.DelegateRequest_Certificate{Certificate: w.sign("root")}, PublicKey: keyLine(proxyKey()), Client: clientAddr.String(),
+	})
 	peers := map[string]rpc.Peer{
 		"L": {Local: true},
 		"A": {Identity: w.person("root")}, "R": {Identity: w.person("aud")}, "U": {Identity: w.person("alice")},
 		"N": {Identity: node.identity}, "P": {Identity: proxy.identity},
 		"H": {Identity: w.identify(adm.Certificates.GetMember(), "auth-1")},
 		"J": {Joiner: self.key.PublicKey()},
+		"D": {Identity: w.identityOf(delegated.GetCertificate())},
+		"S": {Identity: plain},
 		"-": {}, // nobody
 	}
 	await(t, w, func() bool {
@@ -138,7 +153,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 				t.Errorf("%s as %s: %v, want a denial", procedure, kind, err)
 			}
 			decisions := named(w.rec.take(), events.AccessDecision)
-			if person := strings.Contains("ARU", kind); err != nil || person {
+			if person := strings.Contains("ARUD", kind); err != nil || person {
 				if len(decisions) != 1 || decisions[0].Success != want {
 					t.Errorf("%s as %s: events %+v, want one decision", procedure, kind, decisions)
 				}

@@ -6,8 +6,9 @@
 // [accessdv1connect.JoinServiceHandler] for whoever holds a join token,
 // [accessdv1connect.MemberServiceHandler] for nodes and proxies, and
 // [accessdv1connect.LoginServiceHandler] with
-// [accessdv1connect.GrantServiceHandler] for proxies that sign people in. All
-// of them are reached through [Authority.Handler], also from within the
+// [accessdv1connect.GrantServiceHandler] for proxies that sign people in, and
+// [accessdv1connect.DelegationServiceHandler] for proxies that go on to a node as
+// a person. All of them are reached through [Authority.Handler], also from within the
 // process; who may call what is one table (access.go), and what is not in it is
 // refused.
 //
@@ -25,7 +26,9 @@
 // it by signature, or by the credentials of a socket. Everything else in a
 // request is a claim and is checked here: a member acts under its own id only,
 // with the key on record, and writes audit events about itself only. A proxy's
-// word is taken for the address of a client and for the key a client proved.
+// word is taken for the address of a client and for the key or the certificate a
+// client proved, and for what happens on plain sshd nodes, where it runs the
+// sessions.
 //
 // # Rules kept throughout
 //
