@@ -70,6 +70,10 @@ func (e *env) addToken(ctx context.Context, o tokensAddOptions) error {
 	if !o.quiet {
 		e.say("a %s joins with this token before %s:", o.role, localTime(t.GetExpires()))
 		e.say("  accessd start --roles %s --join PROXY:PORT --token TOKEN --ca-pin %s", o.role, "$(accessd ca pin)")
+		if o.role == "node" {
+			e.say("or, where there is only ssh and sshd, by typing it when this asks:")
+			e.say("  ssh -p PORT -i KEY NAME@PROXY join > KEY-cert.pub")
+		}
 	}
 	_, err = fmt.Fprintln(e.stdout, res.Msg.GetSecret())
 	return err
