@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/accessd/accessd/lib/events"
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
+	"github.com/accessd/accessd/lib/services"
 	"github.com/accessd/accessd/lib/srv"
 	"github.com/accessd/accessd/lib/srv/sshserver"
 	"github.com/accessd/accessd/lib/sshwire"
@@ -95,7 +97,7 @@ func (f *forwards) connect(ctx context.Context) (*link, error) {
 		return l, nil
 	}
 	l, err := f.x.connect(ctx, purpose{
-		login: f.login, session: f.x.cfg.ID,
+		login: f.login, session: f.x.session,
 		channels: map[string]func(*sshserver.Conn, ssh.NewChannel){
 			sshwire.ChannelForwardedTCPIP:       f.forwarded,
 			sshwire.ChannelForwardedStreamlocal: f.forwarded,
@@ -110,11 +112,15 @@ func (f *forwards) connect(ctx context.Context) (*link, error) {
 	return l, nil
 }
 
-// Dial implements [srv.Executor]. Names are looked up by the sshd.
+// Dial implements [srv.Executor]. Names are looked up by the sshd. What is an
+// address in some form is sent as the address that the rules were asked about.
 func (x *Executor) Dial(ctx context.Context, a srv.Account, e srv.Endpoint, admit srv.Admit) (net.Conn, error) {
-	var addr netip.Addr
-	if literal, err := netip.ParseAddr(e.Host); err == nil && e.Path == "" {
-		addr = literal.Unmap()
+	addr, literal := services.LiteralAddr(e.Host)
+	switch {
+	case e.Path != "":
+		addr = netip.Addr{}
+	case literal && !strings.Contains(e.Host, "%"): // a zone is the node's own
+		e.Host = addr.String()
 	}
 	if err := admit(addr); err != nil {
 		return nil, err

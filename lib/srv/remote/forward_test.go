@@ -120,7 +120,7 @@ func TestDial(t *testing.T) {
 	wg.Wait()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.dials != 1 || len(w.signed) != 1 || w.signed[0].GetSession() != "0123456789abcdef" {
+	if w.dials != 1 || len(w.signed) != 1 || w.signed[0].GetSession() != "01234567-89ab-cdef-0000-000000000000" {
 		t.Errorf("%d connections, certificates %v, want one for the client's connection", w.dials, w.signed)
 	}
 }
@@ -134,6 +134,8 @@ func TestDialAsks(t *testing.T) {
 	for e, want := range map[srv.Endpoint]netip.Addr{
 		{Host: "127.0.0.1", Port: 1}:         netip.MustParseAddr("127.0.0.1"),
 		{Host: "::ffff:10.0.0.1", Port: 1}:   netip.MustParseAddr("10.0.0.1"),
+		{Host: "127.1", Port: 1}:             netip.MustParseAddr("127.0.0.1"),
+		{Host: "0x7f000001", Port: 1}:        netip.MustParseAddr("127.0.0.1"),
 		{Host: "localhost", Port: 1}:         {},
 		{Path: "/nonexistent/socket"}:        {},
 		{Host: "127.0.0.1", Path: "/a/path"}: {},

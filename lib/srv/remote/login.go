@@ -74,9 +74,13 @@ func (g *login) config(ctx context.Context) ssh.ClientConfig {
 // certify returns a fresh key with a certificate for this login and no other.
 func (g *login) certify(ctx context.Context) (ssh.Signer, error) {
 	_, key := sshca.Generate()
+	client := "" // of a transport without addresses
+	if g.x.cfg.Client.IsValid() {
+		client = g.x.cfg.Client.String()
+	}
 	resp, err := g.x.cfg.Certs.SignSession(ctx, connect.NewRequest(&accessdv1.SignSessionRequest{
 		Certificate: g.x.credential, PublicKey: string(ssh.MarshalAuthorizedKey(key.PublicKey())),
-		Client: g.x.cfg.Client.String(), Node: string(g.node.ID), Login: string(g.login),
+		Client: client, Node: string(g.node.ID), Login: string(g.login),
 		Session: g.session, Role: string(g.role),
 	}))
 	if err != nil {
@@ -178,9 +182,14 @@ func (g *login) checkHost(ctx context.Context, key ssh.PublicKey) error {
 	if len(g.node.HostKeys) == 0 && g.node.Address == "" {
 		return g.pin(ctx, plain)
 	}
+	return g.refuseHost(ctx, plain, why)
+}
+
+// refuseHost records that key was refused, and returns what the person reads.
+func (g *login) refuseHost(ctx context.Context, key ssh.PublicKey, why string) error {
 	refusal := fault.New(fault.Denied,
-		"the host key of node %q is not the one that is expected (it is %s); nobody logs in until that is settled", g.node.Name, ssh.FingerprintSHA256(plain))
-	ev := g.hostKeyEvent(plain, why)
+		"the host key of node %q is not the one that is expected (it is %s); nobody logs in until that is settled", g.node.Name, ssh.FingerprintSHA256(key))
+	ev := g.hostKeyEvent(key, why)
 	if err := g.x.cfg.Events.Emit(context.WithoutCancel(ctx), ev); err != nil {
 		return fault.Wrap(fault.Unavailable, err, "the audit log cannot be written, and "+refusal.Public)
 	}
@@ -198,17 +207,14 @@ func (x *Executor) checkCertificate(c *ssh.Certificate, n services.Node) error {
 	return err
 }
 
-// pin puts key on record as that of a node that has none.
+// pin puts key on record as that of a node that has none. The authority writes
+// that to the audit log.
 func (g *login) pin(ctx context.Context, key ssh.PublicKey) error {
 	_, err := g.x.cfg.Certs.PinHostKey(ctx, connect.NewRequest(&accessdv1.PinHostKeyRequest{
 		Node: string(g.node.ID), HostKey: string(ssh.MarshalAuthorizedKey(key)),
 	}))
-	ev := g.hostKeyEvent(key, "")
-	if err != nil {
-		ev = g.hostKeyEvent(key, "cannot be pinned: "+err.Error())
-	}
-	if emitErr := g.x.cfg.Events.Emit(context.WithoutCancel(ctx), ev); emitErr != nil {
-		return fault.Wrap(fault.Unavailable, emitErr, "the audit log cannot be written, so no host key is pinned")
+	if fault.Is(err, fault.Denied) || fault.Is(err, fault.Conflict) { // another is on record by now
+		return g.refuseHost(ctx, key, err.Error())
 	}
 	if err != nil {
 		return fault.Wrap(fault.Unavailable, err, fmt.Sprintf("the host key of node %q cannot be put on record", g.node.Name))
@@ -216,14 +222,14 @@ func (g *login) pin(ctx context.Context, key ssh.PublicKey) error {
 	return nil
 }
 
-// hostKeyEvent is about key, which was pinned, or refused for a reason.
-func (g *login) hostKeyEvent(key ssh.PublicKey, refused string) events.Event {
+// hostKeyEvent is about key, which was refused.
+func (g *login) hostKeyEvent(key ssh.PublicKey, why string) events.Event {
 	id := g.x.cfg.Identity
 	e := events.Event{
-		Name: events.NodeHostKey, User: id.User, Login: g.login, Proto: "ssh", Success: refused == "", Error: refused,
+		Name: events.NodeHostKey, User: id.User, Login: g.login, Proto: "ssh", Error: why,
 		Fields: map[string]any{
 			"connection": g.x.cfg.ID, "node_id": g.node.ID, "node_name": g.node.Name, "node_labels": g.node.Labels,
-			"fingerprint": ssh.FingerprintSHA256(key),
+			"fingerprint": ssh.FingerprintSHA256(key), "reason": why,
 		},
 	}
 	if g.x.cfg.Client.IsValid() {
@@ -231,9 +237,6 @@ func (g *login) hostKeyEvent(key ssh.PublicKey, refused string) events.Event {
 	}
 	if g.node.Address != "" {
 		e.Fields["address"] = g.node.Address
-	}
-	if refused != "" {
-		e.Fields["reason"] = refused
 	}
 	var expected []string
 	for _, k := range pinned(g.node) {

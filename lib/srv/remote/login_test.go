@@ -95,16 +95,11 @@ func TestHostKey(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if !c.pinned && len(list) > 0 {
+				if len(list) > 0 { // the authority records what it pins
 					t.Errorf("recorded %v", list)
 				}
-				if c.pinned {
-					if len(list) != 1 || !list[0].Success || list[0].Name != events.NodeHostKey || list[0].Fields["fingerprint"] != ssh.FingerprintSHA256(key.PublicKey()) {
-						t.Errorf("recorded %+v, want the key that was pinned", list)
-					}
-					if !slices.Equal(r.node.HostKeys, []string{line(key)}) {
-						t.Errorf("on record is %q", r.node.HostKeys)
-					}
+				if c.pinned && !slices.Equal(r.node.HostKeys, []string{line(key)}) {
+					t.Errorf("on record is %q", r.node.HostKeys)
 				}
 				return
 			}
@@ -127,16 +122,34 @@ func TestHostKey(t *testing.T) {
 	}
 }
 
-// TestHostKeyUnrecorded: when the audit log cannot be written no key is pinned
-// into use, and a refusal is one still.
+// TestHostKeyUnrecorded: a refusal that cannot be recorded is one still.
 func TestHostKeyUnrecorded(t *testing.T) {
-	for _, address := range []string{"", "192.0.2.1:22"} {
+	r := newRogue(t)
+	r.node.HostKeys, r.deaf = nil, true
+	x := r.executor()
+	_, err := x.Start(t.Context(), r.command(srv.KindShell, ""))
+	if !fault.Is(err, fault.Unavailable) || !strings.HasPrefix(fault.Public(err), "the audit log cannot be written, and the host key") {
+		t.Errorf("Start = %v", err)
+	}
+	x.Close()
+	r.wg.Wait()
+}
+
+// TestPinRefused: a key that is pinned nowhere is not taken.
+func TestPinRefused(t *testing.T) {
+	for why, want := range map[error]string{
+		fault.New(fault.Denied, "permission denied"): "the host key of node",
+		errors.New("dial 10.0.0.1: refused"):         `the host key of node "db-1" cannot be put on record`,
+	} {
 		r := newRogue(t)
-		r.node.HostKeys, r.node.Address, r.deaf = nil, address, true
+		r.node.HostKeys, r.node.Address, r.unpinnable = nil, "", why
 		x := r.executor()
 		_, err := x.Start(t.Context(), r.command(srv.KindShell, ""))
-		if !fault.Is(err, fault.Unavailable) || !strings.HasPrefix(fault.Public(err), "the audit log cannot be written") {
-			t.Errorf("address %q: %v", address, err)
+		if !strings.HasPrefix(fault.Public(err), want) || len(r.signed) > 0 {
+			t.Errorf("Start = %v, want %q", err, want)
+		}
+		if n := len(r.recorded()); fault.Is(why, fault.Denied) != (n == 1) {
+			t.Errorf("%v: %d events", why, n)
 		}
 		x.Close()
 		r.wg.Wait()
@@ -435,12 +448,17 @@ func TestNew(t *testing.T) {
 	if _, err := New(Config{}); err == nil {
 		t.Error("New takes an empty Config")
 	}
+	for _, id := range []string{"x", "0123456789abcdeg", "0123456789ABCDEF", "0123456789abcdef0"} {
+		if _, err := sessionOf(id); err == nil {
+			t.Errorf("%q is taken for the id of a connection", id)
+		}
+	}
 	w := newWorld(t)
 	w.sshd()
 	id := *w.id
 	id.Certificate = nil
 	if _, err := New(Config{
-		Node: func() (services.Node, bool) { return w.node, true }, Identity: &id, ID: "x", Dial: w.dial, Certs: w, Trust: w.trust, Events: w,
+		Node: func() (services.Node, bool) { return w.node, true }, Identity: &id, ID: "0123456789abcdef", Dial: w.dial, Certs: w, Trust: w.trust, Events: w,
 	}); err == nil {
 		t.Error("New takes an identity without a certificate")
 	}

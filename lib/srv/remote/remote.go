@@ -54,7 +54,7 @@ type Config struct {
 	Node     func() (services.Node, bool) // as the policy has it now; false when it is gone
 	Identity *sshca.Identity              // who is at the other end of the connection
 	Client   netip.AddrPort               // where from
-	ID       string                       // names the connection in audit events
+	ID       string                       // names the connection in audit events: 16 hexadecimal digits
 
 	// Dial connects to the sshd of n on behalf of a client at from: by TCP when n
 	// has an address, else through its tunnel.
@@ -74,6 +74,7 @@ type Config struct {
 type Executor struct {
 	cfg        Config
 	credential string        // the certificate of Identity, authorized_keys format
+	session    string        // stands for ID where the id of a session is wanted
 	logins     chan struct{} // holds one of each login under way
 	work       sync.WaitGroup
 
@@ -88,6 +89,10 @@ func New(cfg Config) (*Executor, error) {
 	switch {
 	case cfg.Node == nil, cfg.Identity == nil, cfg.ID == "", cfg.Dial == nil, cfg.Certs == nil, cfg.Trust == nil, cfg.Events == nil:
 		return nil, fault.New(fault.BadInput, "executor of an sshd node: a required field is missing")
+	}
+	session, err := sessionOf(cfg.ID)
+	if err != nil {
+		return nil, err
 	}
 	key, err := ssh.ParsePublicKey(cfg.Identity.Certificate)
 	if err != nil {
@@ -106,9 +111,20 @@ func New(cfg Config) (*Executor, error) {
 	}
 	cfg.Log = cfg.Log.Named("remote")
 	return &Executor{
-		cfg: cfg, credential: string(ssh.MarshalAuthorizedKey(key)), logins: make(chan struct{}, maxLogins),
+		cfg: cfg, credential: string(ssh.MarshalAuthorizedKey(key)), session: session, logins: make(chan struct{}, maxLogins),
 		links: map[*link]struct{}{}, forwards: map[names.Login]*forwards{},
 	}, nil
+}
+
+// sessionOf returns a session id that begins with the id of a connection, for
+// what belongs to no session.
+func sessionOf(connection string) (string, error) {
+	const digits = 16
+	if len(connection) != digits {
+		return "", fault.New(fault.BadInput, "connection id %.80q: want %d hexadecimal digits", connection, digits)
+	}
+	id, err := names.ParseSessionID(connection[:8] + "-" + connection[8:12] + "-" + connection[12:] + "-0000-000000000000")
+	return string(id), err
 }
 
 // Close ends all that runs and returns when nothing of it is left.

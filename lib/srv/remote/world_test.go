@@ -49,16 +49,17 @@ type world struct {
 	id      *sshca.Identity
 	account names.Login // who runs the tests, so that an sshd without root can serve it
 
-	mu     sync.Mutex
-	node   services.Node
-	gone   bool
-	addr   string // where the sshd listens
-	events []events.Event
-	signed []*accessdv1.SignSessionRequest
-	dials  int
-	refuse error // of SignSession
-	deaf   bool  // the audit log cannot be written
-	wrap   func(net.Conn) net.Conn
+	mu         sync.Mutex
+	node       services.Node
+	gone       bool
+	addr       string // where the sshd listens
+	events     []events.Event
+	signed     []*accessdv1.SignSessionRequest
+	dials      int
+	refuse     error // of SignSession
+	deaf       bool  // the audit log cannot be written
+	unpinnable error // what PinHostKey answers
+	wrap       func(net.Conn) net.Conn
 }
 
 func newWorld(t *testing.T) *world {
@@ -162,6 +163,9 @@ func (w *world) SignSession(_ context.Context, r *connect.Request[accessdv1.Sign
 func (w *world) PinHostKey(_ context.Context, r *connect.Request[accessdv1.PinHostKeyRequest]) (*connect.Response[accessdv1.PinHostKeyResponse], error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.unpinnable != nil {
+		return nil, w.unpinnable
+	}
 	if len(w.node.HostKeys) > 0 && w.node.HostKeys[0] != r.Msg.GetHostKey() {
 		return nil, fault.New(fault.Conflict, "the node has another host key")
 	}
