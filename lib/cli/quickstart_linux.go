@@ -123,7 +123,7 @@ var errDone = errors.New("the command has ended")
 func (q *quickstart) run(ctx context.Context, command []string) error {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGHUP) // the terminal is gone
 	defer stop()
-	d, err := daemon.New(q.cfg, daemon.Options{Stderr: q.e.stderr})
+	d, err := daemon.New(q.cfg, daemon.Options{Stderr: q.e.stderr, Verbs: RunAs})
 	if err != nil {
 		return err
 	}

@@ -115,7 +115,7 @@ func (e *env) start(ctx context.Context, cfg *config.Config) error {
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
 	syscall.Umask(0o022)
-	d, err := daemon.New(cfg, daemon.Options{Stderr: e.stderr})
+	d, err := daemon.New(cfg, daemon.Options{Stderr: e.stderr, Verbs: RunAs})
 	if err != nil {
 		return err
 	}

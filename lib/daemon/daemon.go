@@ -33,6 +33,7 @@ import (
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/services"
+	"github.com/accessd/accessd/lib/srv/proxy"
 	"github.com/accessd/accessd/lib/sshca"
 )
 
@@ -40,13 +41,18 @@ import (
 type Options struct {
 	Stderr io.Writer   // diagnostics; nil discards them
 	Log    *zap.Logger // takes diagnostics instead of Stderr; nil makes one
+
+	// Verbs runs a line of the command line for a person at the proxy, as
+	// [proxy.Config] has it; nil runs none. lib/cli has them.
+	Verbs func(ctx context.Context, call proxy.VerbCall) int
 }
 
 // Daemon is one process's part in a cluster.
 type Daemon struct {
-	cfg *config.Config
-	log *zap.Logger
-	run *runner
+	cfg   *config.Config
+	log   *zap.Logger
+	run   *runner
+	verbs func(ctx context.Context, call proxy.VerbCall) int
 
 	id      names.NodeID
 	name    names.NodeName
@@ -79,7 +85,7 @@ func New(cfg *config.Config, o Options) (*Daemon, error) {
 		}
 	}
 	d := &Daemon{
-		cfg: cfg, log: log, run: newRunner(log, cfg.Grace),
+		cfg: cfg, log: log, run: newRunner(log, cfg.Grace), verbs: o.Verbs,
 		name:    names.NodeName(cmp.Or(cfg.Node.Name, hostName())),
 		metrics: prometheus.NewRegistry(), cache: services.NewCache(),
 		ready: make(chan struct{}),

@@ -172,7 +172,7 @@ func (d *Daemon) serveEdge(ctx context.Context, e *edge, link *reversetunnel.Age
 		if err != nil {
 			return err
 		}
-		cfg.Forwarder, e.forwarder = f, f
+		cfg.Forwarder, e.forwarder, cfg.Verbs = f, f, d.verbs
 	}
 	server, err := proxy.New(cfg)
 	if err != nil {
