@@ -147,18 +147,18 @@ func rsync(t *testing.T, x target) {
 	}
 	big := blob(t, filepath.Join(near, "big"), 3<<20)
 	shell := "ssh -F " + x.config
-	must(t, x.run(t, nil, "rsync", "-rt", "-e", shell, near+"/", x.alias()+":"+far+"/"))
+	must(t, x.run(t, nil, "rsync", "-rtO", "-e", shell, near+"/", x.alias()+":"+far+"/"))
 	sameFile(t, far+"/big", big)
 	if err := os.Remove(filepath.Join(near, "f07")); err != nil {
 		t.Fatal(err)
 	}
 	harness.WriteFile(t, filepath.Join(near, "f08"), "changed")
-	out := must(t, x.run(t, nil, "rsync", "-rt", "--delete", "--stats", "-e", shell, near+"/", x.alias()+":"+far+"/"))
+	out := must(t, x.run(t, nil, "rsync", "-rtO", "--delete", "--stats", "-e", shell, near+"/", x.alias()+":"+far+"/"))
 	if !strings.Contains(out, "Number of regular files transferred: 1\n") {
 		t.Errorf("rsync --stats: %s", out)
 	}
 	back := t.TempDir()
-	must(t, x.run(t, nil, "rsync", "-rt", "-z", "-e", shell, x.alias()+":"+far+"/", back+"/"))
+	must(t, x.run(t, nil, "rsync", "-rtO", "-z", "-e", shell, x.alias()+":"+far+"/", back+"/"))
 	must(t, harness.Run(t, nil, "diff", "-r", near, back))
 }
 

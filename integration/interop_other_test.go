@@ -125,6 +125,9 @@ func (x target) where(t *testing.T, do string) map[string]any {
 		sum := sha256.Sum256(wire(t, to.hostkey))
 		c["hostkey"] = hex.EncodeToString(sum[:])
 	}
+	if x.way == "at" && x.user != "alice" { // the plain key is alice's
+		c["key"], c["cert"] = x.alice.Key, x.alice.Key+"-cert.pub"
+	}
 	if x.kind == stock {
 		hosts := filepath.Join(t.TempDir(), "hosts")
 		harness.WriteFile(t, hosts, fmt.Sprintf("[%s]:%s %s\n", to.host, to.port, to.hostkey))
@@ -137,7 +140,7 @@ func (x target) where(t *testing.T, do string) map[string]any {
 	case "jump":
 		host, port, _ := net.SplitHostPort(x.Addr)
 		number, _ := strconv.Atoi(port)
-		c["jump"] = map[string]any{"host": host, "port": number, "user": "alice"}
+		c["jump"] = map[string]any{"host": host, "port": number, "user": x.user}
 		c["key"], c["cert"] = x.alice.Key, x.alice.Key+"-cert.pub"
 	}
 	return c

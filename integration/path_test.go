@@ -46,14 +46,27 @@ func eachPath(t *testing.T, scenario func(t *testing.T, c *harness.Cluster)) {
 // field.
 func wantEvent(t *testing.T, c *harness.Cluster, fields map[string]string, flags ...string) harness.Event {
 	t.Helper()
-	return c.WaitEvent(fmt.Sprint(fields), func(e harness.Event) bool {
-		for k, v := range fields {
-			if e.Str(k) != v {
-				return false
+	var found harness.Event
+	harness.Eventually(t, fmt.Sprint("event ", fields, flags), func() bool {
+		for _, e := range c.Events(flags...) {
+			if has(e, fields) {
+				found = e
+				return true
 			}
 		}
-		return true
-	}, flags...)
+		return false
+	})
+	return found
+}
+
+// has reports whether an event has every given field.
+func has(e harness.Event, fields map[string]string) bool {
+	for k, v := range fields {
+		if e.Str(k) != v {
+			return false
+		}
+	}
+	return true
 }
 
 // The whole path: a person's stock client, the proxy, the reverse tunnel, a

@@ -115,7 +115,6 @@ func TestVerbsAtProxy(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, "accessd")
 	f.Admin("users", "add", "root-of-all", "--roles", "admin", "--logins", login)
-	f.Admin("users", "sign", "root-of-all", "--public-key", f.alice.Key+".pub", "--ttl", "1h", "--out", f.Key("admin")+"-cert.pub")
 	admin := filepath.Join(f.Home, "admin-config")
 	p := f.Sign("root-of-all", "1h")
 	harness.WriteFile(t, admin, strings.NewReplacer(f.alice.Key, p.Key, "User alice\n", "User root-of-all\n").Replace(read(t, f.config)))
@@ -196,7 +195,7 @@ func TestSessionsWatchJoinKill(t *testing.T) {
 			k := harness.Sit(t, x.command([]string{"-tt"}))
 			k.Expect(`\$ `)
 			k.Send("PS1='ready> '")
-			k.Expect(`\nready> `)
+			k.Expect(`2004hready> `)
 			sid := f.session(t, x.node)
 			observe := func(name, verb string) *harness.Terminal {
 				return harness.Sit(t, exec.Command("ssh", "-F", configs[name], "-tt", "proxy", "sessions", verb, sid))
@@ -442,5 +441,5 @@ func TestBareNodeReconnects(t *testing.T) {
 	if took := time.Since(began); took > 10*time.Second {
 		t.Errorf("a session took %v after the tunnel was replaced", took)
 	}
-	wantEvent(t, f.Cluster, map[string]string{"server_hostname": x.node}, "--event", "tunnel.up")
+	wantEvent(t, f.Cluster, map[string]string{"node_name": x.node, "success": "true"}, "--event", "tunnel.up")
 }
