@@ -198,7 +198,7 @@ func (d *sshd) login(key ssh.Signer, cert *ssh.Certificate, user string) error {
 	if err != nil {
 		return err
 	}
-	defer cmd.Wait() //nolint:errcheck // its log says what it did
+	defer cmd.Wait() // its log says what it did
 	defer conn.Close()
 	signer, err := ssh.NewCertSigner(cert, key)
 	if err != nil {
