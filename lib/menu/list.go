@@ -157,13 +157,18 @@ func loginRows(logins []string) []row {
 	return rows
 }
 
-// pairs shows labels as "k=v k=v" in the order of the keys.
+// pairs shows labels as "k=v k=v" in the order of the keys, those last that a
+// node gives itself: people look for their own.
 func pairs(labels map[string]string) string {
-	out := make([]string, 0, len(labels))
+	var out, own []string
 	for _, k := range slices.Sorted(maps.Keys(labels)) {
-		out = append(out, k+"="+labels[k])
+		if pair := k + "=" + labels[k]; strings.HasPrefix(k, "accessd/") {
+			own = append(own, pair)
+		} else {
+			out = append(out, pair)
+		}
 	}
-	return strings.Join(out, " ")
+	return strings.Join(append(out, own...), " ")
 }
 
 // maxText bounds one text from a peer, in bytes; no screen shows more.

@@ -123,11 +123,14 @@ const (
 
 func TestTypingNarrowsAndEnterPicks(t *testing.T) {
 	p := sit(t, "xterm-256color", 80, 24)
-	done := p.opens(t.Context(), menu.Config{Nodes: nodes(fleet(100)...), User: "alice", Cluster: "example.org"})
+	fleet := fleet(100)
+	fleet[0].Labels["accessd/os"] = "linux" // which is last
+	done := p.opens(t.Context(), menu.Config{Nodes: nodes(fleet...), User: "alice", Cluster: "example.org"})
 	text := p.screen.shows("100 nodes")
 	if first, _, _ := strings.Cut(text, "\n"); !strings.HasPrefix(first, "example.org alice") {
 		t.Errorf("headline %q, want the cluster and the person", first)
 	}
+	p.screen.shows("> web-000  env=prod rack=r0 accessd/os=linux\n")
 	p.types("PROD r3")
 	text = p.screen.shows("node: PROD r3_")
 	for _, line := range strings.Split(text, "\n")[2:23] {
