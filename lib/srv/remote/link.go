@@ -104,6 +104,12 @@ func (x *Executor) attempt(ctx context.Context, node services.Node, p purpose) (
 	if err != nil {
 		return nil, g.explain(ctx, err)
 	}
+	if !g.proven() {
+		err := fault.New(fault.Denied, "the sshd of node %q lets anybody in as %q: it asked for no certificate", node.Name, p.login)
+		out.Cut(err)
+		out.Wait()
+		return nil, err
+	}
 	return &link{Outbound: out, node: node.Name, banner: g.banner.String()}, nil
 }
 
@@ -147,7 +153,7 @@ func (g *login) explain(ctx context.Context, err error) error {
 		return fault.Wrap(fault.Unavailable, errors.Join(errDropped, err), fmt.Sprintf("the SSH server of node %q drops connections", name))
 	case g.trusted == nil:
 		return fault.Wrap(fault.Unavailable, err, fmt.Sprintf("what answers for node %q speaks no SSH that is understood", name))
-	case g.signed && !isEnd(err):
+	case !isEnd(err):
 		return fault.Wrap(fault.Denied, err, fmt.Sprintf(
 			`the sshd of node %q does not trust the cluster's CA for login %q (see "accessd nodes setup-sshd")`, name, g.login))
 	}

@@ -71,6 +71,13 @@ func (g *login) config(ctx context.Context) ssh.ClientConfig {
 	}
 }
 
+// proven reports whether the sshd had a certificate for this login.
+func (g *login) proven() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.signed
+}
+
 // certify returns a fresh key with a certificate for this login and no other.
 func (g *login) certify(ctx context.Context) (ssh.Signer, error) {
 	_, key := sshca.Generate()

@@ -268,6 +268,28 @@ func TestRefusals(t *testing.T) {
 				}
 			}, fault.Denied, `the sshd of node "db-1" does not trust the cluster's CA for login "LOGIN" (see "accessd nodes setup-sshd")`,
 		},
+		"no public keys": {
+			func(r *rogue, _ *Config) {
+				r.raw = func(c net.Conn) {
+					cfg := &ssh.ServerConfig{PasswordCallback: func(ssh.ConnMetadata, []byte) (*ssh.Permissions, error) {
+						return nil, errors.New("no")
+					}}
+					cfg.AddHostKey(r.host)
+					_, _, _, _ = ssh.NewServerConn(c, cfg)
+				}
+			}, fault.Denied, `the sshd of node "db-1" does not trust the cluster's CA for login "LOGIN" (see "accessd nodes setup-sshd")`,
+		},
+		"open to all": {
+			func(r *rogue, _ *Config) {
+				r.raw = func(c net.Conn) {
+					cfg := &ssh.ServerConfig{NoClientAuth: true}
+					cfg.AddHostKey(r.host)
+					if conn, _, _, err := ssh.NewServerConn(c, cfg); err == nil {
+						_ = conn.Wait()
+					}
+				}
+			}, fault.Denied, `the sshd of node "db-1" lets anybody in as "LOGIN": it asked for no certificate`,
+		},
 		"authority refuses": {func(r *rogue, _ *Config) { r.refuse = fault.New(fault.Denied, "the user is locked") }, fault.Denied, "the user is locked"},
 		"authority away":    {func(r *rogue, _ *Config) { r.refuse = errors.New("dial 10.0.0.1: refused") }, fault.Unavailable, "the authority signs no certificate for the node now"},
 		"no sessions": {
