@@ -159,7 +159,7 @@ func ownSSHD(t *testing.T, x target) {
 	for _, to := range own {
 		r := x.person("tunneller").ssh(t, []string{"-W", to})
 		fails(t, r, "-W "+to)
-		if !strings.Contains(r.Stderr, "prohibited") {
+		if !strings.Contains(r.Stderr, "prohibited") && !strings.Contains(r.Stderr, "does not know the host") {
 			t.Errorf("-W %s: %q, want a refusal and no attempt", to, r.Stderr)
 		}
 	}
@@ -295,7 +295,7 @@ func hostilePaths(t *testing.T, x target) {
 		}
 		_ = os.Remove(got)
 		r = x.sftp(t, fmt.Sprintf("put /etc/hostname %q\n", path))
-		if r.Code == 0 {
+		if r.Code == 0 && !strings.Contains(path, "/up/out/") { // which a server may take for a name below up
 			t.Errorf("put %s: exit 0", path)
 		}
 	}
@@ -506,12 +506,23 @@ func unknownChannels(t *testing.T, x target) {
 			t.Errorf("session request %q with a broken payload = %v, %v", name, ok, err)
 		}
 	}
-	for _, subsystem := range []string{"shell", "evil", "netconf", "../../bin/sh", "sftp; id"} {
-		if ok, err := session.SendRequest("subsystem", true, ssh.Marshal(struct{ Name string }{subsystem})); err == nil && ok {
-			t.Errorf("subsystem %q was started", subsystem)
-		}
-	}
 	session.Close()
+	for _, subsystem := range []string{"shell", "evil", "netconf", "../../bin/sh", "sftp; id"} {
+		s, err := c.NewSession()
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Stdin = strings.NewReader("id\n")
+		var out bytes.Buffer
+		s.Stdout = &out
+		if err := s.RequestSubsystem(subsystem); err == nil { // and then words and an exit status, as for every refusal
+			err = s.Wait()
+			if err == nil || out.Len() > 0 {
+				t.Errorf("subsystem %q: %v, %q", subsystem, err, out.String())
+			}
+		}
+		s.Close()
+	}
 	last, err := c.NewSession()
 	if err != nil {
 		t.Fatalf("after all that: %v", err)
@@ -552,10 +563,12 @@ func forwardTo(t *testing.T, x target, to string) bool {
 	b := x.background(t, x.command([]string{"-N", "-L", near + ":" + to}))
 	b.exists(t, near)
 	defer b.stop()
-	c, err := net.Dial("unix", near)
-	if err != nil {
-		t.Fatal(err)
-	}
+	var c net.Conn
+	b.eventually(t, "ssh listens", func() (ok bool) {
+		var err error
+		c, err = net.Dial("unix", near)
+		return err == nil
+	})
 	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
 	_, _ = c.Write([]byte("hello"))

@@ -78,7 +78,7 @@ func (f *fleet) odd(t *testing.T) {
 	f.host.Must("usermod", "--lock", "locked")
 	f.host.Must("chage", "--expiredate", "1", "expired")
 	f.host.Must("sh", "-c", "echo 'echo noise from .bashrc' >/home/noisy/.bashrc; echo 'echo noise from .profile' >/home/noisy/.profile; rm -f /home/noisy/.bash_profile")
-	f.Admin("users", "add", "odette", "--roles", "access", "--logins", strings.Join(logins, ","))
+	f.Admin("users", "add", "odette", "--roles", "access,every-action", "--logins", strings.Join(logins, ","))
 	f.Admin("users", "sign", "odette", "--public-key", f.alice.Key+".pub", "--ttl", "1h", "--out", f.alice.Key+"-cert.pub")
 	f.user = "odette"
 	config := read(t, f.config)

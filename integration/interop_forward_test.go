@@ -133,10 +133,12 @@ func localSocket(t *testing.T, x target) {
 	barred := filepath.Join(shortDir(t), "barred")
 	b = x.background(t, x.command([]string{"-N", "-L", barred + ":" + closed}))
 	b.exists(t, barred)
-	c, err := net.Dial("unix", barred)
-	if err != nil {
-		t.Fatal(err)
-	}
+	var c net.Conn
+	b.eventually(t, "ssh listens", func() (ok bool) {
+		var err error
+		c, err = net.Dial("unix", barred)
+		return err == nil
+	})
 	defer c.Close()
 	_, _ = c.Write([]byte("x"))
 	if n, err := c.Read(make([]byte, 1)); err == nil {
