@@ -155,7 +155,7 @@ func (g *login) explain(ctx context.Context, err error) error {
 		return fault.Wrap(fault.Unavailable, err, fmt.Sprintf("what answers for node %q speaks no SSH that is understood", name))
 	case !isEnd(err):
 		return fault.Wrap(fault.Denied, err, fmt.Sprintf(
-			`the sshd of node %q does not trust the cluster's CA for login %q (see "accessd nodes setup-sshd")`, name, g.login))
+			`the sshd of node %q does not let %q in: it does not trust the cluster's CA for this login (see "accessd nodes setup-sshd"), or the account is closed there`, name, g.login))
 	}
 	return fault.Wrap(fault.Unavailable, err, fmt.Sprintf("the sshd of node %q ended the login of %q", name, g.login))
 }

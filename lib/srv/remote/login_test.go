@@ -266,7 +266,7 @@ func TestRefusals(t *testing.T) {
 					cfg.AddHostKey(r.host)
 					_, _, _, _ = ssh.NewServerConn(c, cfg)
 				}
-			}, fault.Denied, `the sshd of node "db-1" does not trust the cluster's CA for login "LOGIN" (see "accessd nodes setup-sshd")`,
+			}, fault.Denied, `the sshd of node "db-1" does not let "LOGIN" in: it does not trust the cluster's CA for this login (see "accessd nodes setup-sshd"), or the account is closed there`,
 		},
 		"no public keys": {
 			func(r *rogue, _ *Config) {
@@ -277,7 +277,7 @@ func TestRefusals(t *testing.T) {
 					cfg.AddHostKey(r.host)
 					_, _, _, _ = ssh.NewServerConn(c, cfg)
 				}
-			}, fault.Denied, `the sshd of node "db-1" does not trust the cluster's CA for login "LOGIN" (see "accessd nodes setup-sshd")`,
+			}, fault.Denied, `the sshd of node "db-1" does not let "LOGIN" in: it does not trust the cluster's CA for this login (see "accessd nodes setup-sshd"), or the account is closed there`,
 		},
 		"open to all": {
 			func(r *rogue, _ *Config) {
@@ -389,7 +389,7 @@ func TestUntrustedCA(t *testing.T) {
 	w := newWorld(t)
 	w.sshd("TrustedUserCAKeys none")
 	_, err := w.executor().Start(t.Context(), w.command(srv.KindShell, ""))
-	if !fault.Is(err, fault.Denied) || !strings.Contains(fault.Public(err), `does not trust the cluster's CA for login "`+string(w.account)+`"`) {
+	if !fault.Is(err, fault.Denied) || !strings.Contains(fault.Public(err), `does not let "`+string(w.account)+`" in: it does not trust the cluster's CA`) {
 		t.Errorf("Start = %v", err)
 	}
 	w.sshd("AuthorizedPrincipalsFile none", "DenyUsers *")
