@@ -573,7 +573,7 @@ func forwardTo(t *testing.T, x target, to string) bool {
 	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
 	_, _ = c.Write([]byte("hello"))
 	got := make([]byte, 5)
-	_, err = io.ReadFull(c, got)
+	_, err := io.ReadFull(c, got)
 	return err == nil
 }
 
