@@ -71,18 +71,27 @@ func call(t *testing.T, conn ssh.Conn, path, contentType string) (int, string) {
 func nest(t *testing.T, w *world, conn ssh.Conn, origin, user string, key ssh.Signer) (ssh.Conn, error) {
 	t.Helper()
 	addr := netip.MustParseAddrPort(origin)
-	ch, reqs, err := conn.OpenChannel(sshwire.ChannelAuthority, sshwire.AuthorityOpen{OriginAddr: addr.Addr().String(), OriginPort: uint32(addr.Port())}.Marshal())
+	raw, err := openAuthority(conn, addr)
 	if err != nil {
 		t.Fatalf("open %s: %v", sshwire.ChannelAuthority, err)
 	}
-	go ssh.DiscardRequests(reqs)
-	inner, chans, greqs, err := ssh.NewClientConn(rpc.ChannelConn(ch, conn.LocalAddr(), conn.RemoteAddr()), "127.0.0.1:22", w.client(user, pubkey(key)))
+	inner, chans, greqs, err := ssh.NewClientConn(raw, "127.0.0.1:22", w.client(user, pubkey(key)))
 	if err != nil {
 		return nil, err
 	}
 	client := ssh.NewClient(inner, chans, greqs)
 	t.Cleanup(func() { client.Close() })
 	return client, nil
+}
+
+// openAuthority opens a way to the authority inside conn.
+func openAuthority(conn ssh.Conn, origin netip.AddrPort) (net.Conn, error) {
+	ch, reqs, err := conn.OpenChannel(sshwire.ChannelAuthority, sshwire.AuthorityOpen{OriginAddr: origin.Addr().String(), OriginPort: uint32(origin.Port())}.Marshal())
+	if err != nil {
+		return nil, err
+	}
+	go ssh.DiscardRequests(reqs)
+	return rpc.ChannelConn(ch, conn.LocalAddr(), conn.RemoteAddr()), nil
 }
 
 const joinPath = "/" + accessdv1connect.JoinServiceName + "/Join"

@@ -96,7 +96,7 @@ func (x *session) follow(ctx context.Context, p *passage, far observed) error {
 	case !told:
 		return p.lost(io.ErrUnexpectedEOF)
 	case status.Code != 0:
-		text := strings.TrimPrefix(strings.TrimSpace(plain(words.String())), "accessd: ")
+		text := strings.TrimPrefix(plain(strings.TrimSpace(words.String())), "accessd: ")
 		return fault.New(fault.Denied, "%s", cmp.Or(text, "the session cannot be seen"))
 	}
 	return nil

@@ -1,8 +1,7 @@
 package proxy
 
 import (
-	"net/netip"
-	"strings"
+	"crypto/rand"
 	"testing"
 
 	"github.com/accessd/accessd/lib/events"
@@ -70,27 +69,26 @@ func TestBridgeToSSHDEnds(t *testing.T) {
 	}
 }
 
-// TestReach is the transport of a visitor's connection to either kind of node.
-func TestReach(t *testing.T) {
+// TestStockVisitSSHD is "ssh root@n1@proxy" to a plain sshd node: the proxy is
+// both the client and the server of the connection in the middle.
+func TestStockVisitSSHD(t *testing.T) {
 	w := newWorld(t)
-	w.connectNode()
-	from := netip.MustParseAddrPort("203.0.113.7:4711")
-	for _, kind := range []string{services.NodeAccessd, services.NodeSSHD} {
-		conn, err := w.server.reach(t.Context(), t.Context(), services.Node{ID: idN1, Name: "n1", Kind: kind}, from)
-		if err != nil {
-			t.Fatal(err)
-		}
-		b := make([]byte, 4)
-		if _, err := conn.Read(b); err != nil || string(b) != "SSH-" {
-			t.Errorf("%s: it begins with %q, %v", kind, b, err)
-		}
-		conn.Close()
+	w.policy.node(services.Node{ID: idN1, Name: "n1", Kind: services.NodeSSHD})
+	s := newStock(w)
+	s.certify("alice")
+	s.visit("root@n1", "echo hello").want(t, 0, "hello\n")
+	data := make([]byte, 4<<20)
+	_, _ = rand.Read(data)
+	if r := s.run(data, "ssh", "-F", s.config, "-l", "root@n1", "proxy", "cat"); r.stdout != string(data) {
+		t.Errorf("%d bytes back, want %d\n%s", len(r.stdout), len(data), r.stderr)
 	}
-	if first, _ := w.tunnel.first(); first != from {
-		t.Errorf("the node is told the client is at %s", first)
+	decision := w.audit.all(events.AccessDecision)
+	served, _ := w.sshd.state()
+	if len(served) != 2 || served[0] != "n1 for "+decision[0].AddrRemote {
+		t.Errorf("served: %q, want n1 for %s", served, decision[0].AddrRemote)
 	}
 	w.stop()
-	if served, open := w.sshd.state(); len(served) != 1 || !strings.HasSuffix(served[0], from.String()) || open != 0 {
-		t.Errorf("served %q, of which %d are open", served, open)
+	if _, open := w.sshd.state(); open != 0 {
+		t.Errorf("%d connections are served after the end", open)
 	}
 }

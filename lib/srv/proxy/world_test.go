@@ -23,6 +23,7 @@ import (
 	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
 	"github.com/accessd/accessd/api/accessd/v1/accessdv1connect"
 	"github.com/accessd/accessd/lib/authz"
+	"github.com/accessd/accessd/lib/defaults"
 	"github.com/accessd/accessd/lib/events"
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
@@ -178,7 +179,7 @@ func (w *world) hostKey() ssh.Signer {
 	w.t.Helper()
 	_, key := sshca.Generate()
 	cert, err := sshca.MintHost(w.ca[sshca.TypeHost], sshca.HostRequest{
-		Key: key.PublicKey(), KeyID: "proxy", Principals: []string{"proxy", "localhost", "127.0.0.1", "n1", string(idN1)},
+		Key: key.PublicKey(), KeyID: "proxy", Principals: []string{"proxy", "localhost", "127.0.0.1", "n1", string(idN1), defaults.AuthorityName},
 		ValidAfter: time.Now().Add(-time.Minute), ValidBefore: time.Now().Add(time.Hour), Serial: 1,
 	})
 	if err != nil {
@@ -569,7 +570,11 @@ func (f *fakeLogin) Delegate(_ context.Context, r *connect.Request[accessdv1.Del
 		if err != nil {
 			return nil, err
 		}
-		id, err := f.w.policy.Trust().CheckLogin(parsed.(*ssh.Certificate), sshca.Peer{SSHUser: r.Msg.GetLogin(), Now: time.Now()})
+		cert, trust := parsed.(*ssh.Certificate), f.w.policy.Trust()
+		id, err := trust.CheckUser(cert, sshca.Peer{SSHUser: cert.KeyId, Now: time.Now()})
+		if err == nil && r.Msg.GetLogin() != "" {
+			id, err = trust.CheckLogin(cert, sshca.Peer{SSHUser: r.Msg.GetLogin(), Now: time.Now()})
+		}
 		if err != nil {
 			return nil, fault.Wrap(fault.Denied, err, "permission denied")
 		}
@@ -580,7 +585,9 @@ func (f *fakeLogin) Delegate(_ context.Context, r *connect.Request[accessdv1.Del
 	f.mu.Lock()
 	f.delegated = append(f.delegated, fmt.Sprintf("%s for %s", r.Msg.GetLogin(), ask.User))
 	f.mu.Unlock()
-	ask.Logins = []names.Login{names.Login(r.Msg.GetLogin())}
+	if r.Msg.GetLogin() != "" {
+		ask.Logins = []names.Login{names.Login(r.Msg.GetLogin())}
+	}
 	cert, err := sshca.MintUser(f.w.ca[sshca.TypeUser], ask)
 	if err != nil {
 		return nil, err
@@ -737,6 +744,13 @@ func (w *world) nodeConfig() *ssh.ServerConfig {
 		if !ok {
 			return nil, errors.New("no certificate")
 		}
+		if m.User() == observerUser {
+			id, err := w.policy.Trust().CheckUser(cert, sshca.Peer{SSHUser: cert.KeyId, Now: time.Now()})
+			if err != nil {
+				return nil, err
+			}
+			return &ssh.Permissions{Extensions: map[string]string{"user": string(id.User)}}, nil
+		}
 		_, err := w.policy.Trust().CheckLogin(cert, sshca.Peer{SSHUser: m.User(), Now: time.Now()})
 		return nil, err
 	}}
@@ -768,6 +782,30 @@ func startNode(t testing.TB, w *world) string {
 	return ln.Addr().String()
 }
 
+// showSession shows whoever asks what was asked for, then what is typed; mallory is
+// turned away.
+func showSession(user string, ch ssh.Channel, reqs <-chan *ssh.Request) {
+	for r := range reqs {
+		x, err := sshwire.ParseSubsystem(r.Payload)
+		_ = r.Reply(err == nil && r.Type == sshwire.RequestSubsystem, nil)
+		if r.Type != sshwire.RequestSubsystem {
+			continue
+		}
+		status := sshwire.ExitStatus{}
+		if user == "mallory" {
+			fmt.Fprint(ch.Stderr(), "accessd: not yours\n")
+			status.Code = 255
+		} else {
+			fmt.Fprintf(ch, "%s of %s\n", x.Name, user)
+			if strings.HasPrefix(x.Name, "join:") {
+				_, _ = io.Copy(ch, ch)
+			}
+		}
+		_, _ = ch.SendRequest(sshwire.RequestExitStatus, false, status.Marshal())
+		ch.Close()
+	}
+}
+
 // attack opens channels that nobody has asked for, with no payload and with one
 // that looks good, and writes what becomes of each.
 func attack(conn *ssh.ServerConn, out io.Writer) {
@@ -797,6 +835,10 @@ func serveNode(nc net.Conn, cfg *ssh.ServerConfig) {
 		ch, reqs, err := open.Accept()
 		if err != nil {
 			return
+		}
+		if conn.User() == observerUser {
+			wg.Go(func() { showSession(conn.Permissions.Extensions["user"], ch, reqs) })
+			continue
 		}
 		wg.Go(func() {
 			for r := range reqs {
