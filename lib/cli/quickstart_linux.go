@@ -230,6 +230,7 @@ func (q *quickstart) tell(d *daemon.Daemon, node string) error {
 In a second terminal:
   ssh -F %[2]s %[3]s
   ssh -F %[2]s -J accessd-proxy %[4]s@%[3]s uptime
+  ssh -F %[2]s accessd-proxy
   %[5]s --data-dir %[6]s audit tail
 
 Ctrl-C ends it; the next start resumes the same cluster.
