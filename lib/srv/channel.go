@@ -2,7 +2,9 @@ package srv
 
 import (
 	"context"
+	"errors"
 	"io"
+	"io/fs"
 	"strings"
 	"sync"
 
@@ -239,20 +241,24 @@ func (h *channel) begin(kind Kind, line string) (ok bool, then func()) {
 	h.request.kind, h.request.line = kind, line
 	if kind == KindSubsystem && line != SubsystemSFTP {
 		reason := h.client.refuse(h.ctx, refusal{kind: string(kind), target: line}, errNoSubsystem)
-		return true, func() { h.spawn(func() { h.dismiss(reason, exitRefused) }) }
+		return true, func() { h.spawn(func() { h.dismiss(prefix+reason, exitRefused) }) }
 	}
 	if scp, ok := parseSCP(line); ok && kind == KindExec {
 		h.request.scp = &scp
 	}
 	s, err := h.client.open(h.ctx, h.request, h.cancel)
 	if err != nil {
-		return true, func() { h.spawn(func() { h.dismiss(fault.Public(err), exitRefused) }) }
+		return true, func() { h.spawn(func() { h.dismiss(prefix+fault.Public(err), exitRefused) }) }
 	}
 	p, err := h.start(s)
 	if err != nil {
 		s.retire()
 		s.end(h.ctx, outcome{reason: "not started: " + err.Error()})
-		return true, func() { h.spawn(func() { h.dismiss(fault.Public(err), exitNotBegun) }) }
+		words, code := prefix+fault.Public(err), uint32(exitRefused)
+		if _, ok := errors.AsType[*fs.PathError](err); ok { // the program cannot be run: as sshd says it
+			words, code = fault.Public(err), exitNotBegun
+		}
+		return true, func() { h.spawn(func() { h.dismiss(words, code) }) }
 	}
 	h.process = p
 	return true, func() { h.spawn(func() { h.run(s, p) }) }

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"io/fs"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -344,9 +346,14 @@ func TestRefusals(t *testing.T) {
 		{
 			name: "not started",
 			set: func(_ *world, x *executor) {
-				x.failed = fault.Wrap(fault.Unavailable, errDisk, "/bin/sh: Argument list too long")
+				x.failed = fault.Wrap(fault.Unavailable, &fs.PathError{Err: syscall.E2BIG}, "/bin/sh: Argument list too long")
 			},
-			output: "accessd: /bin/sh: Argument list too long\n", code: 1,
+			output: "/bin/sh: Argument list too long\n", code: 1, // as sshd
+		},
+		{
+			name:   "no way there",
+			set:    func(_ *world, x *executor) { x.failed = fault.Wrap(fault.Unavailable, errDisk, "the sshd does not answer") },
+			output: "accessd: the sshd does not answer\n", code: 255,
 		},
 	}
 	for _, test := range tests {

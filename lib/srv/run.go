@@ -76,9 +76,9 @@ func (h *channel) spawn(f func()) {
 // returns is closed when all output is sent.
 func (h *channel) pump(s *session, streams Pipes) <-chan struct{} {
 	s.open(streams.Stdin, h.notice)
-	in, out := h.plain(s, streams)
-	if t := h.transfer(s, streams); t != nil {
-		in, out = t.input, t.output
+	in, out := h.files(s, streams)
+	if in == nil {
+		in, out = h.plain(s, streams)
 	}
 	h.spawn(func() {
 		in()
@@ -218,15 +218,18 @@ func (h *channel) send(name string, payload []byte) {
 	_, _ = h.ch.SendRequest(name, false, payload) // fails when the client is gone
 }
 
+// prefix begins what is ours to say, in the midst of what others print.
+const prefix = "accessd: "
+
 // farewell tells the person why the session ends early.
 func (h *channel) farewell(reason string) {
-	h.say("session ended: " + reason)
+	h.say(prefix + "session ended: " + reason)
 	h.send(sshwire.RequestExitSignal, sshwire.ExitSignal{Name: string(ssh.SIGHUP), Message: reason}.Marshal())
 }
 
-// dismiss ends a channel whose request was refused.
-func (h *channel) dismiss(reason string, code uint32) {
-	h.say(reason)
+// dismiss ends a channel whose request was refused, with words.
+func (h *channel) dismiss(words string, code uint32) {
+	h.say(words)
 	h.send(sshwire.RequestExitStatus, sshwire.ExitStatus{Code: code}.Marshal())
 	_ = h.ch.CloseWrite()
 	_ = h.ch.Close()
@@ -241,7 +244,7 @@ func (h *channel) say(text string) {
 	said := make(chan struct{})
 	h.spawn(func() {
 		defer close(said)
-		_, _ = io.WriteString(h.ch.Stderr(), "accessd: "+text+end)
+		_, _ = io.WriteString(h.ch.Stderr(), text+end)
 	})
 	t := time.NewTimer(farewellTime)
 	defer t.Stop()
