@@ -351,8 +351,10 @@ func TestRefusals(t *testing.T) {
 			output: "/bin/sh: Argument list too long\n", code: 1, // as sshd
 		},
 		{
-			name:   "no way there",
-			set:    func(_ *world, x *executor) { x.failed = fault.Wrap(fault.Unavailable, errDisk, "the sshd does not answer") },
+			name: "no way there",
+			set: func(_ *world, x *executor) {
+				x.failed = fault.Wrap(fault.Unavailable, errDisk, "the sshd does not answer")
+			},
 			output: "accessd: the sshd does not answer\n", code: 255,
 		},
 	}

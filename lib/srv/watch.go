@@ -2,6 +2,7 @@ package srv
 
 import (
 	"context"
+	"errors"
 	"io"
 	"strings"
 	"sync/atomic"
@@ -109,11 +110,13 @@ func (v *visit) say(text string) {
 
 // attend takes part in the session that name ends with until it or ctx ends.
 func (v *visit) attend(ctx context.Context, name string) error {
-	mode, id := modeWatch, ""
-	if rest, ok := strings.CutPrefix(name, subsystemJoin); ok {
-		mode, id = modeJoin, rest
-	} else if id, ok = strings.CutPrefix(name, subsystemWatch); !ok {
-		return errNoSubsystem
+	mode := modeWatch
+	id, ok := strings.CutPrefix(name, subsystemWatch)
+	if !ok {
+		mode = modeJoin
+		if id, ok = strings.CutPrefix(name, subsystemJoin); !ok {
+			return errNoSubsystem
+		}
 	}
 	sid, err := names.ParseSessionID(id)
 	if err != nil {
@@ -195,8 +198,8 @@ func (v *visit) follow(ctx context.Context, s *session, mode string) error {
 	go v.input(s, mode) // ends with the channel, which run closes
 	for {
 		p, err := w.next()
-		if err == io.EOF {
-			if cause := context.Cause(ctx); cause != nil && cause != errGone {
+		if errors.Is(err, io.EOF) {
+			if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, errGone) {
 				return cause
 			}
 			return nil

@@ -2,6 +2,7 @@ package srv
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"strings"
@@ -209,7 +210,7 @@ func TestF16SlowWatcher(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := slow.next(); err != errBehind {
+	if _, err := slow.next(); !errors.Is(err, errBehind) {
 		t.Errorf("the slow one got %v, want %v", err, errBehind)
 	}
 	if len(s.last) != recent || cap(s.last) > 4*recent {
@@ -221,10 +222,10 @@ func TestF16SlowWatcher(t *testing.T) {
 		}
 	}
 	s.close()
-	if err := s.enter(newWatcher()); err != errOver {
+	if err := s.enter(newWatcher()); !errors.Is(err, errOver) {
 		t.Errorf("enter after the end: %v", err)
 	}
-	if _, err := quick.next(); err != io.EOF {
+	if _, err := quick.next(); !errors.Is(err, io.EOF) {
 		t.Errorf("next after the end: %v", err)
 	}
 }
