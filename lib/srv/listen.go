@@ -2,6 +2,7 @@ package srv
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"path"
@@ -181,8 +182,8 @@ func (c *Client) accept(ctx context.Context, f *forward, l *listener) {
 	c.mu.Lock()
 	delete(c.listeners, l.bound)
 	c.mu.Unlock()
-	if ctx.Err() != nil {
-		err = nil // it was told to stop
+	if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+		err = nil // it was told to stop, or the way to the node has ended with its connection
 	}
 	l.cancel(nil)
 	carried.Wait()
