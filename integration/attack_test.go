@@ -734,7 +734,7 @@ func TestImpostorNode(t *testing.T) {
 			sshd.way = way
 			fails(t, sshd.ssh(t, nil, "echo theirs"), "a changed host key, by "+way)
 		}
-		wantEvent(t, f.Cluster, map[string]string{"action": "refused", "success": "false"}, "--event", "node.hostkey")
+		wantEvent(t, f.Cluster, map[string]string{"success": "false", "node_name": kinds["sshd"]}, "--event", "node.hostkey")
 	})
 	t.Run("another node's tunnel", func(t *testing.T) {
 		key := filepath.Join(f.Home, "bare-"+kinds["ssh -R"])

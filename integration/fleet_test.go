@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -33,6 +34,8 @@ type fleet struct {
 	config string // ssh_config with a Host for each target
 	kinds  []string
 	sshds  map[string]*harness.Sshd // of plain nodes, by address
+	screen *sync.Once
+	xenv   []string
 	alice  *harness.Person
 	user   string // whom the ssh_config goes to the proxy as
 	plain  string // the key that is enrolled for alice; no certificate lies beside it
@@ -82,7 +85,7 @@ options: {plain_keys: true}
 // newFleet builds a fleet. only names the kinds of node to have, all by default.
 func newFleet(t *testing.T, only ...string) *fleet {
 	t.Helper()
-	f := &fleet{host: harness.NewHost(t), dir: open(t), user: "alice", sshds: map[string]*harness.Sshd{}}
+	f := &fleet{host: harness.NewHost(t), dir: open(t), user: "alice", screen: &sync.Once{}, sshds: map[string]*harness.Sshd{}}
 	f.host.Account(login, "--shell", "/bin/bash", "--uid", "4801")
 	f.Cluster = harness.New(t, "--config", noPenalties(t))
 	f.base = f.host.Sshd(t)

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/accessd/accessd/integration/harness"
@@ -175,7 +176,7 @@ func controlMaster(t *testing.T, x target) {
 }
 
 // shortDir returns a directory whose path leaves room for a socket's name.
-func shortDir(t *testing.T) string {
+func shortDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("/tmp", "it") //nolint:usetesting // a socket's path has 108 bytes at most
 	if err != nil {
@@ -218,9 +219,15 @@ func forwardAgent(t *testing.T, x target) {
 	same(t, x.ssh(t, []string{"-a", "-o", "IdentityAgent=" + sock}, `echo "[${SSH_AUTH_SOCK-none}]"`), 0, "[none]\n", "")
 }
 
-// display starts an X server that wants a cookie, and returns the environment of
-// its owner.
-func display(t *testing.T) []string {
+// display returns the environment of somebody who sits at an X server that wants
+// a cookie. A fleet has one: servers that come and go at once fight for a number.
+func (f *fleet) display(t *testing.T) []string {
+	t.Helper()
+	f.screen.Do(func() { f.xenv = startDisplay(f.T) })
+	return f.xenv
+}
+
+func startDisplay(t testing.TB) []string {
 	t.Helper()
 	dir := shortDir(t)
 	auth := filepath.Join(dir, "auth")
@@ -231,13 +238,13 @@ func display(t *testing.T) []string {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	server := exec.Command("Xvfb", "-displayfd", "3", "-screen", "0", "640x480x24", "-nolisten", "tcp", "-auth", auth, "+extension", "SECURITY")
+	server := exec.Command("Xvfb", "-displayfd", "3", "-screen", "0", "640x480x24", "-nolisten", "tcp", "-auth", auth, "+extension", "SECURITY", "-noreset")
 	server.ExtraFiles = []*os.File{w}
 	if err := server.Start(); err != nil {
 		t.Fatal(err)
 	}
 	w.Close()
-	t.Cleanup(func() { _ = server.Process.Kill(); _ = server.Wait() })
+	t.Cleanup(func() { _ = server.Process.Signal(syscall.SIGTERM); _ = server.Wait() })
 	buf := make([]byte, 16)
 	n, err := r.Read(buf)
 	if err != nil {
@@ -250,7 +257,7 @@ func display(t *testing.T) []string {
 
 func forwardX11(t *testing.T, x target, flag string) {
 	cmd := x.command([]string{flag}, `xdpyinfo >"$HOME/x.$$" && echo "$DISPLAY"; head -2 "$HOME/x.$$"; rm -f "$HOME/x.$$"`)
-	cmd.Env = append(os.Environ(), display(t)...)
+	cmd.Env = append(os.Environ(), x.display(t)...)
 	r := harness.RunFor(t, long, cmd)
 	if r.Code != 0 || !strings.HasPrefix(r.Stdout, "localhost:") || !strings.Contains(r.Stdout, "version number:") {
 		t.Errorf("exit %d, stdout %q, stderr %q", r.Code, r.Stdout, r.Stderr)

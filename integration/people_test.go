@@ -24,9 +24,12 @@ func (f *fleet) atProxy(t *testing.T, config string, words ...string) harness.Re
 func TestMenu(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, only()...)
+	f.Admin("users", "add", "moe", "--roles", "access", "--logins", "root,"+login) // two logins: the menu has to ask
+	p := f.Sign("moe", "1h")
+	config := f.File("moe-config", strings.NewReplacer(f.alice.Key, p.Key, "User alice\n", "User moe\n").Replace(read(t, f.config)))
 	menu := func(t *testing.T, term string) *harness.Terminal {
 		t.Helper()
-		cmd := exec.Command("ssh", "-F", f.config, "-tt", "proxy")
+		cmd := exec.Command("ssh", "-F", config, "-tt", "proxy")
 		cmd.Env = append(os.Environ(), "TERM="+term)
 		return harness.Sit(t, cmd)
 	}
@@ -38,7 +41,9 @@ func TestMenu(t *testing.T) {
 			k.Expect(node)
 			k.Press(node)
 			k.Press("\r")
-			pickLogin(k)
+			k.Expect(`root`)
+			k.Press(login)
+			k.Press("\r")
 			k.Expect(`\$ `)
 			k.Send("stty size; echo in$((1+1))")
 			k.Expect(`24 80`)
@@ -49,6 +54,7 @@ func TestMenu(t *testing.T) {
 			if r := k.Wait(); r.Code != 0 {
 				t.Errorf("exit %d after leaving the menu", r.Code)
 			}
+			wantEvent(t, f.Cluster, map[string]string{"user": "moe", "login": login, "node_name": node, "kind": "shell"}, "--event", "session.start")
 		})
 	}
 	t.Run("plain", func(t *testing.T) {
@@ -74,16 +80,6 @@ func TestMenu(t *testing.T) {
 		t.Parallel()
 		menuInTmux(t, f)
 	})
-	t.Run("a session of the menu is a session", func(t *testing.T) {
-		wantEvent(t, f.Cluster, map[string]string{"user": "alice", "login": login, "server_hostname": kinds[f.kinds[0]], "kind": "shell"}, "--event", "session.start")
-	})
-}
-
-// pickLogin answers the question for the login, which is asked even when there
-// is one.
-func pickLogin(k *harness.Terminal) {
-	k.Expect(login)
-	k.Press("\r")
 }
 
 // menuInTmux looks at the menu as a terminal draws it.
@@ -234,7 +230,7 @@ func TestSessionsWatchJoinKill(t *testing.T) {
 			}
 			w.Wait()
 			j.Wait()
-			wantEvent(t, f.Cluster, map[string]string{"sid": sid, "user": "boss"}, "--event", "session.kill")
+			wantEvent(t, f.Cluster, map[string]string{"sid": sid, "user": "alice", "by": "boss", "node_name": x.node}, "--event", "session.kill")
 			wantEvent(t, f.Cluster, map[string]string{"sid": sid, "user": "boss"}, "--event", "session.leave")
 			end := wantEvent(t, f.Cluster, map[string]string{"sid": sid}, "--event", "session.end", "--session", sid)
 			if !strings.Contains(end.Str("reason"), "fire drill") {
@@ -301,7 +297,7 @@ func TestLoginAtNode(t *testing.T) {
 			if r := k.Wait(); r.Code != 0 || r.Stdout != "password\n" {
 				t.Errorf("with a password: exit %d %q %q", r.Code, r.Stdout, r.Stderr)
 			}
-			wantEvent(t, f.Cluster, map[string]string{"user": "tess", "login": login, "server_hostname": node}, "--event", "session.start")
+			wantEvent(t, f.Cluster, map[string]string{"user": "tess", "login": login, "node_name": node}, "--event", "session.start")
 		})
 	}
 	t.Run("unknown node", func(t *testing.T) {
