@@ -178,6 +178,7 @@ func TestSessionsWatchJoinKill(t *testing.T) {
 	f := newFleet(t, only()...)
 	f.Admin("users", "add", "boss", "--roles", "admin", "--logins", login)
 	f.Admin("users", "add", "nosy", "--roles", "auditor", "--logins", login)
+	ended := map[string]bool{} // sessions of a subtest that is over; they may be listed for a moment yet
 	configs := map[string]string{}
 	for _, name := range []string{"boss", "nosy"} {
 		p := f.Sign(name, "1h")
@@ -192,7 +193,8 @@ func TestSessionsWatchJoinKill(t *testing.T) {
 			k.Expect(`\$ `)
 			k.Send("PS1='ready> '")
 			k.Expect(`2004hready> `)
-			sid := f.session(t, x.node)
+			sid := f.session(t, x.node, ended)
+			ended[sid] = true
 			observe := func(name, verb string) *harness.Terminal {
 				return harness.Sit(t, exec.Command("ssh", "-F", configs[name], "-tt", "proxy", "sessions", verb, sid))
 			}
@@ -241,9 +243,9 @@ func TestSessionsWatchJoinKill(t *testing.T) {
 	f.Verify()
 }
 
-// session waits until one session of alice on a node is listed and returns its
-// id.
-func (f *fleet) session(t *testing.T, node string) (sid string) {
+// session waits until a session of alice on a node is listed that is none of
+// those that ended, and returns its id.
+func (f *fleet) session(t *testing.T, node string, ended map[string]bool) (sid string) {
 	t.Helper()
 	harness.Eventually(t, "the session is listed", func() bool {
 		var sessions []map[string]any
@@ -251,8 +253,8 @@ func (f *fleet) session(t *testing.T, node string) (sid string) {
 			t.Fatal(err)
 		}
 		for _, s := range sessions {
-			if s["user"] == "alice" && s["node_name"] == node {
-				sid = fmt.Sprint(s["id"])
+			if id := fmt.Sprint(s["id"]); s["user"] == "alice" && s["node_name"] == node && !ended[id] {
+				sid = id
 			}
 		}
 		return sid != ""
