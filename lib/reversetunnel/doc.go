@@ -30,6 +30,14 @@
 // connection; of the two, what comes first carries the session. It is the only
 // type of channel an agent accepts, and an agent dials nothing but its proxies.
 //
+// # Stock ssh
+//
+// A node that has only an ssh client dials home with "ssh -N -R". The forward it
+// asks for is the tunnel, up before the request is granted; each session is a
+// forwarded-tcpip channel that repeats address and port as they were asked for.
+// A second live connection of the same identity is refused the forward, which
+// ends an ssh that was told to exit on that; a dead one gives way after a second.
+//
 // # Who is trusted
 //
 // The proxy trusts nothing a node says beyond its certificate: every message is
