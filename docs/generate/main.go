@@ -113,9 +113,9 @@ directory, as the user that runs accessd or as root.
 	commands(&b, cli.Tree())
 	b.WriteString(`
 ## At a proxy
-` + "`ssh PERSON@PROXY`" + ` opens the menu of nodes in a terminal. With a verb it runs the command line as that person, with the
-same exit codes and streams, and with what the roles of that person allow. These verbs exist there; none of them can name
-a file on the proxy's machine.
+` + "`ssh PERSON@PROXY`" + ` opens the menu of nodes in a terminal, ` + "`ssh -t PERSON@PROXY menu --plain`" + ` its form in lines, for a
+screen reader. With a verb it runs the command line as that person, with the same exit codes and streams, and with what
+the roles of that person allow. These verbs exist there; none of them can name a file on the proxy's machine.
 ` + "```\n")
 	remote(&b, cli.RemoteTree())
 	b.WriteString("```\n")

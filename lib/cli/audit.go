@@ -128,8 +128,17 @@ func (e *env) printEvents(found [][]byte, f format) error {
 func eventRow(ev events.Event) []string {
 	return []string{
 		ev.Time.Local().Format("2006-01-02 15:04:05.000"), string(ev.Name), yes(ev.Success),
-		string(ev.User), string(ev.Login), ev.ServerHostname, ev.AddrRemote, detail(ev),
+		string(ev.User), string(ev.Login), node(ev), ev.AddrRemote, detail(ev),
 	}
+}
+
+// node returns the node that ev is about. Where that is a plain sshd, it is not
+// the machine that wrote ev.
+func node(ev events.Event) string {
+	if name, ok := ev.Fields["node_name"].(string); ok && name != "" {
+		return name
+	}
+	return ev.ServerHostname
 }
 
 // detail puts the fields that tell most about an event into one phrase.
@@ -138,12 +147,32 @@ func detail(ev events.Event) string {
 	if ev.Error != "" {
 		parts = append(parts, ev.Error)
 	}
-	for _, k := range []string{"command", "action", "rule", "kind", "exit_code", "exit_signal", "reason", "method", "cert_type", "name", "token_id"} {
+	for _, k := range telling(ev.Name) {
 		if v, ok := ev.Fields[k]; ok && v != "" {
 			parts = append(parts, fmt.Sprintf("%s=%v", k, v))
 		}
 	}
 	return strings.Join(parts, " ")
+}
+
+// telling returns the fields of an event that tell most.
+func telling(name events.Name) []string {
+	switch name {
+	case events.SFTP, events.SCP:
+		return []string{"action", "path", "target_path", "bytes_read", "bytes_written", "reason"}
+	case events.Port:
+		return []string{"state", "action", "target", "listen", "bytes_in", "bytes_out", "reason"}
+	case events.SessionJoin, events.SessionLeave:
+		return []string{"mode", "participant", "reason"}
+	case events.NodeHostKey:
+		return []string{"action", "fingerprint", "reason"}
+	case events.AccountCreate, events.AccountDelete:
+		return []string{"groups", "keep", "reason"}
+	case events.UserKeyCreate, events.UserKeyDelete:
+		return []string{"name", "fingerprint", "comment", "reason"}
+	default:
+		return []string{"command", "action", "rule", "kind", "exit_code", "exit_signal", "reason", "method", "cert_type", "name", "token_id"}
+	}
 }
 
 func auditTail(e *env) *cobra.Command {

@@ -100,7 +100,8 @@ func remoteTree(e *env) *cobra.Command {
 	root.Long = "What there is to do at the proxy, as " + string(e.call.User) + ". Without a verb, and with a terminal,\n" +
 		"the menu of nodes opens. Also, without this program on your machine:\n\n" +
 		"  ssh -J " + string(e.call.User) + "@PROXY LOGIN@NODE          log in to a node\n" +
-		"  ssh " + string(e.call.User) + "@PROXY login > KEY-cert.pub   sign in and get a certificate\n\n" +
+		"  ssh " + string(e.call.User) + "@PROXY login > KEY-cert.pub   sign in and get a certificate\n" +
+		"  ssh -t " + string(e.call.User) + "@PROXY menu --plain         the menu in lines, for a screen reader\n\n" +
 		"A shell's completion may ask \"" + cobra.ShellCompRequestCmd + " WORD…\" for what can stand in place of the last word."
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.AddCommand(reachableCommand(e))
