@@ -58,18 +58,28 @@ func (p *process) signal(sig syscall.Signal) error {
 	return unix.Kill(-p.proc.Pid, sig)
 }
 
-// Close closes the streams. The kernel hangs up a terminal's processes when its
-// master closes; without a terminal, or where that reaches nobody, the process
-// group gets the signal from here. One that is stopped must go on to see it.
+// hangupTime is how long a process without a terminal may still write once it was
+// hung up. With nobody to read it would die of the next word, such as a shell's
+// about a child that was hung up, too, and not get to what it does on a hangup.
+const hangupTime = time.Second
+
+// Close hangs up the process. With a terminal the kernel does it when the master
+// closes; without one, or where that reaches nobody, the process group gets the
+// signal from here. One that is stopped must go on to see it.
 func (p *process) Close() {
-	p.streams.closeOurs()
 	p.back.close()
+	if p.streams.master != nil {
+		p.streams.closeOurs()
+	}
 	if p.signal(unix.SIGHUP) != nil {
+		p.streams.closeOurs()
 		return
 	}
-	_ = p.signal(unix.SIGCONT) // fails when it has ended meanwhile
+	_ = p.signal(unix.SIGCONT)       // fails when it has ended meanwhile
+	_ = p.streams.ours.Stdin.Close() // what was written is in the pipe already
+	time.AfterFunc(hangupTime, p.streams.closeOurs)
 	if after := p.local.cfg.KillAfter; after > 0 {
-		time.AfterFunc(after, func() { _ = p.signal(unix.SIGKILL) }) // the same
+		time.AfterFunc(after, func() { _ = p.signal(unix.SIGKILL) }) // fails when it has ended meanwhile
 	}
 }
 
