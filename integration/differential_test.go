@@ -124,7 +124,7 @@ func comparisons() []comparison {
 		runs("environment with a terminal", "", []string{"-tt", "-o", "SetEnv=TERM=vt100"}, "env | grep -v ^_= | sort"),
 		runs("environment of root", "root", nil, "env | grep -v ^_= | sort"),
 		runs("accepted variables", "", []string{"-o", "SetEnv=LANG=C LC_A=é LC_B= LC_C=a=b FOO=1 PATH=/x HOME=/x SHELL=/x IFS=x"}, "env | grep -v ^_= | sort"),
-		runs("process", "", nil, `id; pwd; umask; ulimit -a; nice; cat /proc/$$/oom_score_adj; grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|SigBlk|SigIgn|Seccomp:)' /proc/$$/status; for f in /proc/$$/fd/*; do echo ${f##*/}; done`),
+		runs("process", "", nil, `id; pwd; umask; ulimit -a; nice; cat /proc/$$/oom_score_adj; grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|SigIgn|Seccomp:)' /proc/$$/status; for f in /proc/$$/fd/*; do echo ${f##*/}; done`),
 		runs("process in groups", "grouped", nil, "id; umask"),
 		runs("process of root", "root", nil, "id; pwd; umask; grep -E '^(Cap|NoNewPrivs)' /proc/$$/status"),
 		runs("session and group", "", nil, `ps -o pid=,pgid=,sid= -p $$ | awk '{print ($1==$2), ($1==$3)}'; ps -o tty= -p $$`),
