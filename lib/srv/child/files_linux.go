@@ -8,246 +8,362 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
 
-	"github.com/pkg/sftp"
 	"golang.org/x/sys/unix"
 )
 
-// serveFiles serves the files of this account until its client is done. It
-// begins in the working directory, which is the account's home.
-func serveFiles(in io.Reader, out io.WriteCloser) error {
-	home, err := os.Getwd()
-	if err != nil {
-		home = "/"
+const (
+	// listSize is how many files one answer to READDIR holds.
+	listSize = 100
+	// maxLinks is how many symbolic links one path may lead through.
+	maxLinks = 32
+	// maxNames bounds the names of users, and of groups, that are remembered.
+	maxNames = 1000
+)
+
+// Extended requests (OpenSSH PROTOCOL, section 4, and
+// draft-ietf-secsh-filexfer-extensions-00, section 7, for copy-data).
+const (
+	extPosixRename = "posix-rename@openssh.com"
+	extStatvfs     = "statvfs@openssh.com"
+	extFstatvfs    = "fstatvfs@openssh.com"
+	extHardlink    = "hardlink@openssh.com"
+	extFsync       = "fsync@openssh.com"
+	extLsetstat    = "lsetstat@openssh.com"
+	extLimits      = "limits@openssh.com"
+	extExpandPath  = "expand-path@openssh.com"
+	extCopyData    = "copy-data"
+	extUsersGroups = "users-groups-by-id@openssh.com"
+)
+
+// extensions returns the extended requests that are served, with their versions.
+func extensions() [][2]string {
+	return [][2]string{
+		{extPosixRename, "1"}, {extStatvfs, "2"}, {extFstatvfs, "2"}, {extHardlink, "1"}, {extFsync, "1"},
+		{extLsetstat, "1"}, {extLimits, "1"}, {extExpandPath, "1"}, {extCopyData, "1"}, {extUsersGroups, "1"},
 	}
-	server := sftp.NewRequestServer(stream{in, out}, sftp.Handlers{
-		FileGet: files{}, FilePut: files{}, FileCmd: files{}, FileList: files{},
-	}, sftp.WithRSAllocator(), sftp.WithStartDirectory(home))
-	if err := server.Serve(); err != nil && !errors.Is(err, io.EOF) {
-		return fmt.Errorf("sftp: %w", err)
-	}
-	return nil
 }
 
-type stream struct {
-	io.Reader
-	io.WriteCloser
-}
-
-// files are the files of this machine as the account sees them: each method is
-// one system call, and the kernel says what is allowed. Where the protocol leaves
-// something open it is as OpenSSH's sftp-server does it.
-type files struct{}
-
-// Fileread implements [sftp.FileReader].
-func (files) Fileread(r *sftp.Request) (io.ReaderAt, error) {
-	return os.OpenFile(r.Filepath, os.O_RDONLY|unix.O_NOCTTY, 0)
-}
-
-// Filewrite implements [sftp.FileWriter].
-func (files) Filewrite(r *sftp.Request) (io.WriterAt, error) { return open(r, os.O_WRONLY) }
-
-// OpenFile implements [sftp.OpenFileWriter].
-func (files) OpenFile(r *sftp.Request) (sftp.WriterAtReaderAt, error) { return open(r, os.O_RDWR) }
-
-// file is an open file that may be written.
-type file interface {
-	sftp.WriterAtReaderAt
-	io.Closer
-}
-
-func open(r *sftp.Request, flags int) (file, error) {
-	p := r.Pflags()
-	for _, f := range []struct {
-		set bool
-		bit int
-	}{{p.Creat, os.O_CREATE}, {p.Trunc, os.O_TRUNC}, {p.Excl, os.O_EXCL}, {p.Append, os.O_APPEND}} {
-		if f.set {
-			flags |= f.bit
+func (s *server) extended(f *fields) error {
+	switch f.text() {
+	case extPosixRename:
+		from, to := f.text(), f.text()
+		return f.do(func() error { return unix.Rename(from, to) })
+	case extHardlink:
+		from, to := f.text(), f.text()
+		return f.do(func() error { return unix.Link(from, to) })
+	case extFsync:
+		h := s.file(f)
+		if h == nil {
+			return statusNoFile
 		}
+		return f.do(func() error { return unix.Fsync(int(h.Fd())) })
+	case extLsetstat:
+		return lsetstat(f)
+	case extStatvfs, extFstatvfs:
+		return s.statvfs(f)
+	case extLimits:
+		s.reply[4] = typeExtendedReply
+		for _, n := range [...]uint64{maxPacket, maxData, maxData, maxHandles} {
+			s.reply.u64(n)
+		}
+		return nil
+	case extExpandPath:
+		return s.expand(f)
+	case extCopyData:
+		return s.copyData(f)
+	case extUsersGroups:
+		return s.usersGroups(f)
 	}
-	mode := os.FileMode(0o666)
-	if r.AttrFlags().Permissions {
-		mode = r.Attributes().FileMode().Perm()
-	}
-	f, err := os.OpenFile(r.Filepath, flags|unix.O_NOCTTY, mode)
+	f.bad = false // it is not known what its fields are
+	return statusUnsupported
+}
+
+// statvfs tells about the file system of a path or, in the same place, a handle.
+func (s *server) statvfs(f *fields) error {
+	where := *f
+	_, h := s.find(&where)
+	path := f.text()
+	var st unix.Statfs_t
+	err := f.do(func() error {
+		if h != nil && len(path) == 4 && strings.ContainsRune(path, 0) { // no path has a NUL; a handle always does
+			return unix.Fstatfs(int(h.Fd()), &st)
+		}
+		return unix.Statfs(path, &st)
+	})
 	if err != nil {
-		return nil, err
-	}
-	if p.Append {
-		return appended{f}, nil
-	}
-	return f, nil
-}
-
-// appended is a file whose writes all go to its end, wherever they are meant for.
-type appended struct{ *os.File }
-
-// WriteAt implements [io.WriterAt].
-func (f appended) WriteAt(p []byte, _ int64) (int, error) { return f.Write(p) }
-
-// Filecmd implements [sftp.FileCmder].
-func (files) Filecmd(r *sftp.Request) error {
-	switch r.Method {
-	case "Setstat":
-		return setstat(r)
-	case "Rename":
-		return rename(r.Filepath, r.Target)
-	case "Rmdir":
-		return unix.Rmdir(r.Filepath)
-	case "Remove":
-		return unix.Unlink(r.Filepath)
-	case "Mkdir":
-		return os.Mkdir(r.Filepath, 0o777)
-	case "Link":
-		return os.Link(r.Filepath, r.Target)
-	case "Symlink": // its target is no path of ours to look at
-		return os.Symlink(r.Filepath, r.Target)
-	}
-	return sftp.ErrSSHFxOpUnsupported
-}
-
-// rename fails when there is something called to (draft-ietf-secsh-filexfer-02,
-// section 6.5). Not every file system can promise that in one step.
-func rename(from, to string) error {
-	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
-	if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOSYS) {
 		return err
 	}
-	if _, err := os.Lstat(to); err == nil {
-		return fs.ErrExist
-	}
-	return os.Rename(from, to)
-}
-
-// PosixRename implements [sftp.PosixRenameFileCmder].
-func (files) PosixRename(r *sftp.Request) error { return os.Rename(r.Filepath, r.Target) }
-
-// setstat changes what a request names, in the order of OpenSSH's server.
-func setstat(r *sftp.Request) error {
-	flags, a := r.AttrFlags(), r.Attributes()
-	if flags.Size {
-		if err := os.Truncate(r.Filepath, int64(a.Size)); err != nil {
-			return err
-		}
-	}
-	if flags.Permissions {
-		if err := os.Chmod(r.Filepath, a.FileMode()); err != nil {
-			return err
-		}
-	}
-	if flags.Acmodtime {
-		if err := os.Chtimes(r.Filepath, a.AccessTime(), a.ModTime()); err != nil {
-			return err
-		}
-	}
-	if flags.UidGid {
-		return os.Chown(r.Filepath, int(a.UID), int(a.GID))
+	const readOnly, noSetuid = 1, 2 // the two that the protocol has; the kernel's are the same
+	s.reply[4] = typeExtendedReply
+	for _, n := range [...]uint64{
+		uint64(st.Bsize), uint64(st.Frsize), st.Blocks, st.Bfree, st.Bavail, st.Files, st.Ffree, st.Ffree,
+		uint64(uint32(st.Fsid.Val[0])) | uint64(uint32(st.Fsid.Val[1]))<<32, uint64(st.Flags) & (readOnly | noSetuid), uint64(st.Namelen),
+	} {
+		s.reply.u64(n)
 	}
 	return nil
 }
 
-// StatVFS implements [sftp.StatVFSFileCmder].
-func (files) StatVFS(r *sftp.Request) (*sftp.StatVFS, error) {
-	var s unix.Statfs_t
-	if err := unix.Statfs(r.Filepath, &s); err != nil {
-		return nil, err
+// resolve serves the requests that turn a path into another.
+func (s *server) resolve(kind byte, f *fields) error {
+	path, found := f.text(), ""
+	err := f.do(func() (err error) {
+		if kind == typeReadlink {
+			found, err = os.Readlink(path)
+		} else {
+			found, err = s.realPath(path)
+		}
+		return err
+	})
+	if err == nil {
+		s.name(found)
 	}
-	return &sftp.StatVFS{
-		Bsize: uint64(s.Bsize), Frsize: uint64(s.Frsize), Blocks: s.Blocks, Bfree: s.Bfree, Bavail: s.Bavail,
-		Files: s.Files, Ffree: s.Ffree, Favail: s.Ffree, Flag: uint64(s.Flags), Namemax: uint64(s.Namelen),
-	}, nil
+	return err
 }
 
-// Filelist implements [sftp.FileLister].
-func (files) Filelist(r *sftp.Request) (sftp.ListerAt, error) {
-	switch r.Method {
-	case "List":
-		d, err := os.Open(r.Filepath)
+// name answers with one path.
+func (s *server) name(path string) {
+	s.reply[4] = typeName
+	s.reply.u32(1)
+	s.reply.text(path)
+	s.reply.text(path)
+	s.reply.attributes(attributes{})
+}
+
+// realPath returns path without symbolic links and dots. Its last element need
+// not be there.
+func (s *server) realPath(path string) (string, error) {
+	for range maxLinks {
+		if !strings.HasPrefix(path, "/") {
+			path = s.cwd + "/" + path // not cleaned: the parent of a link is that of where it leads
+		}
+		found, err := filepath.EvalSymlinks(path)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return found, err
+		}
+		path = strings.TrimRight(path, "/")
+		slash := strings.LastIndexByte(path, '/')
+		dir, base := path[:slash+1], path[slash+1:]
+		if dir, err = filepath.EvalSymlinks(dir); err != nil {
+			return "", err
+		}
+		path = filepath.Join(dir, base)
+		to, err := os.Readlink(path)
 		if err != nil {
-			return nil, err
+			return path, nil //nolint:nilerr // it is no link; that it is not there is known
 		}
-		return &directory{d}, nil
-	case "Stat":
-		info, err := os.Stat(r.Filepath)
-		return one{info}, err
+		if path = to; !strings.HasPrefix(to, "/") {
+			path = dir + "/" + to
+		}
 	}
-	return nil, sftp.ErrSSHFxOpUnsupported
+	return "", unix.ELOOP
 }
 
-// Lstat implements [sftp.LstatFileLister].
-func (files) Lstat(r *sftp.Request) (sftp.ListerAt, error) {
-	info, err := os.Lstat(r.Filepath)
-	return one{info}, err
-}
-
-// Readlink implements [sftp.ReadlinkFileLister].
-func (files) Readlink(path string) (string, error) { return os.Readlink(path) }
-
-// RealPath implements [sftp.RealPathFileLister]. As with OpenSSH's server the last
-// element need not be there.
-func (files) RealPath(path string) (string, error) {
-	found, err := filepath.EvalSymlinks(path)
-	if !errors.Is(err, fs.ErrNotExist) {
-		return found, err
+// expand turns a path with a tilde into one without (OpenSSH PROTOCOL, section
+// 4.9).
+func (s *server) expand(f *fields) error {
+	path := f.text()
+	if tilde, rest, _ := strings.Cut(path, "/"); strings.HasPrefix(tilde, "~") {
+		u, err := user.Lookup(tilde[1:])
+		if tilde == "~" {
+			u, err = user.Current()
+		}
+		if err != nil {
+			return statusNoFile
+		}
+		path = u.HomeDir + "/" + rest
 	}
-	dir, err := filepath.EvalSymlinks(filepath.Dir(path))
-	return filepath.Join(dir, filepath.Base(path)), err
-}
-
-// LookupUserName implements [sftp.NameLookupFileLister].
-func (files) LookupUserName(uid string) string {
-	if u, err := user.LookupId(uid); err == nil {
-		return u.Username
+	found := ""
+	err := f.do(func() (err error) {
+		found, err = s.realPath(path)
+		return err
+	})
+	if err == nil {
+		s.name(found)
 	}
-	return uid
+	return err
 }
 
-// LookupGroupName implements [sftp.NameLookupFileLister].
-func (files) LookupGroupName(gid string) string {
-	if g, err := user.LookupGroupId(gid); err == nil {
-		return g.Name
+// copyData copies from one open file to another.
+func (s *server) copyData(f *fields) error {
+	from, offset, left := s.file(f), f.u64(), f.u64()
+	to, at := s.file(f), f.u64()
+	if from == nil || to == nil || from == to || f.bad {
+		return statusFailure
 	}
-	return gid
-}
-
-// one is a list of one file.
-type one struct{ info os.FileInfo }
-
-// ListAt implements [sftp.ListerAt].
-func (l one) ListAt(list []os.FileInfo, offset int64) (int, error) {
-	if offset > 0 || len(list) == 0 {
-		return 0, io.EOF
+	toEnd := left == 0
+	buffer := make([]byte, streamSize)
+	for toEnd || left > 0 {
+		n := uint64(len(buffer))
+		if !toEnd {
+			n = min(n, left)
+		}
+		got := 0
+		err := f.do(func() (err error) {
+			got, err = unix.Pread(int(from.Fd()), buffer[:n], int64(offset))
+			return err
+		})
+		switch {
+		case err != nil:
+			return err
+		case got == 0 && toEnd:
+			return nil
+		case got == 0:
+			return statusEOF
+		}
+		if err := to.put(buffer[:got], int64(at)); err != nil {
+			return err
+		}
+		offset, at, left = offset+uint64(got), at+uint64(got), left-uint64(got)
 	}
-	list[0] = l.info
-	return 1, io.EOF
+	return nil
 }
 
-// directory is an open directory, which is listed from the front to the end. As
-// with OpenSSH's server it holds itself and its parent.
-type directory struct{ *os.File }
-
-// ListAt implements [sftp.ListerAt].
-func (d *directory) ListAt(list []os.FileInfo, offset int64) (int, error) {
-	n := 0
-	if offset == 0 {
-		for _, name := range []string{".", ".."} {
-			if info, err := os.Stat(filepath.Join(d.Name(), name)); err == nil && n < len(list) {
-				list[n] = called{info, name}
-				n++
+// usersGroups tells the names of users and groups.
+func (s *server) usersGroups(f *fields) error {
+	lists := [2]fields{{b: f.bytes()}, {b: f.bytes()}}
+	s.reply[4] = typeExtendedReply
+	for i, look := range []func(uint32) string{s.names.user, s.names.group} {
+		var names answer
+		for len(lists[i].b) > 0 {
+			id := lists[i].u32()
+			if f.bad = f.bad || lists[i].bad; f.bad {
+				return statusBadMessage
 			}
+			name := look(id)
+			if name == strconv.FormatUint(uint64(id), 10) {
+				name = ""
+			}
+			names.text(name)
+		}
+		s.reply.text(string(names))
+	}
+	return nil
+}
+
+func (s *server) readdir(f *fields) error {
+	_, h := s.find(f)
+	if h == nil || !h.directory {
+		return statusFailure
+	}
+	s.reply[4] = typeName
+	count := len(s.reply)
+	s.reply.u32(0)
+	n := uint32(0)
+	for n == 0 { // files may all have gone meanwhile
+		list, err := h.Readdirnames(listSize)
+		if !h.listed {
+			list = append([]string{".", ".."}, list...)
+			h.listed = true
+		}
+		if len(list) == 0 && (err == nil || errors.Is(err, io.EOF)) {
+			return statusEOF
+		}
+		if len(list) == 0 {
+			return err
+		}
+		for _, name := range list {
+			var st unix.Stat_t
+			if unix.Fstatat(int(h.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
+				continue
+			}
+			s.reply.text(name)
+			s.reply.text(s.names.long(name, &st))
+			s.reply.attributes(attributesOf(&st))
+			n++
 		}
 	}
-	infos, err := d.Readdir(len(list) - n)
-	return n + copy(list[n:], infos), err
+	s.reply[count+3] = byte(n) // fewer than 256
+	return nil
 }
 
-// called is a file under another name.
-type called struct {
-	os.FileInfo
-
-	name string
+// names knows what users and groups are called.
+type names struct {
+	users, groups map[uint32]string
 }
 
-// Name implements [os.FileInfo].
-func (c called) Name() string { return c.name }
+func newNames() names { return names{users: map[uint32]string{}, groups: map[uint32]string{}} }
+
+// remembered returns what known has for id, or looks it up. Who has no name is
+// called by number.
+func remembered(known map[uint32]string, id uint32, look func(id string) (string, error)) string {
+	if name, ok := known[id]; ok {
+		return name
+	}
+	number := strconv.FormatUint(uint64(id), 10)
+	name, err := look(number)
+	if err != nil {
+		name = number
+	}
+	if len(known) >= maxNames {
+		clear(known)
+	}
+	known[id] = name
+	return name
+}
+
+func (n names) user(uid uint32) string {
+	return remembered(n.users, uid, func(id string) (string, error) {
+		u, err := user.LookupId(id)
+		if err != nil {
+			return "", err
+		}
+		return u.Username, nil
+	})
+}
+
+func (n names) group(gid uint32) string {
+	return remembered(n.groups, gid, func(id string) (string, error) {
+		g, err := user.LookupGroupId(id)
+		if err != nil {
+			return "", err
+		}
+		return g.Name, nil
+	})
+}
+
+// long returns a line about a file as ls(1) has it.
+func (n names) long(name string, st *unix.Stat_t) string {
+	const halfYear = 365 * 24 * time.Hour / 2
+	changed := time.Unix(st.Mtim.Sec, 0)
+	form := "Jan _2  2006"
+	if time.Since(changed) < halfYear {
+		form = "Jan _2 15:04"
+	}
+	return fmt.Sprintf("%s %3d %-8s %-8s %8d %s %s", modeText(st.Mode), st.Nlink, n.user(st.Uid), n.group(st.Gid), st.Size, changed.Format(form), name)
+}
+
+// modeText returns a mode as strmode(3) does.
+func modeText(mode uint32) string {
+	kinds := map[uint32]byte{
+		unix.S_IFREG: '-', unix.S_IFDIR: 'd', unix.S_IFLNK: 'l', unix.S_IFBLK: 'b', unix.S_IFCHR: 'c', unix.S_IFIFO: 'p', unix.S_IFSOCK: 's',
+	}
+	text := []byte("?rwxrwxrwx ")
+	if kind, ok := kinds[mode&unix.S_IFMT]; ok {
+		text[0] = kind
+	}
+	for i := range 9 {
+		if mode>>(8-i)&1 == 0 {
+			text[1+i] = '-'
+		}
+	}
+	for _, special := range []struct {
+		bit       uint32
+		at        int
+		with, not byte
+	}{{unix.S_ISUID, 3, 's', 'S'}, {unix.S_ISGID, 6, 's', 'S'}, {unix.S_ISVTX, 9, 't', 'T'}} {
+		if mode&special.bit == 0 {
+			continue
+		}
+		if text[special.at] == 'x' {
+			text[special.at] = special.with
+		} else {
+			text[special.at] = special.not
+		}
+	}
+	return string(text)
+}
