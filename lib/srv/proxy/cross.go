@@ -231,7 +231,9 @@ func (x *crossing) session() {
 		x.flow() // what a node says that closes a channel early
 	}
 	x.flows.Wait()
-	x.conclude()
+	if near != nil {
+		x.conclude()
+	}
 	if !x.ended {
 		_ = x.near.CloseWrite() // fails when the client has gone
 	}
@@ -331,7 +333,14 @@ func (x *crossing) awaitStatus() bool {
 
 // conclude tells the person why a session ended that had no chance to.
 func (x *crossing) conclude() {
-	if x.told || x.p.far.Context().Err() == nil {
+	if x.told {
+		return
+	}
+	t := time.NewTimer(statusTime) // a connection's end is known a little later than its channels'
+	defer t.Stop()
+	select {
+	case <-x.p.far.Context().Done():
+	case <-t.C: // the node has closed the channel, and says no more
 		return
 	}
 	err := context.Cause(x.p.ctx)

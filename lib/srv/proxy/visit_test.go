@@ -150,7 +150,7 @@ func TestStockVisit(t *testing.T) {
 	for _, user := range []string{"root:n1", "root+n1", "root@N1", "root@" + string(idN1), fmt.Sprintf("root@localhost:%d", portN1), "root@env=dev"} {
 		s.visit(user, "echo x").want(t, 0, "x\n")
 	}
-	if got := fmt.Sprint(w.login.delegated[:2]); got != "[root for alice root for alice]" {
+	if got := fmt.Sprint(w.login.delegations()[:2]); got != "[root for alice root for alice]" {
 		t.Errorf("delegated: %v", got)
 	}
 	s.visit("root@n1", "kill -TERM $$").want(t, 255, "")
@@ -349,7 +349,7 @@ func TestVisitorRefusals(t *testing.T) {
 			}
 		})
 	}
-	if got := w.login.delegated; len(got) != 4 {
+	if got := w.login.delegations(); len(got) != 4 {
 		t.Errorf("delegated: %v, want those for the node that is away", got)
 	}
 	t.Run("login not in the certificate", func(t *testing.T) {

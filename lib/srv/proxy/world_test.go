@@ -615,6 +615,12 @@ func (f *fakeLogin) certify(user names.UserName, line string) (string, error) {
 	return authorizedKey(cert), nil
 }
 
+func (f *fakeLogin) delegations() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.delegated)
+}
+
 // all returns the sign-ins there were.
 func (f *fakeLogin) all() []*accessdv1.BeginRequest {
 	f.mu.Lock()
