@@ -217,16 +217,29 @@ func (f *fleet) configure(t *testing.T) {
 	baseHost, basePort, _ := net.SplitHostPort(f.base.Addr)
 	fmt.Fprintf(&b, "Host %s\n  HostName %s\n  Port %s\n  User %s\n  HostKeyAlias %[1]s\n", stock, baseHost, basePort, login)
 	fmt.Fprintf(&b, "Host proxy\n  HostName %s\n  Port %s\n  User alice\n", host, port)
-	path := filepath.Join(f.Home, "fleet-config")
 	for _, node := range kinds {
-		fmt.Fprintf(&b, "Host %s-jump\n  HostName %[1]s\n  User %s\n  ProxyJump proxy\n", node, login)
-		fmt.Fprintf(&b, "Host %s-command\n  HostName %[1]s\n  User %s\n  ProxyCommand ssh -F %s -W %%h:%%p proxy\n", node, login, path)
-		fmt.Fprintf(&b, "Host %s-at\n  HostName %s\n  Port %s\n  User %s@%[1]s\n", node, host, port, login)
+		f.hosts(&b, node)
 	}
 	known := f.File("fleet-hosts", f.Admin("ca", "export", "--type", "host", "--format", "known-hosts")+stock+" "+f.base.HostKey+"\n")
 	fmt.Fprintf(&b, "Host *\n  IdentityFile %s\n  IdentitiesOnly yes\n  IdentityAgent none\n  UserKnownHostsFile %s\n  GlobalKnownHostsFile none\n  StrictHostKeyChecking yes\n  UpdateHostKeys no\n  BatchMode yes\n",
 		f.alice.Key, known)
 	f.config = f.File("fleet-config", b.String())
+}
+
+// addHost puts another node into the ssh_config, by each way.
+func (f *fleet) addHost(t *testing.T, node string) {
+	t.Helper()
+	var b strings.Builder
+	f.hosts(&b, node)
+	harness.WriteFile(t, f.config, b.String()+read(t, f.config))
+}
+
+// hosts writes a node's Hosts of the ssh_config.
+func (f *fleet) hosts(b *strings.Builder, node string) {
+	host, port, _ := net.SplitHostPort(f.Addr)
+	fmt.Fprintf(b, "Host %s-jump\n  HostName %[1]s\n  User %s\n  ProxyJump proxy\n", node, login)
+	fmt.Fprintf(b, "Host %s-command\n  HostName %[1]s\n  User %s\n  ProxyCommand ssh -F %s -W %%h:%%p proxy\n", node, login, filepath.Join(f.Home, "fleet-config"))
+	fmt.Fprintf(b, "Host %s-at\n  HostName %s\n  Port %s\n  User %s@%[1]s\n", node, host, port, login)
 }
 
 // long bounds a client's run, on a machine that other scenarios share.

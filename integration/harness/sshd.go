@@ -17,6 +17,7 @@ type Sshd struct {
 	Addr    string
 	HostKey string // its public key, authorized_keys format
 	Dir     string // of its configuration
+	config  string
 }
 
 // Log returns what its processes said so far.
@@ -57,7 +58,16 @@ func (h *Host) Sshd(t testing.TB, lines ...string) *Sshd {
 		}
 	}
 	s.NewHostKey(t)
+	s.config = filepath.Join(dir, "sshd_config")
 	s.Configure(t, lines...)
+	s.serve(t, h)
+	return s
+}
+
+// SshdAt starts a stock server with the configuration that is on the host.
+func (h *Host) SshdAt(t testing.TB, config string) *Sshd {
+	t.Helper()
+	s := &Sshd{Dir: t.TempDir(), config: config}
 	s.serve(t, h)
 	return s
 }
@@ -126,7 +136,7 @@ func (s *Sshd) serve(t testing.TB, h *Host) {
 			if err != nil {
 				continue
 			}
-			cmd := h.Command("/usr/sbin/sshd", "-i", "-E", filepath.Join(s.Dir, "log"), "-f", filepath.Join(s.Dir, "sshd_config"))
+			cmd := h.Command("/usr/sbin/sshd", "-i", "-E", filepath.Join(s.Dir, "log"), "-f", s.config)
 			cmd.Stdin, cmd.Stdout = f, f
 			mu.Lock()
 			if err := cmd.Start(); err == nil {
