@@ -116,19 +116,26 @@ func listenAgent() error {
 	return err
 }
 
-// remove removes the socket path. What it may remove is what the login may.
+// remove removes the socket path if it is one of this account's, and the
+// directory it is in if [Agent] made that.
 func remove(path string) error {
-	info, err := os.Lstat(path)
+	dir, name := filepath.Split(path)
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0) // what is looked at is what is removed
 	if err != nil {
 		return err
 	}
-	if info.Mode().Type() != os.ModeSocket {
-		return errors.New("not a socket any more")
-	}
-	if err := os.Remove(path); err != nil {
+	defer func() { _ = unix.Close(fd) }() // nothing was written
+	var st unix.Stat_t
+	if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return err
 	}
-	dir := filepath.Dir(path)
+	if st.Mode&unix.S_IFMT != unix.S_IFSOCK || int64(st.Uid) != int64(os.Geteuid()) {
+		return errors.New("it is not that socket any more")
+	}
+	if err := unix.Unlinkat(fd, name, 0); err != nil {
+		return err
+	}
+	dir = filepath.Clean(dir)
 	if ours, err := filepath.Match(filepath.Join("/tmp", agentDir), dir); err != nil || !ours {
 		return err
 	}

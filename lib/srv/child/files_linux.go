@@ -1,13 +1,12 @@
 package child
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"os/user"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -42,13 +41,21 @@ const (
 // extensions returns the extended requests that are served, with their versions.
 func extensions() [][2]string {
 	return [][2]string{
-		{extPosixRename, "1"}, {extStatvfs, "2"}, {extFstatvfs, "2"}, {extHardlink, "1"}, {extFsync, "1"},
-		{extLsetstat, "1"}, {extLimits, "1"}, {extExpandPath, "1"}, {extCopyData, "1"}, {extUsersGroups, "1"},
+		{extPosixRename, "1"},
+		{extStatvfs, "2"},
+		{extFstatvfs, "2"},
+		{extHardlink, "1"},
+		{extFsync, "1"},
+		{extLsetstat, "1"},
+		{extLimits, "1"},
+		{extExpandPath, "1"},
+		{extCopyData, "1"},
+		{extUsersGroups, "1"},
 	}
 }
 
 func (s *server) extended(f *fields) error {
-	switch f.text() {
+	switch name := f.text(); name {
 	case extPosixRename:
 		from, to := f.text(), f.text()
 		return f.do(func() error { return unix.Rename(from, to) })
@@ -58,13 +65,13 @@ func (s *server) extended(f *fields) error {
 	case extFsync:
 		h := s.file(f)
 		if h == nil {
-			return statusNoFile
+			return failed(statusNoFile)
 		}
 		return f.do(func() error { return unix.Fsync(int(h.Fd())) })
 	case extLsetstat:
 		return lsetstat(f)
 	case extStatvfs, extFstatvfs:
-		return s.statvfs(f)
+		return s.statvfs(name, f)
 	case extLimits:
 		s.reply[4] = typeExtendedReply
 		for _, n := range [...]uint64{maxPacket, maxData, maxData, maxHandles} {
@@ -79,21 +86,23 @@ func (s *server) extended(f *fields) error {
 		return s.usersGroups(f)
 	}
 	f.bad = false // it is not known what its fields are
-	return statusUnsupported
+	return failed(statusUnsupported)
 }
 
-// statvfs tells about the file system of a path or, in the same place, a handle.
-func (s *server) statvfs(f *fields) error {
-	where := *f
-	_, h := s.find(&where)
-	path := f.text()
+// statvfs tells about the file system of a path or of an open file.
+func (s *server) statvfs(name string, f *fields) error {
 	var st unix.Statfs_t
-	err := f.do(func() error {
-		if h != nil && len(path) == 4 && strings.ContainsRune(path, 0) { // no path has a NUL; a handle always does
-			return unix.Fstatfs(int(h.Fd()), &st)
+	var err error
+	if name == extFstatvfs {
+		h := s.file(f)
+		if h == nil {
+			return failed(statusFailure)
 		}
-		return unix.Statfs(path, &st)
-	})
+		err = f.do(func() error { return unix.Fstatfs(int(h.Fd()), &st) })
+	} else {
+		path := f.text()
+		err = f.do(func() error { return unix.Statfs(path, &st) })
+	}
 	if err != nil {
 		return err
 	}
@@ -137,43 +146,66 @@ func (s *server) name(path string) {
 // realPath returns path without symbolic links and dots. Its last element need
 // not be there.
 func (s *server) realPath(path string) (string, error) {
-	for range maxLinks {
-		if !strings.HasPrefix(path, "/") {
-			path = s.cwd + "/" + path // not cleaned: the parent of a link is that of where it leads
+	left := path // what is still to be walked
+	if !strings.HasPrefix(left, "/") {
+		left = s.cwd + "/" + left
+	}
+	found, links, more := "", 0, true
+	for more {
+		if len(left) >= unix.PathMax {
+			return "", unix.ENAMETOOLONG
 		}
-		found, err := filepath.EvalSymlinks(path)
-		if !errors.Is(err, fs.ErrNotExist) {
-			return found, err
+		var element string
+		element, left, more = strings.Cut(left, "/")
+		switch element {
+		case "", ".":
+			continue
+		case "..":
+			found = found[:max(strings.LastIndexByte(found, '/'), 0)]
+			continue
 		}
-		path = strings.TrimRight(path, "/")
-		slash := strings.LastIndexByte(path, '/')
-		dir, base := path[:slash+1], path[slash+1:]
-		if dir, err = filepath.EvalSymlinks(dir); err != nil {
+		at := found + "/" + element
+		var st unix.Stat_t
+		if err := unix.Lstat(at, &st); err != nil {
+			if errors.Is(err, unix.ENOENT) && !more {
+				return at, nil
+			}
 			return "", err
 		}
-		path = filepath.Join(dir, base)
-		to, err := os.Readlink(path)
+		if st.Mode&unix.S_IFMT != unix.S_IFLNK {
+			found = at
+			continue
+		}
+		to, err := os.Readlink(at)
 		if err != nil {
-			return path, nil //nolint:nilerr // it is no link; that it is not there is known
+			return "", err
 		}
-		if path = to; !strings.HasPrefix(to, "/") {
-			path = dir + "/" + to
+		if links++; links > maxLinks {
+			return "", unix.ELOOP
 		}
+		if strings.HasPrefix(to, "/") {
+			found = ""
+		}
+		if more {
+			to += "/" + left
+		}
+		left, more = to, true
 	}
-	return "", unix.ELOOP
+	return cmp.Or(found, "/"), nil
 }
 
 // expand turns a path with a tilde into one without (OpenSSH PROTOCOL, section
 // 4.9).
 func (s *server) expand(f *fields) error {
 	path := f.text()
-	if tilde, rest, _ := strings.Cut(path, "/"); strings.HasPrefix(tilde, "~") {
+	tilde, rest, _ := strings.Cut(path, "/")
+	switch {
+	case tilde == "~": // where this server has begun
+		path = s.cwd + "/" + rest
+	case strings.HasPrefix(tilde, "~"):
 		u, err := user.Lookup(tilde[1:])
-		if tilde == "~" {
-			u, err = user.Current()
-		}
 		if err != nil {
-			return statusNoFile
+			return failed(statusNoFile)
 		}
 		path = u.HomeDir + "/" + rest
 	}
@@ -193,7 +225,7 @@ func (s *server) copyData(f *fields) error {
 	from, offset, left := s.file(f), f.u64(), f.u64()
 	to, at := s.file(f), f.u64()
 	if from == nil || to == nil || from == to || f.bad {
-		return statusFailure
+		return failed(statusFailure)
 	}
 	toEnd := left == 0
 	buffer := make([]byte, streamSize)
@@ -210,10 +242,8 @@ func (s *server) copyData(f *fields) error {
 		switch {
 		case err != nil:
 			return err
-		case got == 0 && toEnd:
-			return nil
 		case got == 0:
-			return statusEOF
+			return nil
 		}
 		if err := to.put(buffer[:got], int64(at)); err != nil {
 			return err
@@ -232,7 +262,7 @@ func (s *server) usersGroups(f *fields) error {
 		for len(lists[i].b) > 0 {
 			id := lists[i].u32()
 			if f.bad = f.bad || lists[i].bad; f.bad {
-				return statusBadMessage
+				return failed(statusBadMessage)
 			}
 			name := look(id)
 			if name == strconv.FormatUint(uint64(id), 10) {
@@ -248,7 +278,7 @@ func (s *server) usersGroups(f *fields) error {
 func (s *server) readdir(f *fields) error {
 	_, h := s.find(f)
 	if h == nil || !h.directory {
-		return statusFailure
+		return failed(statusFailure)
 	}
 	s.reply[4] = typeName
 	count := len(s.reply)
@@ -261,7 +291,7 @@ func (s *server) readdir(f *fields) error {
 			h.listed = true
 		}
 		if len(list) == 0 && (err == nil || errors.Is(err, io.EOF)) {
-			return statusEOF
+			return failed(statusEOF)
 		}
 		if len(list) == 0 {
 			return err

@@ -39,8 +39,8 @@ const (
 	statusUnsupported
 )
 
-// Error implements [error], with OpenSSH's words.
-func (s status) Error() string {
+// String returns OpenSSH's words for s.
+func (s status) String() string {
 	words := [...]string{
 		"Success", "End of file", "No such file", "Permission denied", "Failure",
 		"Bad message", "No connection", "Connection lost", "Operation unsupported",
@@ -48,10 +48,21 @@ func (s status) Error() string {
 	return words[s]
 }
 
+// statusError is an error that the protocol has a code for.
+type statusError struct{ code status }
+
+// Error implements [error].
+func (e *statusError) Error() string { return e.code.String() }
+
+func failed(code status) error { return &statusError{code} }
+
 // statusOf returns the code for err; OpenSSH's server has the same for each.
 func statusOf(err error) status {
-	if s, ok := errors.AsType[status](err); ok || err == nil {
-		return s
+	if err == nil {
+		return statusOK
+	}
+	if e, ok := errors.AsType[*statusError](err); ok {
+		return e.code
 	}
 	errno, _ := errors.AsType[unix.Errno](err)
 	switch errno {
@@ -63,8 +74,9 @@ func statusOf(err error) status {
 		return statusBadMessage
 	case unix.ENOSYS:
 		return statusUnsupported
+	default:
+		return statusFailure
 	}
-	return statusFailure
 }
 
 // server serves the files of the account it runs as, by version 3 of the protocol
@@ -194,7 +206,7 @@ func (s *server) serve() error {
 		code := statusOf(err)
 		s.start(id, typeStatus)
 		s.reply.u32(uint32(code))
-		s.reply.text(code.Error())
+		s.reply.text(code.String())
 		s.reply.text("") // language
 	}
 	return s.send()
@@ -259,13 +271,13 @@ func change(kind byte, f *fields) error {
 		return f.do(func() error { return unix.Symlink(path, link) })
 	}
 	f.bad = false // it is not known what its fields are
-	return statusUnsupported
+	return failed(statusUnsupported)
 }
 
 // do calls call unless the packet lacks fields, again while a signal interrupts.
 func (f *fields) do(call func() error) error {
 	if f.bad {
-		return statusBadMessage
+		return failed(statusBadMessage)
 	}
 	for {
 		if err := call(); !errors.Is(err, unix.EINTR) {
@@ -323,7 +335,7 @@ func (s *server) open(f *fields) error {
 		mode = a.mode & 0o7777
 	}
 	if len(s.handles) >= maxHandles {
-		return statusFailure
+		return failed(statusFailure)
 	}
 	fd := -1
 	err := f.do(func() (err error) {
@@ -339,7 +351,7 @@ func (s *server) open(f *fields) error {
 func (s *server) opendir(f *fields) error {
 	path := f.text()
 	if len(s.handles) >= maxHandles {
-		return statusFailure
+		return failed(statusFailure)
 	}
 	fd := -1
 	err := f.do(func() (err error) {
@@ -355,7 +367,7 @@ func (s *server) opendir(f *fields) error {
 func (s *server) close(f *fields) error {
 	n, h := s.find(f)
 	if h == nil {
-		return statusNoFile
+		return failed(statusNoFile)
 	}
 	delete(s.handles, n)
 	return h.Close()
@@ -364,7 +376,7 @@ func (s *server) close(f *fields) error {
 func (s *server) read(f *fields) error {
 	h, offset, n := s.file(f), f.u64(), min(f.u32(), maxData)
 	if h == nil || f.bad {
-		return statusFailure
+		return failed(statusFailure)
 	}
 	s.reply[4] = typeData
 	s.reply.u32(0)
@@ -378,8 +390,8 @@ func (s *server) read(f *fields) error {
 		got, err = unix.Pread(int(h.Fd()), room, int64(offset))
 		return err
 	})
-	if err == nil && got == 0 {
-		err = statusEOF
+	if err == nil && got == 0 && n > 0 {
+		err = failed(statusEOF)
 	}
 	binary.BigEndian.PutUint32(s.reply[head-4:], uint32(max(got, 0)))
 	s.reply = s.reply[:head+max(got, 0)]
@@ -389,7 +401,7 @@ func (s *server) read(f *fields) error {
 func (s *server) write(f *fields) error {
 	h, offset, data := s.file(f), f.u64(), f.bytes()
 	if h == nil || f.bad {
-		return statusFailure
+		return failed(statusFailure)
 	}
 	return h.put(data, int64(offset))
 }
@@ -422,7 +434,7 @@ func (s *server) stat(kind byte, f *fields) error {
 	if kind == typeFstat {
 		h := s.file(f)
 		if h == nil {
-			return statusFailure
+			return failed(statusFailure)
 		}
 		err = f.do(func() error { return unix.Fstat(int(h.Fd()), &st) })
 	} else {
@@ -486,7 +498,7 @@ func (s *server) setstat(f *fields) error {
 func (s *server) fsetstat(f *fields) error {
 	h, a := s.file(f), f.attributes()
 	if h == nil {
-		return statusFailure
+		return failed(statusFailure)
 	}
 	fd := int(h.Fd())
 	return calls{
@@ -505,7 +517,7 @@ func proc(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
 func lsetstat(f *fields) error {
 	path, a := f.text(), f.attributes()
 	return calls{
-		truncate: func(int64) error { return statusBadMessage },
+		truncate: func(int64) error { return failed(statusBadMessage) },
 		chmod:    func(mode uint32) error { return lchmod(path, mode) },
 		utimes: func(times []unix.Timespec) error {
 			return unix.UtimesNanoAt(unix.AT_FDCWD, path, times, unix.AT_SYMLINK_NOFOLLOW)
@@ -519,7 +531,7 @@ func lchmod(path string, mode uint32) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }() // nothing was written
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return err
