@@ -34,8 +34,8 @@ unit: ## the packages alone
 	CGO_ENABLED=1 $(GO) test -race -shuffle=on ./lib/... ./api/... ./cmd/...
 
 .PHONY: interop
-interop: deps build ## stock clients against the built binary
-	$(GO) test -count=1 -timeout $(TEST_TIMEOUT) ./integration/...
+interop: deps build ## stock clients against the built binary; writes docs/interop.md
+	ACCESSD_INTEROP_DOC=$(CURDIR)/docs/interop.md $(GO) test -count=1 -timeout $(TEST_TIMEOUT) ./integration/...
 
 .PHONY: fault
 fault: deps build ## kills, full disks and dead networks, more rounds than "make test"
