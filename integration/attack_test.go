@@ -831,6 +831,27 @@ func TestStoppedPeersHoldNoMemory(t *testing.T) {
 					b.stop()
 				})
 			})
+			if node := f.Nodes[x.node]; node != nil {
+				t.Run("a node that does not read", func(t *testing.T) {
+					flat(t, func() {
+						cmd := x.command(nil, "cat >/dev/null")
+						in, err := os.Open("/dev/zero")
+						if err != nil {
+							t.Fatal(err)
+						}
+						defer in.Close()
+						cmd.Stdin = in
+						b := x.background(t, cmd)
+						sent := func() int64 { return written(t, cmd.Process.Pid, "rchar") }
+						b.eventually(t, "bytes flow", func() bool { return sent() > 1<<20 })
+						node.Signal(syscall.SIGSTOP)
+						defer node.Signal(syscall.SIGCONT)
+						before := sent()
+						stalled(t, func() int64 { return max(1, sent()-before) })
+						b.stop()
+					})
+				})
+			}
 		})
 	}
 }
