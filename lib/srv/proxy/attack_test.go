@@ -459,7 +459,7 @@ func TestHostileWords(t *testing.T) {
 	_, key := sshca.Generate()
 	for _, user := range []string{
 		"a\nb", "\x1b]52;c;x\a", "\u202eeve", "\x00", "../..", "@n1", "a b@n1", "alice,bob", "*", strings.Repeat("x", 64<<10), "\xff\xfe",
-		"Accepted publickey for root from 1.2.3.4", "+joined", "",
+		"Accepted publickey for root from 1.2.3.4", "+joined", "+sessions", "",
 	} {
 		w.audit.reset()
 		if c, err := w.dial(user, pubkey(key), answer("right", "123456")); err == nil {

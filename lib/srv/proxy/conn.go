@@ -33,6 +33,7 @@ type person struct {
 	since   time.Time
 	signed  *signedIn   // set when it was not a certificate but a sign-in that let it in
 	cert    string      // the certificate that let it in, authorized_keys format; "" of others
+	key     string      // fingerprint of the enrolled key that let it in; "" of others
 	visitor *visitor    // set when the SSH user name leads to a node
 	hurry   *time.Timer // ends it, when it was signed in
 	usage   *usage      // of its user, by all connections together
@@ -100,7 +101,7 @@ func (s *Server) opened(c *sshserver.Conn) error {
 			who.cert = authorizedKey(g.cert)
 		}
 		if v, ok := parseVisit(c.User()); ok {
-			who.visitor = &visitor{visit: v, signer: g.signer}
+			who.visitor, who.key = &visitor{visit: v, signer: g.signer}, g.enrolledKey
 		}
 		c.Value = who
 	}
@@ -209,6 +210,9 @@ func (s *Server) stillWelcome(c *sshserver.Conn) error {
 			return err
 		}
 	case *person:
+		if u, ok := s.cfg.Policy.UserByKey(v.key); v.key != "" && (!ok || u.Name != c.Identity.User) {
+			return refusal(c.Identity, codeKeyGone, "the key is not enrolled for the user any more")
+		}
 		if v.signed == nil {
 			return s.checkUser(c.Identity)
 		}

@@ -25,6 +25,7 @@ const JoinUser = "+join"
 // key; they stand in audit events beside [sshca.Code]'s.
 const (
 	codeUserGone    sshca.Code = "user_gone"    // the user is not or no longer in the cluster
+	codeKeyGone     sshca.Code = "key_gone"     // the key is not or no longer enrolled for the user
 	codeMemberGone  sshca.Code = "member_gone"  // the member is not or no longer in the cluster
 	codeKeyReplaced sshca.Code = "key_replaced" // the member has joined again with another key
 	codeNotServed   sshca.Code = "not_served"   // such peers are not served here
@@ -54,14 +55,15 @@ type gate struct {
 	conn   *sshserver.Conn
 	admits admits
 
-	banner func(string) error // shows words to the person, until authenticated
-	key    ssh.PublicKey      // the plain key that was proven first; a sign-in is for it
-	keys   map[string]bool    // of enrolled keys that were proven: fingerprints
-	signed *signedIn          // what the sign-in gave
-	cert   *ssh.Certificate   // once proven
-	signer ssh.Signer         // a visitor's: a certificate of our own for the person
-	told   map[string]bool    // refusals the audit log has; bounded by the tries of a connection
-	last   checked
+	banner      func(string) error // shows words to the person, until authenticated
+	key         ssh.PublicKey      // the plain key that was proven first; a sign-in is for it
+	keys        map[string]bool    // of enrolled keys that were proven: fingerprints
+	signed      *signedIn          // what the sign-in gave
+	cert        *ssh.Certificate   // once proven
+	signer      ssh.Signer         // a visitor's: a certificate of our own for the person
+	enrolledKey string             // fingerprint of the enrolled key that let a visitor in
+	told        map[string]bool    // refusals the audit log has; bounded by the tries of a connection
+	last        checked
 }
 
 // checked is a certificate that lib/sshca found good.
@@ -184,7 +186,7 @@ func (g *gate) visits(v visit, key ssh.PublicKey) bool {
 		g.s.log.Info("enrolled key not taken", zap.String("fingerprint", ssh.FingerprintSHA256(key)), zap.Error(err))
 		return false
 	}
-	g.signer = signer
+	g.signer, g.enrolledKey = signer, ssh.FingerprintSHA256(key)
 	return true
 }
 

@@ -375,6 +375,60 @@ func TestVisitorRefusals(t *testing.T) {
 	})
 }
 
+// TestVisitorsKeyRemoved: a key that is enrolled no more ends what it has opened.
+func TestVisitorsKeyRemoved(t *testing.T) {
+	w := newWorld(t)
+	w.connectNode()
+	_, key := sshca.Generate()
+	w.enrol("alice", key.PublicKey())
+	conn := w.must("root@n1", pubkey(key))
+	if out, err := must(conn.NewSession()).Output("echo in"); err != nil || string(out) != "in\n" {
+		t.Fatalf("%q, %v", out, err)
+	}
+	w.policy.user("alice", "access") // without the key
+	_ = conn.Wait()
+	if bye := w.audit.wait(events.ClientDisconnect, 1)[0]; !strings.Contains(fmt.Sprint(bye.Fields["reason"]), string(codeKeyGone)) {
+		t.Errorf("client.disconnect = %+v", bye)
+	}
+	if c, err := w.dial("root@n1", pubkey(key)); err == nil {
+		c.Close()
+		t.Error("let in with a key that is enrolled no more")
+	}
+}
+
+// TestVisitorsAreBounded: visitors use places to type and ways to nodes as others
+// do.
+func TestVisitorsAreBounded(t *testing.T) {
+	w := newWorld(t, func(w *world) { w.cfg.MaxPerUser = 3 })
+	w.connectNode()
+	key := w.person("alice")
+	for range 2 {
+		if err := must(w.must("root@n1", pubkey(key)).NewSession()).Run("echo"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	jump := w.must("alice", pubkey(key))
+	if _, err := jump.Dial("tcp", "n1:22"); err != nil {
+		t.Error(err)
+	}
+	if _, err := jump.Dial("tcp", "n1:22"); err == nil || !strings.Contains(err.Error(), "you have 3 connections to nodes already") {
+		t.Errorf("a fourth way to a node: %v", err)
+	}
+	if c, err := w.dial("root@n1", pubkey(key)); err == nil { // it is let in and cut
+		if _, err := c.NewSession(); err == nil {
+			t.Error("a fourth connection")
+		}
+	}
+	w.offend.fill()
+	if c, err := w.dial("root@n1", answer("alice", "right", "123456")); err == nil {
+		c.Close()
+		t.Error("a sign-in without a place to type")
+	}
+	if begun, _ := w.login.counts(); begun > 0 {
+		t.Errorf("%d sign-ins begun", begun)
+	}
+}
+
 // TestVisitSameAnswers: nothing a visitor without a credential sees tells nodes,
 // logins or users that exist from others.
 func TestVisitSameAnswers(t *testing.T) {
