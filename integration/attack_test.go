@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -313,7 +314,7 @@ func hostilePaths(t *testing.T, x target) {
 		}
 	}
 	if r := x.sftp(t, "chmod 4755 "+dir+"/file\n"); r.Code == 0 { // the login's own affair, as by chmod(1)
-		if fi, err := os.Stat(dir + "/file"); err != nil || fi.Sys().(*syscall.Stat_t).Uid != 4801 { //nolint:errcheck,forcetypeassert // Linux
+		if fi, err := os.Stat(dir + "/file"); err != nil || fi.Sys().(*syscall.Stat_t).Uid != 4801 {
 			t.Errorf("a set-user-ID file of somebody else: %v %v", fi, err)
 		}
 	}
@@ -337,7 +338,7 @@ func symlinkRace(t *testing.T, x target, dir, secret string) {
 			if i%2 == 0 {
 				_ = os.Symlink(secret, dir+"/flip")
 			} else {
-				_ = os.WriteFile(dir+"/flip", []byte("plain"), 0o644) //nolint:gosec // the login reads it
+				_ = os.WriteFile(dir+"/flip", []byte("plain"), 0o644)
 			}
 		}
 	}()
@@ -357,7 +358,7 @@ func rawClient(t *testing.T, x target, key, name string) *ssh.Client {
 	config := func(user string) *ssh.ClientConfig {
 		return &ssh.ClientConfig{
 			User: user, Auth: []ssh.AuthMethod{ssh.PublicKeys(signer)}, Timeout: long,
-			HostKeyCallback: ssh.InsecureIgnoreHostKey(), //nolint:gosec,forbidigo // the attacker's own risk
+			HostKeyCallback: ssh.InsecureIgnoreHostKey(), //nolint:forbidigo // the attacker's own risk
 		}
 	}
 	first := name
@@ -396,7 +397,7 @@ func certified(t *testing.T, key string) ssh.Signer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	signer, err := ssh.NewCertSigner(pub.(*ssh.Certificate), plain) //nolint:forcetypeassert // it is one
+	signer, err := ssh.NewCertSigner(pub.(*ssh.Certificate), plain)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -455,7 +456,7 @@ func readOr(path string) string {
 func swapsAgentSocket(t *testing.T, x target) {
 	sock, _ := agent(t)
 	victim := x.scratch(t)
-	if err := os.Chmod(victim, 0o755); err != nil { //nolint:gosec // for the login to see, not to change
+	if err := os.Chmod(victim, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	r := x.ssh(t, []string{"-A", "-o", "IdentityAgent=" + sock}, `echo "$SSH_AUTH_SOCK"`)
@@ -616,7 +617,7 @@ func hostileNames(t *testing.T, x target) {
 	_ = s.Run("true '" + strings.ReplaceAll(hostile, "'", "") + "'")
 	x.sftp(t, "-put /etc/hostname \"/tmp/\x1b]52;c;ZXZpbA==\x07\u202ename\"\n-rm \"/tmp/\x1b]52;c;ZXZpbA==\x07\u202ename\"\n")
 	_ = forwardTo(t, x.person("lister"), "evil\x1b[2J:80")
-	if c, err := ssh.Dial("tcp", x.Addr, &ssh.ClientConfig{User: hostile, ClientVersion: "SSH-2.0-evil\x1b[2J", Auth: []ssh.AuthMethod{ssh.PublicKeys(certified(t, x.people()["lister"]))}, HostKeyCallback: ssh.InsecureIgnoreHostKey()}); err == nil { //nolint:gosec,forbidigo // the attacker's own risk
+	if c, err := ssh.Dial("tcp", x.Addr, &ssh.ClientConfig{User: hostile, ClientVersion: "SSH-2.0-evil\x1b[2J", Auth: []ssh.AuthMethod{ssh.PublicKeys(certified(t, x.people()["lister"]))}, HostKeyCallback: ssh.InsecureIgnoreHostKey()}); err == nil { //nolint:forbidigo // the attacker's own risk
 		c.Close()
 		t.Error("a hostile name signed in")
 	}
@@ -772,9 +773,7 @@ func TestStoppedPeersHoldNoMemory(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t, only()...)
 	processes := map[string]*harness.Process{"proxy": f.Main}
-	for name, p := range f.Nodes {
-		processes[name] = p
-	}
+	maps.Copy(processes, f.Nodes)
 	// Windows are 2 MB a channel, on up to two connections; the rest is the
 	// collector's.
 	const most = 64 << 20

@@ -364,7 +364,7 @@ func (x target) scratch(t *testing.T) string {
 func blob(t testing.TB, path string, n int) string {
 	t.Helper()
 	body := noise(n)
-	if err := os.WriteFile(path, body, 0o644); err != nil { //nolint:gosec // the account on the node reads it
+	if err := os.WriteFile(path, body, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	return digest(body)

@@ -52,7 +52,7 @@ func (x target) sftp(t *testing.T, batch string) harness.Result {
 func sftpPutGet(t *testing.T, x target) {
 	far, near := x.scratch(t), t.TempDir()
 	want := blob(t, filepath.Join(near, "here"), 5<<20)
-	if err := os.Chmod(filepath.Join(near, "here"), 0o640); err != nil { //nolint:gosec // to find it kept
+	if err := os.Chmod(filepath.Join(near, "here"), 0o640); err != nil {
 		t.Fatal(err)
 	}
 	must(t, x.sftp(t, fmt.Sprintf("put -p %[1]s/here %[2]s/there\nget -p %[2]s/there %[1]s/back\n", near, far)))
@@ -72,7 +72,7 @@ func sftpResume(t *testing.T, x target) {
 	whole := read(t, filepath.Join(near, "whole"))
 	harness.WriteFile(t, filepath.Join(near, "half"), whole[:1<<20])
 	harness.WriteFile(t, filepath.Join(far, "half"), whole[:1<<20])
-	if err := os.Chmod(filepath.Join(far, "half"), 0o666); err != nil { //nolint:gosec // the login writes it
+	if err := os.Chmod(filepath.Join(far, "half"), 0o666); err != nil {
 		t.Fatal(err)
 	}
 	must(t, x.sftp(t, fmt.Sprintf("reput %[1]s/whole %[2]s/half\nput %[1]s/whole %[2]s/whole\nreget %[2]s/whole %[1]s/half\n", near, far)))
@@ -83,7 +83,7 @@ func sftpResume(t *testing.T, x target) {
 func sftpNames(t *testing.T, x target) {
 	far := x.scratch(t)
 	harness.WriteFile(t, filepath.Join(far, "a"), "a")
-	if err := os.Chmod(filepath.Join(far, "a"), 0o644); err != nil { //nolint:gosec // the login reads it
+	if err := os.Chmod(filepath.Join(far, "a"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	r := x.sftp(t, strings.ReplaceAll(`cd FAR
@@ -122,7 +122,7 @@ func scp(t *testing.T, x target, flags ...string) {
 	must(t, x.run(t, nil, "scp", append(args, "-p", x.alias()+":"+far+"/b", near+"/c")...))
 	sameFile(t, near+"/c", want)
 	for _, dir := range []string{"tree/one/two", "tree/empty"} {
-		if err := os.MkdirAll(filepath.Join(near, dir), 0o755); err != nil { //nolint:gosec // a tree to copy
+		if err := os.MkdirAll(filepath.Join(near, dir), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -196,7 +196,7 @@ func sshfs(t *testing.T, x target) {
 	want := blob(t, mnt+"/file", 2<<20)
 	sameFile(t, far+"/file", want)
 	sameFile(t, mnt+"/file", want)
-	for _, err := range []error{os.Mkdir(mnt+"/d", 0o755), os.Rename(mnt+"/file", mnt+"/d/moved"), os.Symlink("d/moved", mnt+"/link")} { //nolint:gosec // as people do
+	for _, err := range []error{os.Mkdir(mnt+"/d", 0o755), os.Rename(mnt+"/file", mnt+"/d/moved"), os.Symlink("d/moved", mnt+"/link")} {
 		if err != nil {
 			t.Error(err)
 		}

@@ -134,7 +134,7 @@ func (m *matrix) write(t *testing.T) {
 		}
 	}
 	fmt.Fprintf(&b, "\n%d of %d passed.\n", passed, all)
-	if err := os.WriteFile(path, []byte(b.String()), 0o644); err != nil { //nolint:gosec // a document
+	if err := os.WriteFile(path, []byte(b.String()), 0o644); err != nil {
 		t.Error(err)
 	}
 }

@@ -98,7 +98,7 @@ func (s *Sshd) Authorize(t testing.TB, account, key string) {
 	t.Helper()
 	path := filepath.Join(s.Dir, "keys", account)
 	WriteFile(t, path, key+"\n")
-	if err := os.Chmod(path, 0o644); err != nil { //nolint:gosec // sshd reads it as the account
+	if err := os.Chmod(path, 0o644); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -131,7 +131,7 @@ func (s *Sshd) serve(t testing.TB, h *Host) {
 			if err != nil {
 				return
 			}
-			f, err := c.(*net.TCPConn).File() //nolint:errcheck,forcetypeassert // a TCP listener's
+			f, err := c.(*net.TCPConn).File()
 			c.Close()
 			if err != nil {
 				continue
