@@ -236,7 +236,7 @@ func (g *login) hostKeyEvent(key ssh.PublicKey, why string) events.Event {
 		Name: events.NodeHostKey, User: id.User, Login: g.login, Proto: "ssh", Error: why,
 		Fields: map[string]any{
 			"connection": g.x.cfg.ID, "node_id": g.node.ID, "node_name": g.node.Name, "node_labels": g.node.Labels,
-			"fingerprint": ssh.FingerprintSHA256(key), "reason": why,
+			"action": "refused", "fingerprint": ssh.FingerprintSHA256(key), "reason": why,
 		},
 	}
 	if g.x.cfg.Client.IsValid() {

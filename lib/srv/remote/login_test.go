@@ -115,7 +115,7 @@ func TestHostKey(t *testing.T) {
 			}
 			e := list[0]
 			if e.Name != events.NodeHostKey || e.Success || e.User != "alice" || e.Login != r.account || e.AddrRemote != "192.0.2.7:40000" ||
-				e.Fields["node_id"] != r.node.ID || e.Fields["fingerprint"] != ssh.FingerprintSHA256(key.PublicKey()) || e.Fields["reason"] == nil {
+				e.Fields["node_id"] != r.node.ID || e.Fields["fingerprint"] != ssh.FingerprintSHA256(key.PublicKey()) || e.Fields["action"] != "refused" || e.Fields["reason"] == nil {
 				t.Errorf("recorded %+v", e)
 			}
 		})
