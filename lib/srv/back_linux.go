@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"go.uber.org/zap"
+	"golang.org/x/crypto/ssh"
 
 	"github.com/accessd/accessd/lib/relay"
 	"github.com/accessd/accessd/lib/srv/child"
@@ -64,7 +65,7 @@ func (b *back) close() {
 	b.once.Do(func() {
 		b.cancel()
 		for _, ln := range b.ears {
-			if err := ln.Close(); err != nil {
+			if err := ln.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 				b.log.Info("a listener of a session was not removed", zap.Error(err))
 			}
 		}
@@ -73,7 +74,8 @@ func (b *back) close() {
 }
 
 // serve carries what connects to ln to the client until it is closed; opening
-// returns the channel's type and extra data.
+// returns the channel's type and extra data. After that many connections it is
+// closed; 0 means no bound.
 func (b *back) serve(ln net.Listener, opening func(from net.Addr) (kind string, payload []byte), most int) {
 	b.ears = append(b.ears, ln)
 	b.work.Go(func() {
@@ -84,18 +86,48 @@ func (b *back) serve(ln net.Listener, opening func(from net.Addr) (kind string, 
 			}
 			b.work.Go(func() { b.carry(conn, opening) })
 		}
+		ln.Close()
 	})
 }
 
 func (b *back) carry(conn net.Conn, opening func(from net.Addr) (kind string, payload []byte)) {
+	defer conn.Close()
 	kind, payload := opening(conn.RemoteAddr())
-	ch, err := b.open(kind, payload)
+	ch, err := b.channel(kind, payload)
 	if err != nil {
 		b.log.Info("a connection to a client's agent or display was refused", zap.String("kind", kind), zap.Error(err))
-		conn.Close()
 		return
 	}
 	relay.Pipe(b.ctx, conn, ch)
+}
+
+// channel opens a channel to the client. A client may never answer; then only the
+// end of its connection does, for which the end of a session does not wait.
+func (b *back) channel(kind string, payload []byte) (ssh.Channel, error) {
+	opened, failed := make(chan ssh.Channel), make(chan error)
+	go func() { // ends with the client's answer, at the latest when its connection does
+		ch, err := b.open(kind, payload)
+		if err != nil {
+			select {
+			case failed <- err:
+			case <-b.ctx.Done():
+			}
+			return
+		}
+		select {
+		case opened <- ch:
+		case <-b.ctx.Done():
+			_ = ch.Close() // nobody wants it any more
+		}
+	}()
+	select {
+	case ch := <-opened:
+		return ch, nil
+	case err := <-failed:
+		return nil, err
+	case <-b.ctx.Done():
+		return nil, context.Cause(b.ctx)
+	}
 }
 
 // openAgent opens a socket that leads to the client's agent. It is in a directory

@@ -67,7 +67,7 @@ const hangupTime = time.Second
 // closes; without one, or where that reaches nobody, the process group gets the
 // signal from here. One that is stopped must go on to see it.
 func (p *process) Close() {
-	p.back.close()
+	defer p.back.close() // after the signal, which waits for nothing
 	if p.streams.master != nil {
 		p.streams.closeOurs()
 	}
