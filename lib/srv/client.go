@@ -43,7 +43,6 @@ type ClientConfig struct {
 	Login         names.Login     // the account it asked for
 	Remote, Local netip.AddrPort  // the zero AddrPort means unknown
 	ID            string          // names the connection in audit events
-	Version       string          // identification of its client, for known quirks
 
 	Node     func() authz.NodeView // where its sessions run; nil: the Manager's
 	Executor Executor              // how they do; nil: the Manager's

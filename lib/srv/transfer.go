@@ -56,7 +56,6 @@ func (h *channel) transfer(s *session, streams Pipes) transfer {
 		return sftp.New(sftp.Config{
 			Allow:  s.mayCopy,
 			Report: func(ctx context.Context, op sftp.Operation) error { return s.report(ctx, events.SFTP, op) },
-			Client: s.client.cfg.Version,
 		}, client, streams.Stdin)
 	case s.request.scp != nil:
 		return nil

@@ -250,7 +250,7 @@ func (w *world) serve(conn net.Conn, id *sshca.Identity, hostKey ssh.Signer) {
 	local, _ := netip.ParseAddrPort(conn.LocalAddr().String())
 	c := w.manager.Connect(ClientConfig{
 		Identity: id, Login: names.Login(sc.User()), Remote: remote, Local: local, ID: "c-1",
-		Version: string(sc.ClientVersion()), Open: sc.OpenChannel,
+		Open: sc.OpenChannel,
 		Cut: func(cause error) { cancel(cause); _ = sc.Close() },
 	})
 	defer c.Close()

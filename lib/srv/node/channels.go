@@ -36,7 +36,7 @@ func (s *Server) opened(c *sshserver.Conn) error {
 	host := hostOf(c)
 	cfg := srv.ClientConfig{
 		Identity: c.Identity, Login: names.Login(c.User()), Remote: c.Remote, Local: local, ID: connectionID(c),
-		Version: string(c.ClientVersion()), Node: host.Node, Executor: l.executor, OwnSSHD: host.OwnSSHD,
+		Node: host.Node, Executor: l.executor, OwnSSHD: host.OwnSSHD,
 		Open: c.OpenChannel, Cut: c.Cut,
 	}
 	p := &person{since: time.Now()}

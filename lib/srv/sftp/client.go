@@ -115,16 +115,13 @@ func (p *clientPump) request(ctx context.Context, head []byte) error {
 	if !p.register(id, &c, open) {
 		return p.refuse(ctx, &c, id, statusFailure, "too many open files")
 	}
-	switch {
-	case c.action == actWrite:
+	if c.action == actWrite {
 		return p.pass(c.data, func(b []byte) {
 			n := min(uint64(len(b)), uint64(c.length))
 			open.write.add(c.offset, b[:n])
 			c.offset += n
 			c.length -= uint32(n)
 		})
-	case c.action == actSymlink && p.swap:
-		return p.drop(swapPaths(head))
 	}
 	return p.pass(0, nil)
 }

@@ -24,14 +24,11 @@ type Config struct {
 	// Report makes op durable. The answer goes to the client after it; an error
 	// ends the session. It is called by several goroutines. Required.
 	Report func(ctx context.Context, op Operation) error
-	// Client is the client's identification string; "" means unknown.
-	Client string
 }
 
 // Filter stands between one SFTP client and its server.
 type Filter struct {
 	cfg     Config
-	swap    bool // symlinks come with their paths exchanged
 	server  io.WriteCloser
 	answers *answers
 	reports chan struct{} // holds a token for each that is made
@@ -51,7 +48,7 @@ type Filter struct {
 // must be run. It may close server while a write to it waits.
 func New(cfg Config, client io.Writer, server io.WriteCloser) *Filter {
 	f := &Filter{
-		cfg: cfg, swap: swapsLinks(cfg.Client), server: server,
+		cfg: cfg, server: server,
 		answers: newAnswers(client), reports: make(chan struct{}, maxReports),
 		outstanding: map[uint32]request{}, handles: map[string]*file{}, pumps: 2,
 	}
