@@ -251,7 +251,7 @@ func (w *world) serve(conn net.Conn, id *sshca.Identity, hostKey ssh.Signer) {
 	c := w.manager.Connect(ClientConfig{
 		Identity: id, Login: names.Login(sc.User()), Remote: remote, Local: local, ID: "c-1",
 		Open: sc.OpenChannel,
-		Cut: func(cause error) { cancel(cause); _ = sc.Close() },
+		Cut:  func(cause error) { cancel(cause); _ = sc.Close() },
 	})
 	defer c.Close()
 	var wg sync.WaitGroup
