@@ -3,6 +3,7 @@ package srv
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"math"
 	"os"
@@ -28,6 +29,7 @@ const (
 type account struct {
 	name     string
 	uid, gid uint32
+	comment  string
 	home     string
 	shell    string
 }
@@ -47,7 +49,7 @@ func (a accounts) find(ctx context.Context, login names.Login) (account, error) 
 		acct, err = a.askPasswd(ctx, login)
 	}
 	if fault.Is(err, fault.NotFound) {
-		return account{}, fault.New(fault.Denied, "there is no account %q on this node", login)
+		return account{}, fault.Wrap(fault.Denied, errNoAccount, fmt.Sprintf("there is no account %q on this node", login))
 	}
 	return acct, err
 }
@@ -86,7 +88,7 @@ func parsePasswd(line string) (account, bool) {
 	if shell == "" {
 		shell = "/bin/sh" // passwd(5)
 	}
-	return account{name: f[0], uid: uid, gid: gid, home: f[5], shell: shell}, true
+	return account{name: f[0], uid: uid, gid: gid, comment: f[4], home: f[5], shell: shell}, true
 }
 
 // parseID reads a user or group id. The largest means "no change" to setuid(2)

@@ -33,12 +33,8 @@ type person struct {
 	groups []uint32
 }
 
-// person returns the person that a names, if it can be used here and now.
-func (l *Local) person(ctx context.Context, a Account) (person, error) {
-	acct, err := l.account(ctx, a.Login)
-	if err != nil {
-		return person{}, err
-	}
+// person returns the person that acct is.
+func (l *Local) person(ctx context.Context, acct account) (person, error) {
 	groups, err := l.accounts.groupsOf(ctx, acct)
 	return person{acct, groups}, err
 }
@@ -117,7 +113,12 @@ func (l *Local) dialSocket(ctx context.Context, a Account, path string, admit Ad
 	if err := admit(netip.Addr{}); err != nil {
 		return nil, err
 	}
-	p, err := l.person(ctx, a)
+	acct, leave, err := l.enter(ctx, a)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	p, err := l.person(ctx, acct)
 	if err != nil {
 		return nil, err
 	}
@@ -129,9 +130,9 @@ func (l *Local) dialSocket(ctx context.Context, a Account, path string, admit Ad
 	return net.FileConn(f)
 }
 
-// listenSocket listens on the Unix socket path as the login of a.
-func (l *Local) listenSocket(ctx context.Context, a Account, path string) (net.Listener, error) {
-	p, err := l.person(ctx, a)
+// listenSocket listens on the Unix socket path as acct.
+func (l *Local) listenSocket(ctx context.Context, acct account, path string) (net.Listener, error) {
+	p, err := l.person(ctx, acct)
 	if err != nil {
 		return nil, err
 	}

@@ -72,12 +72,22 @@ func lookUp(ctx context.Context, host string) ([]netip.Addr, error) {
 // Listen implements [Executor]. It listens on loopback whatever the client asks
 // for, as sshd does without GatewayPorts.
 func (l *Local) Listen(ctx context.Context, a Account, e Endpoint) (net.Listener, error) {
-	if e.Path != "" {
-		return l.listenSocket(ctx, a, e.Path)
-	}
-	acct, err := l.account(ctx, a.Login)
+	acct, leave, err := l.enter(ctx, a)
 	if err != nil {
 		return nil, err
+	}
+	ln, err := l.listenAs(ctx, acct, e)
+	if err != nil {
+		leave()
+		return nil, err
+	}
+	return lease{ln, leave}, nil
+}
+
+// listenAs listens on e as acct.
+func (l *Local) listenAs(ctx context.Context, acct account, e Endpoint) (net.Listener, error) {
+	if e.Path != "" {
+		return l.listenSocket(ctx, acct, e.Path)
 	}
 	if e.Port != 0 && e.Port < firstPort && acct.uid != 0 {
 		return nil, fault.New(fault.Denied, "only root may listen on port %d", e.Port)

@@ -26,17 +26,25 @@ type LocalConfig struct {
 	// when its first process still lives; 0 means never, as OpenSSH does.
 	KillAfter time.Duration
 
+	// Dir has the list of accounts that were made here, of which each is one
+	// file; "" makes none.
+	Dir string
+	// Changed is told of each account before it is made, changed or removed, and
+	// again when that fails; an error before forbids it. Nil forbids nothing.
+	Changed func(AccountChange) error
+
 	Now func() time.Time // nil is time.Now
 	Log *zap.Logger      // nil discards
 }
 
 // Local is an [Executor] that runs processes on this machine.
 type Local struct {
-	cfg      LocalConfig
-	accounts accounts
-	modes    modes
-	root     bool // may become anybody
-	spawner  spawner
+	cfg       LocalConfig
+	accounts  accounts
+	modes     modes
+	root      bool // may become anybody
+	spawner   spawner
+	tenancies tenancies
 }
 
 // NewLocal returns a Local. Files that this process was started with are kept
@@ -71,7 +79,10 @@ func keepInherited() error {
 // Check implements [Executor].
 func (l *Local) Check(ctx context.Context, a Account) error {
 	_, err := l.account(ctx, a.Login)
-	return err
+	if err != nil {
+		return l.makeable(a, err)
+	}
+	return nil
 }
 
 // account returns the account of login if it can be used here and now.
@@ -107,10 +118,24 @@ func checkShell(acct account) error {
 
 // Start implements [Executor].
 func (l *Local) Start(ctx context.Context, c Command) (Process, error) {
-	acct, err := l.account(ctx, c.Login)
+	acct, leave, err := l.enter(ctx, c.Account)
 	if err != nil {
 		return nil, err
 	}
+	p, err := l.launch(ctx, acct, c)
+	if err != nil {
+		leave()
+		return nil, err
+	}
+	go func() { // ends with the process, which may outlive its session
+		p.wait()
+		leave()
+	}()
+	return p, nil
+}
+
+// launch starts c as acct.
+func (l *Local) launch(ctx context.Context, acct account, c Command) (*process, error) {
 	groups, err := l.accounts.groupsOf(ctx, acct)
 	if err != nil {
 		return nil, err
@@ -130,7 +155,6 @@ func (l *Local) Start(ctx context.Context, c Command) (Process, error) {
 		p.back.close()
 		return nil, err
 	}
-	go p.wait() // ends with the process, which may outlive its session
 	return p, nil
 }
 
