@@ -10,6 +10,7 @@ import (
 	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
 	"github.com/accessd/accessd/lib/authz"
 	"github.com/accessd/accessd/lib/events"
+	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/reversetunnel"
 	"github.com/accessd/accessd/lib/srv"
@@ -46,7 +47,7 @@ func (d *Daemon) startNode(ctx context.Context) error {
 		return err
 	}
 	n := &nodeRole{}
-	if n.server, err = d.newNode(m); err != nil {
+	if n.server, err = d.newNode(ctx, m); err != nil {
 		return err
 	}
 	c.serve = d.serveClient(n.server)
@@ -71,14 +72,17 @@ func (d *Daemon) serveClient(server *node.Server) func(context.Context, net.Conn
 }
 
 // newNode returns the SSH server of the node, its old sessions ended.
-func (d *Daemon) newNode(m *member) (*node.Server, error) {
+func (d *Daemon) newNode(ctx context.Context, m *member) (*node.Server, error) {
 	ledger, err := events.NewOpenSessions(d.path("sessions"))
 	if err != nil {
 		return nil, err
 	}
-	executor, err := srv.NewLocal(srv.LocalConfig{Log: d.log})
+	executor, err := srv.NewLocal(srv.LocalConfig{Dir: d.path("accounts"), Changed: d.accountChanged(ctx, m), Log: d.log})
 	if err != nil {
 		return nil, err
+	}
+	if err := executor.Recover(ctx); err != nil {
+		d.log.Error("accounts that an earlier run made are not removed yet; the next start will do it", zap.Error(err))
 	}
 	host := &node.Host{
 		Node: d.nodeView(m), HostKeys: m.hostSigners,
@@ -89,6 +93,30 @@ func (d *Daemon) newNode(m *member) (*node.Server, error) {
 		Events: d.events, Ledger: ledger, MaxSessions: d.cfg.Node.MaxSessions,
 		OutliveCertificate: d.cfg.Node.OutliveCert, Grace: d.cfg.Grace, Registerer: d.metrics, Log: d.log,
 	})
+}
+
+// accountChanged returns what makes durable that an account of the node is about
+// to be made or removed, or that it could not be.
+func (d *Daemon) accountChanged(ctx context.Context, m *member) func(srv.AccountChange) error {
+	ctx = context.WithoutCancel(ctx)
+	view := d.nodeView(m)
+	return func(c srv.AccountChange) error {
+		n := view()
+		ev := events.Event{Name: events.AccountDelete, Login: c.Login, Success: c.Err == nil, Fields: map[string]any{
+			"groups": c.Create.Groups, "sudoers": c.Create.Sudoers, "shell": c.Create.Shell, "keep": c.Create.Keep,
+			"node_id": n.ID, "node_name": n.Name, "node_labels": n.Labels,
+		}}
+		if c.Created {
+			ev.Name = events.AccountCreate
+		}
+		if c.Err != nil {
+			ev.Error, ev.Fields["reason"] = c.Err.Error(), fault.Public(c.Err)
+		}
+		if err := d.events.Emit(ctx, ev); err != nil {
+			return fault.Wrap(fault.Unavailable, err, "the audit log cannot be written, so no account is made")
+		}
+		return nil
+	}
 }
 
 // nodeView returns how the rules see this node: as the policy has it, and with
