@@ -65,12 +65,13 @@ func (s *Server) serveVisitor(c *sshserver.Conn, who *person, nc ssh.NewChannel)
 // wayOf returns a visitor's passage, which begins with the first use.
 func (s *Server) wayOf(c *sshserver.Conn, who *person) (*passage, error) {
 	v := who.visitor
-	v.open.Do(func() {
-		if v.way, v.err = s.pass(c.Context(), c, who, errand{visit: v.visit, signer: v.signer}); v.err == nil {
-			v.way.lasts()
+	return v.passage(func() (*passage, error) {
+		p, err := s.pass(c.Context(), c, who, errand{visit: v.visit, signer: v.signer})
+		if err == nil {
+			p.lasts()
 		}
+		return p, err
 	})
-	return v.way, v.err
 }
 
 // serveDirectStreamlocal serves a channel to a Unix socket, which only nodes

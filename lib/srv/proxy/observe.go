@@ -18,6 +18,7 @@ import (
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/relay"
 	"github.com/accessd/accessd/lib/rpc"
+	"github.com/accessd/accessd/lib/services"
 	"github.com/accessd/accessd/lib/sshwire"
 )
 
@@ -97,7 +98,11 @@ func (x *session) follow(ctx context.Context, p *passage, far observed) error {
 		return p.lost(io.ErrUnexpectedEOF)
 	case status.Code != 0:
 		text := strings.TrimPrefix(plain(strings.TrimSpace(words.String())), "accessd: ")
-		return fault.New(fault.Denied, "%s", cmp.Or(text, "the session cannot be seen"))
+		err := fault.New(fault.Denied, "%s", cmp.Or(text, "the session cannot be seen"))
+		if p.to.node.Kind == services.NodeSSHD {
+			return err.WithHint("a session on a plain sshd node is seen at the proxy that it goes through")
+		}
+		return err
 	}
 	return nil
 }

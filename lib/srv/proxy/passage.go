@@ -173,7 +173,8 @@ func (p *passage) lasts() {
 	p.s.forwards.Go(func() {
 		<-p.far.Context().Done()
 		p.flush()
-		p.near.Cut(fmt.Errorf("the connection to node %q has ended: %w", p.to.node.Name, context.Cause(p.far.Context())))
+		// Not wrapped: of an end of file it would be taken for the client's own.
+		p.near.Cut(fault.New(fault.Unavailable, "the connection to node %q has ended: %s", p.to.node.Name, context.Cause(p.far.Context()).Error()))
 	})
 }
 

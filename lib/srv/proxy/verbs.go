@@ -181,12 +181,15 @@ func (k *keys) pump(ctx context.Context, r io.Reader) {
 }
 
 func (k *keys) put(b []byte) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
 	const ctrlC = 3
-	if !k.lent && bytes.IndexByte(b, ctrlC) >= 0 {
+	k.mu.Lock()
+	lent := k.lent
+	k.mu.Unlock()
+	if !lent && bytes.IndexByte(b, ctrlC) >= 0 {
 		k.interrupt()
 	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	for k.lent && len(k.buf)+len(b) > maxKeys && k.err == nil {
 		k.moved.Wait()
 	}

@@ -44,19 +44,52 @@ type visitor struct {
 	visit
 	signer ssh.Signer // a certificate of our own for this person; nil when theirs buys one
 
-	open sync.Once
-	way  *passage
-	err  error // why there is none
+	mu      sync.Mutex
+	opening chan struct{} // closed when the attempt under way is over; nil without one
+	way     *passage      // nil until an attempt went well
+	err     error         // of the last one
+	gone    bool
 }
 
 // errGone is why a passage is not opened any more.
 var errGone = fault.New(fault.Unavailable, "the connection has ended")
 
-// close ends the visitor's passage, if there is one, and lets none begin.
+// passage returns the visitor's passage, which the first to need it opens; who
+// comes meanwhile has to wait. An attempt that failed is no reason not to try
+// again: a client may keep its connection until the node is back.
+func (v *visitor) passage(open func() (*passage, error)) (*passage, error) {
+	v.mu.Lock()
+	if v.way != nil || v.gone {
+		defer v.mu.Unlock()
+		return v.way, v.err
+	}
+	if under := v.opening; under != nil {
+		v.mu.Unlock()
+		<-under
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		return v.way, v.err
+	}
+	over := make(chan struct{})
+	v.opening = over
+	v.mu.Unlock()
+	way, err := open()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.way, v.err, v.opening = way, err, nil
+	close(over)
+	return way, err
+}
+
+// close ends the visitor's passage, if there is one, and lets none begin. Nobody
+// opens one at that time: it is called when all channels are gone.
 func (v *visitor) close() {
-	v.open.Do(func() { v.err = errGone })
-	if v.way != nil {
-		v.way.close()
+	v.mu.Lock()
+	way := v.way
+	v.way, v.err, v.gone = nil, errGone, true
+	v.mu.Unlock()
+	if way != nil {
+		way.close()
 	}
 }
 

@@ -507,6 +507,36 @@ func TestVisitEnds(t *testing.T) {
 	}
 }
 
+// TestVisitTriesAgain: a client that keeps its connection gets to a node that has
+// come back.
+func TestVisitTriesAgain(t *testing.T) {
+	w := newWorld(t)
+	w.connectNode()
+	w.tunnel.mu.Lock()
+	addr := w.tunnel.nodes[idN1]
+	delete(w.tunnel.nodes, idN1)
+	w.tunnel.mu.Unlock()
+	conn := w.must("root@n1", pubkey(w.person("alice")))
+	if out, err := must(conn.NewSession()).CombinedOutput("echo in"); err == nil || !strings.Contains(string(out), "is not connected") {
+		t.Errorf("while it is away: %q, %v", out, err)
+	}
+	w.tunnel.mu.Lock()
+	w.tunnel.nodes[idN1] = addr
+	w.tunnel.mu.Unlock()
+	var wg sync.WaitGroup
+	for range 8 { // of which one opens the passage
+		wg.Go(func() {
+			if out, err := must(conn.NewSession()).Output("echo in"); err != nil || string(out) != "in\n" {
+				t.Errorf("when it is back: %q, %v", out, err)
+			}
+		})
+	}
+	wg.Wait()
+	if got := len(w.tunnel.dials()); got != 2 {
+		t.Errorf("the node was dialled %d times, want 2", got)
+	}
+}
+
 // TestVisitLosesNode: a node that goes away takes its visitors' connections along.
 func TestVisitLosesNode(t *testing.T) {
 	w := newWorld(t)
