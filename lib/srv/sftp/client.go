@@ -90,14 +90,14 @@ func (p *clientPump) request(ctx context.Context, head []byte) error {
 	}
 	c, ok := parse(head, p.rest)
 	switch {
-	case !ok && c.action != "":
-		return p.refuse(ctx, &c, id, statusBadMessage, "bad message")
 	case c.action == "":
-		return p.refuse(ctx, nil, id, statusUnsupported, "operation unsupported")
+		return p.refuse(ctx, refusal{id: id, status: statusUnsupported, message: "operation unsupported"})
+	case !ok:
+		return p.refuse(ctx, refusal{id: id, status: statusBadMessage, message: "bad message, or too long a path", call: &c})
 	}
 	open, source, ok := p.find(&c)
 	if !ok {
-		return p.refuse(ctx, nil, id, statusFailure, "no such handle")
+		return p.refuse(ctx, refusal{id: id, status: statusFailure, message: "no such handle"})
 	}
 	if open != nil {
 		c.path = open.path
@@ -106,14 +106,10 @@ func (p *clientPump) request(ctx context.Context, head []byte) error {
 		c.target = source.path
 	}
 	if err := p.decide(&c, open, source); err != nil {
-		op := p.refused(&c, open)
-		if op != nil {
-			op.Error = bounded(err.Error())
-		}
-		return p.deny(ctx, op, id, err)
+		return p.reject(ctx, p.denied(&c, open, err), statusPacket(id, statusDenied, "permission denied: "+bounded(fault.Public(err))))
 	}
 	if !p.register(id, &c, open) {
-		return p.refuse(ctx, &c, id, statusFailure, "too many open files")
+		return p.refuse(ctx, refusal{id: id, status: statusFailure, message: "too many open files", call: &c})
 	}
 	if c.action == actWrite {
 		return p.pass(c.data, func(b []byte) {
@@ -132,12 +128,8 @@ func (p *clientPump) admit(id uint32) error {
 	p.mu.Lock()
 	full := len(p.outstanding) >= maxOutstanding
 	p.mu.Unlock()
-	if full {
-		rest := p.rest
-		p.rest = 0 // what is before this packet ends where a packet does
-		err := p.flush()
-		p.rest = rest
-		if err != nil {
+	if full { // what is waited for may not even have been asked
+		if err := p.flush(); err != nil {
 			return err
 		}
 	}
@@ -216,9 +208,9 @@ func (c *call) operation() *Operation {
 	return op
 }
 
-// refused returns the report of c, which lacks a right, or nil when the same
-// has been reported of the file already.
-func (p *clientPump) refused(c *call, open *file) *Operation {
+// denied returns the report of c, which is refused because of err, or nil when
+// the same has been reported of the file already.
+func (p *clientPump) denied(c *call, open *file, err error) *Operation {
 	switch c.action {
 	case actRead, actWrite, actReaddir, actFstat, actFsync:
 		if open.refused {
@@ -227,30 +219,36 @@ func (p *clientPump) refused(c *call, open *file) *Operation {
 		open.refused = true
 	}
 	op := c.operation()
-	op.Status = statusDenied
+	op.Status, op.Error = statusDenied, bounded(err.Error())
 	return op
 }
 
-// deny answers the current request that a right is missing.
-func (p *clientPump) deny(ctx context.Context, op *Operation, id uint32, err error) error {
-	if dropped := p.drop(nil); dropped != nil {
-		return dropped
-	}
-	return p.answer(ctx, &p.reports, op, statusPacket(id, statusDenied, "permission denied: "+bounded(fault.Public(err))), true)
+// refusal answers a request for a reason other than a right that is missing.
+type refusal struct {
+	id, status uint32
+	message    string
+	call       *call // reported when all of its kind are; may be nil
 }
 
-// refuse answers the current request with a status other than that a right is
-// missing. c is reported when all of its kind are.
-func (p *clientPump) refuse(ctx context.Context, c *call, id, status uint32, message string) error { //nolint:revive // five things
-	if err := p.drop(nil); err != nil {
+func (p *clientPump) refuse(ctx context.Context, r refusal) error {
+	var op *Operation
+	if r.call != nil && r.call.reported() {
+		op = r.call.operation()
+		op.Status, op.Error = r.status, r.message
+	}
+	return p.reject(ctx, op, statusPacket(r.id, r.status, r.message))
+}
+
+// reject answers the current request with the packet b instead of passing it on.
+func (p *clientPump) reject(ctx context.Context, op *Operation, b []byte) error {
+	err := p.flush() // the server should not wait for a report
+	if failed := p.answer(ctx, &p.reports, outcome{op: op, packet: b, own: true}); failed != nil {
+		err = failed
+	}
+	if err != nil {
 		return err
 	}
-	var op *Operation
-	if c != nil && c.reported() {
-		op = c.operation()
-		op.Status, op.Error = status, message
-	}
-	return p.answer(ctx, &p.reports, op, statusPacket(id, status, message), true)
+	return p.drop(nil)
 }
 
 // register notes that the server is asked c. It reports false when there are

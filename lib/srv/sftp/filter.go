@@ -79,11 +79,22 @@ func (f *Filter) allow(n need) error {
 	return nil
 }
 
-// answer reports op and then sends p, the packet that answers it, in its place
-// among the answers. own tells that p is the filter's. wg is of the caller,
-// who waits for it.
-func (f *Filter) answer(ctx context.Context, wg *sync.WaitGroup, op *Operation, p []byte, own bool) error { //nolint:revive // five things
-	h, err := f.answers.hold(p, own)
+// outcome is an answer and what is to be reported before it goes.
+type outcome struct {
+	op     *Operation // nil: nothing
+	packet []byte
+	own    bool // the filter's, not the server's
+}
+
+// answer reports the operation of o and then sends the packet, in its place
+// among the answers. wg is of the caller, who waits for it. When nothing can be
+// sent any more the operation is reported all the same.
+func (f *Filter) answer(ctx context.Context, wg *sync.WaitGroup, o outcome) error {
+	op := o.op
+	h, err := f.answers.hold(o.packet, o.own)
+	if err != nil && op != nil {
+		return errors.Join(err, f.cfg.Report(ctx, *op))
+	}
 	if err != nil {
 		return err
 	}
@@ -128,7 +139,7 @@ func (f *Filter) end(ctx context.Context, wg *sync.WaitGroup, err error) error {
 	f.mu.Lock()
 	f.pumps--
 	last := f.pumps == 0
-	if f.err != nil {
+	if err == nil && !errors.Is(f.err, errGone) {
 		err = f.err
 	}
 	f.mu.Unlock()

@@ -83,7 +83,9 @@ func (p *serverPump) greet() error {
 // reply deals with the answer that begins with head.
 func (p *serverPump) reply(ctx context.Context, head []byte) error {
 	kind, id := head[4], binary.BigEndian.Uint32(head[5:])
-	r, ok := p.take(id)
+	p.mu.Lock()
+	r, ok := p.outstanding[id]
+	p.mu.Unlock()
 	if !ok {
 		return p.broken("request id %d is of no request", id)
 	}
@@ -97,25 +99,25 @@ func (p *serverPump) reply(ctx context.Context, head []byte) error {
 	case typeHandle:
 		return p.handle(ctx, head, r, &f)
 	case typeData:
-		return p.data(len(head)-len(f.b), r, &f)
+		return p.data(id, r, &f)
 	}
 	if r.action == actLimits {
 		clampLimits(&f)
 	}
+	p.settle(id, r)
 	return p.pass(0, nil)
 }
 
-// take removes the request id from those that are outstanding.
-func (p *serverPump) take(id uint32) (request, bool) {
+// settle removes the request id, r, from those that are outstanding. What is not
+// settled is reported at the end.
+func (p *serverPump) settle(id uint32, r request) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	r, ok := p.outstanding[id]
 	delete(p.outstanding, id)
-	if ok && (r.action == actOpen || r.action == actOpendir) {
+	if r.action == actOpen || r.action == actOpendir {
 		p.opening--
 	}
 	p.room.Signal()
-	return r, ok
 }
 
 // status deals with a STATUS (section 7).
@@ -128,6 +130,7 @@ func (p *serverPump) status(ctx context.Context, head []byte, r request, f *fiel
 	if r.good == typeHandle && code == statusOK {
 		return p.broken("STATUS 0 answers %s, want a handle", r.action)
 	}
+	p.settle(binary.BigEndian.Uint32(head[5:]), r)
 	op := r.op
 	switch {
 	case r.action == actClose:
@@ -152,10 +155,11 @@ func (p *serverPump) status(ctx context.Context, head []byte, r request, f *fiel
 // hold sends the current packet, which is head, after op has been reported.
 func (p *serverPump) hold(ctx context.Context, op *Operation, head []byte) error {
 	b := bytes.Clone(head)
-	if err := p.drop(nil); err != nil {
-		return err
+	err := p.drop(nil)
+	if failed := p.answer(ctx, &p.reports, outcome{op: op, packet: b}); failed != nil {
+		err = failed
 	}
-	return p.answer(ctx, &p.reports, op, b, false)
+	return err
 }
 
 // handle deals with a HANDLE (section 7).
@@ -173,19 +177,21 @@ func (p *serverPump) handle(ctx context.Context, head []byte, r request, f *fiel
 	if twice {
 		return p.broken("a handle that is open")
 	}
+	p.settle(binary.BigEndian.Uint32(head[5:]), r)
 	if r.action == actOpendir {
 		return p.pass(0, nil) // reported when it is closed
 	}
 	return p.hold(ctx, r.op, head)
 }
 
-// data deals with a DATA (section 7), whose bytes are at skip.
-func (p *serverPump) data(skip int, r request, f *fields) error {
+// data deals with a DATA (section 7).
+func (p *serverPump) data(id uint32, r request, f *fields) error {
+	const skip = 4 + 1 + 4 + 4
 	n := f.u32()
-	skip += 4
-	if f.bad || n > r.length || uint64(n) > uint64(p.rest-skip) {
+	if f.bad || n > r.length || int64(n) > int64(p.rest-skip) {
 		return p.broken("%d bytes of data in %d, want at most the %d asked for", n, p.rest-4, r.length)
 	}
+	p.settle(id, r)
 	r.file.bytesRead += int64(n)
 	return p.pass(skip, func(b []byte) {
 		k := min(uint64(len(b)), uint64(n))

@@ -29,7 +29,7 @@ type stream struct {
 
 	buf            []byte
 	sent, pos, end int // buf[sent:pos] is to be passed on, buf[pos:end] not looked at
-	rest           int // bytes of the current packet at and after pos
+	size, rest     int // bytes of the current packet, and those at and after pos
 	packets        int // how many have begun
 }
 
@@ -52,7 +52,8 @@ func (s *stream) next() ([]byte, error) {
 	if n == 0 || n > maxPacket {
 		return nil, s.broken("a length of %d bytes, want 1 to %d", n, maxPacket)
 	}
-	s.rest = 4 + int(n)
+	s.size = 4 + int(n)
+	s.rest = s.size
 	if err := s.fill(min(s.rest, headSize)); err != nil {
 		return nil, s.cut(err)
 	}
@@ -66,7 +67,7 @@ func (s *stream) fill(n int) error {
 		if err := s.flush(); err != nil {
 			return err
 		}
-		if s.pos == s.end || len(s.buf)-s.pos < n {
+		if s.pos == s.end || len(s.buf)-s.pos < headSize {
 			s.end = copy(s.buf, s.buf[s.pos:s.end])
 			s.sent, s.pos = 0, 0
 		}
@@ -79,14 +80,15 @@ func (s *stream) fill(n int) error {
 	return nil
 }
 
-// flush passes on what is to be passed on.
+// flush passes on what is to be passed on. It ends with a packet unless the
+// current one has been begun.
 func (s *stream) flush() error {
 	if s.sent == s.pos {
 		return nil
 	}
 	p := s.buf[s.sent:s.pos]
 	s.sent = s.pos
-	return s.send(p, s.rest == 0)
+	return s.send(p, s.rest == 0 || s.rest == s.size)
 }
 
 // pass passes the current packet on. Of what follows its first skip bytes, tap
@@ -112,12 +114,9 @@ func (s *stream) pass(skip int, tap func(p []byte)) error {
 // drop skips the current packet, after what comes before it has been passed on.
 // When instead is not empty it goes in the packet's place.
 func (s *stream) drop(instead []byte) error {
-	whole := s.rest
-	s.rest = 0
 	if err := s.flush(); err != nil {
 		return err
 	}
-	s.rest = whole
 	for s.rest > 0 {
 		if s.pos == s.end {
 			if err := s.fill(1); err != nil {
