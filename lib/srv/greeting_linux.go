@@ -62,7 +62,7 @@ func hushed(home string) bool {
 	if err != nil {
 		return false
 	}
-	defer root.Close()
+	defer root.Close() //nolint:errcheck // only looked through
 	_, err = root.Lstat(".hushlogin")
 	return err == nil
 }

@@ -470,10 +470,11 @@ func (l *Local) permit(ctx context.Context, a Account) error {
 	if len(a.Create.Sudoers) == 0 {
 		return l.forbid(a.Login)
 	}
-	text := "# Made by accessd for an account of its own.\n"
+	lines := []string{"# Made by accessd for an account of its own."}
 	for _, line := range a.Create.Sudoers {
-		text += string(a.Login) + " " + line + "\n"
+		lines = append(lines, string(a.Login)+" "+line)
 	}
+	text := strings.Join(lines, "\n") + "\n"
 	const mode = 0o440 // sudoers(5)
 	return putFile(filepath.Join(l.sudoers(), fragment(a.Login)), []byte(text), mode, func(path string) error {
 		const visudo = "/usr/sbin/visudo"
@@ -577,7 +578,7 @@ func putFile(path string, data []byte, mode fs.FileMode, check func(path string)
 	if err != nil {
 		return err
 	}
-	defer root.Close()
+	defer root.Close()                //nolint:errcheck // only looked through
 	temp := ".accessd-" + rand.Text() // sudo passes over a name with a dot, and so does the list
 	f, err := root.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 	if err != nil {
@@ -606,7 +607,7 @@ func dropFile(path string) error {
 	if err != nil {
 		return err
 	}
-	defer root.Close()
+	defer root.Close() //nolint:errcheck // only looked through
 	if err := root.Remove(filepath.Base(path)); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil

@@ -72,6 +72,12 @@ func stranger(t *testing.T, suffix string) names.Login {
 		t.Fatal("these tests make accounts: run them as root")
 	}
 	login := fmt.Sprintf("accessd-t%d%s", os.Getpid(), suffix)
+	// useradd goes on from the highest number. Tests elsewhere on this machine may
+	// have accounts of their own /etc/passwd, whose processes must not be killed.
+	if highest := fmt.Sprintf("accessd-t%d", os.Getpid()); !exists(names.Login(highest)) {
+		run(t, "useradd", "--no-create-home", "--uid", itoa(20_000+os.Getpid()%30_000), highest)
+		t.Cleanup(func() { run(t, "userdel", highest) })
+	}
 	t.Cleanup(func() {
 		_ = exec.Command("userdel", "--remove", "--force", login).Run()
 		_ = exec.Command("groupdel", login).Run()
@@ -402,7 +408,7 @@ func TestAccountRemovedWhileLinksAreSwapped(t *testing.T) {
 	}
 	before := run(t, "stat", "-c", "%u %g %a", outside)
 	a := Account{Login: login, Create: &services.CreateAccount{}}
-	_, end := m.use(t, a, `for d in 1 2 3 4 5 6 7 8; do mkdir -p d$d/x d$d/y; for i in $(seq 100); do echo >d$d/$i; done; done; ln -s `+outside+` link; echo hi`)
+	_, end := m.use(t, a, `for d in 1 2 3 4 5 6 7 8; do mkdir -p d$d/x d$d/y; (cd d$d && touch $(seq 100)); done; ln -s `+outside+` link; echo hi`)
 	home := "/home/" + string(login)
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
