@@ -26,6 +26,7 @@ func same(t *testing.T, got harness.Result, code int, stdout, stderr string) {
 
 // sessionChecks are shells and commands.
 func sessionChecks() []check {
+	heavy := []string{"jump", "at"} // a ProxyCommand is -J by another name, and takes as long again
 	return []check{
 		{openssh, "exec", "stdout, stderr and exit status arrive apart", nil, func(t *testing.T, x target) {
 			same(t, x.ssh(t, nil, "echo out; echo err >&2; exit 7"), 7, "out\n", "err\n")
@@ -48,7 +49,7 @@ func sessionChecks() []check {
 				t.Errorf("exit %d, %d of %d bytes or others came back: %s", r.Code, len(r.Stdout), len(body), r.Stderr)
 			}
 		}},
-		{openssh, "50 MB up", "content arrives whole under back-pressure", nil, func(t *testing.T, x target) {
+		{openssh, "50 MB up", "content arrives whole under back-pressure", heavy, func(t *testing.T, x target) {
 			path := filepath.Join(t.TempDir(), "blob")
 			want := blob(t, path, 50<<20)
 			f, err := os.Open(path)
@@ -58,7 +59,7 @@ func sessionChecks() []check {
 			defer f.Close()
 			same(t, x.feed(t, f, nil, "sha256sum"), 0, want+"  -\n", "")
 		}},
-		{openssh, "50 MB down", "content arrives whole under back-pressure", nil, func(t *testing.T, x target) {
+		{openssh, "50 MB down", "content arrives whole under back-pressure", heavy, func(t *testing.T, x target) {
 			dir := x.scratch(t)
 			want := blob(t, filepath.Join(dir, "blob"), 50<<20)
 			out, err := os.Create(filepath.Join(t.TempDir(), "got"))
@@ -96,8 +97,8 @@ func sessionChecks() []check {
 		{openssh, "keepalive", "the client's probes are answered in a silent session", nil, func(t *testing.T, x target) {
 			same(t, x.ssh(t, []string{"-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=1"}, "sleep 4; echo alive"), 0, "alive\n", "")
 		}},
-		{openssh, "rekeying under load", "new keys every megabyte in both directions", nil, func(t *testing.T, x target) {
-			body := noise(8 << 20)
+		{openssh, "rekeying under load", "new keys every megabyte in both directions", heavy, func(t *testing.T, x target) {
+			body := noise(4 << 20)
 			r := x.feed(t, bytes.NewReader(body), []string{"-o", "RekeyLimit=1M"}, "cat")
 			if r.Code != 0 || digest([]byte(r.Stdout)) != digest(body) {
 				t.Errorf("exit %d, %d of %d bytes or others came back: %s", r.Code, len(r.Stdout), len(body), r.Stderr)
