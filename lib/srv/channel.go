@@ -13,6 +13,7 @@ import (
 	"github.com/accessd/accessd/lib/authz"
 	"github.com/accessd/accessd/lib/events"
 	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/srv/sftp"
 	"github.com/accessd/accessd/lib/sshwire"
 )
 
@@ -243,7 +244,7 @@ func (h *channel) begin(kind Kind, line string) (ok bool, then func()) {
 		reason := h.client.refuse(h.ctx, refusal{kind: string(kind), target: line}, errNoSubsystem)
 		return true, func() { h.spawn(func() { h.dismiss(prefix+reason, exitRefused) }) }
 	}
-	if scp, ok := parseSCP(line); ok && kind == KindExec {
+	if scp, ok := sftp.ParseSCP(line); ok && kind == KindExec {
 		h.request.scp = &scp
 	}
 	s, err := h.client.open(h.ctx, h.request, h.cancel)

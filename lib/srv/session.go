@@ -15,15 +15,16 @@ import (
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/services"
+	"github.com/accessd/accessd/lib/srv/sftp"
 	"github.com/accessd/accessd/lib/sshwire"
 )
 
 // request is what a client asked for on one channel.
 type request struct {
 	kind     Kind
-	line     string      // command, for KindExec; name, for KindSubsystem
-	argv     []string    // runs instead of line, without a shell
-	scp      *scpCommand // what line is, when it is the remote end of scp
+	line     string    // command, for KindExec; name, for KindSubsystem
+	argv     []string  // runs instead of line, without a shell
+	scp      *sftp.SCP // what line is, when it is the remote end of scp
 	env      []sshwire.Env
 	terminal *Terminal
 	agent    bool                // the client's agent was granted

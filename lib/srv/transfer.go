@@ -11,14 +11,6 @@ import (
 	"github.com/accessd/accessd/lib/srv/sftp"
 )
 
-// scpCommand is a placeholder.
-type scpCommand struct {
-	Write bool
-	Argv  []string
-}
-
-func parseSCP(string) (scpCommand, bool) { return scpCommand{}, false }
-
 // transfer carries a session of files and reads what passes.
 type transfer interface {
 	FromClient(ctx context.Context, r io.Reader) error
@@ -58,7 +50,10 @@ func (h *channel) transfer(s *session, streams Pipes) transfer {
 			Report: func(ctx context.Context, op sftp.Operation) error { return s.report(ctx, events.SFTP, op) },
 		}, client, streams.Stdin)
 	case s.request.scp != nil:
-		return nil
+		return sftp.NewSCP(sftp.Config{
+			Allow:  s.mayCopy,
+			Report: func(ctx context.Context, op sftp.Operation) error { return s.report(ctx, events.SCP, op) },
+		}, *s.request.scp, client, streams.Stdin)
 	}
 	return nil
 }
