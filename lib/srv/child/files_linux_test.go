@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -464,18 +465,15 @@ func TestAppendKeepsTheOrder(t *testing.T) {
 	c.do(typeOpen, "log", flagWrite|flagCreate|flagAppend, attributes{})
 	var want bytes.Buffer
 	const blocks, length = 200, 20_000
-	go func() {
-		for range blocks {
-			_ = c.read()
-		}
-		_ = c.in.Close()
-	}()
+	var answers sync.WaitGroup
+	answers.Go(func() { _, _ = io.Copy(io.Discard, c.out) })
 	for i := range blocks {
 		block := strings.Repeat(string(rune('A'+i%50)), length)
 		want.WriteString(block)
 		c.send(c.packet(typeWrite, h(0), uint64(0), block))
 	}
-	_, _ = io.Copy(io.Discard, c.out)
+	_ = c.in.Close()
+	answers.Wait() // the server has done all and ended
 	got, err := os.ReadFile(filepath.Join(dir, "log"))
 	if err != nil || !bytes.Equal(got, want.Bytes()) {
 		t.Errorf("%d bytes, %v, out of order", len(got), err)
