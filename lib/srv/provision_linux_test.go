@@ -305,11 +305,17 @@ func TestAccountAfterCrash(t *testing.T) {
 	dead, login := newMaker(t, dir), stranger(t, "c")
 	a := Account{Login: login, Create: &services.CreateAccount{Sudoers: []string{"ALL=(ALL) ALL"}}}
 	_, end := dead.use(t, a, "echo hi")
+	tenancy, err := dead.tenancies.take(t.Context(), login) // the dead do nothing
+	if err != nil {
+		t.Fatal(err)
+	}
 	next := newMaker(t, dir)
 	if err := next.Recover(t.Context()); err != nil {
 		t.Error(err)
 	}
 	wantLeft(t, next, login)
+	<-tenancy.turn
+	dead.tenancies.drop(login, tenancy)
 	end()
 	dead.idle(t, login)
 
