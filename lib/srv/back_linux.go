@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os/exec"
-	"strings"
 	"sync"
 
 	"go.uber.org/zap"
@@ -151,9 +149,8 @@ func (l *Local) openDisplay(ctx context.Context, b *back, p person, x sshwire.X1
 	}
 	// The name under which clients look for the cookie of a display on this host.
 	name := fmt.Sprintf("unix:%d.%d", n, x.Screen)
-	cmd := &exec.Cmd{Path: xauth, Args: []string{xauth, "-q", "-"}}
-	cmd.Stdin = strings.NewReader(fmt.Sprintf("remove %s\nadd %s %s %s\n", name, name, x.Protocol, x.Cookie))
-	if err := l.run(ctx, p, cmd); err != nil {
+	cookie := fmt.Sprintf("remove %s\nadd %s %s %s\n", name, name, x.Protocol, x.Cookie)
+	if err := l.run(ctx, p, errand{path: xauth, args: []string{xauth, "-q", "-"}, stdin: cookie}); err != nil {
 		ln.Close()
 		return fmt.Errorf("xauth: %w", err)
 	}

@@ -48,19 +48,25 @@ func (l *Local) as(p person) *syscall.SysProcAttr {
 	return attr
 }
 
-// run runs a program as p and returns what is wrong with how it ended.
-func (l *Local) run(ctx context.Context, p person, cmd *exec.Cmd) error {
+// errand is a program that is run for a moment.
+type errand struct {
+	path  string
+	args  []string // with its name
+	stdin string
+	file  *os.File // it finds as descriptor 3; nil: none
+}
+
+// run runs e as p and returns what is wrong with how it ended.
+func (l *Local) run(ctx context.Context, p person, e errand) error {
 	ctx, cancel := context.WithTimeout(ctx, childTime)
 	defer cancel()
-	defer context.AfterFunc(ctx, func() {
-		if cmd.Process != nil {
-			_ = cmd.Process.Kill() // fails when it has ended
-		}
-	})()
 	var said bytes.Buffer
-	cmd.Stderr, cmd.Dir, cmd.WaitDelay, cmd.SysProcAttr = &said, "/", time.Second, l.as(p)
-	if cmd.Env == nil {
-		cmd.Env = []string{"PATH=" + userPath, "HOME=" + p.home, "USER=" + p.name, "LOGNAME=" + p.name}
+	cmd := exec.CommandContext(ctx, e.path) //nolint:gosec // one of two constants
+	cmd.Args, cmd.Stdin, cmd.Stderr, cmd.Dir = e.args, strings.NewReader(e.stdin), &said, "/"
+	cmd.WaitDelay, cmd.SysProcAttr = time.Second, l.as(p)
+	cmd.Env = []string{"PATH=" + userPath, "HOME=" + p.home, "USER=" + p.name, "LOGNAME=" + p.name}
+	if e.file != nil {
+		cmd.ExtraFiles = []*os.File{e.file}
 	}
 	err := cmd.Run()
 	if err == nil {
@@ -88,7 +94,7 @@ func (l *Local) handed(ctx context.Context, p person, job ...string) (*os.File, 
 	ours, theirs := os.NewFile(uintptr(pair[0]), "ours"), os.NewFile(uintptr(pair[1]), "theirs")
 	defer ours.Close()
 	defer theirs.Close()
-	err = l.run(ctx, p, &exec.Cmd{Path: self, Args: append([]string{child.Name}, job...), ExtraFiles: []*os.File{theirs}})
+	err = l.run(ctx, p, errand{path: self, args: append([]string{child.Name}, job...), file: theirs})
 	if err != nil {
 		return nil, "", err
 	}
@@ -157,7 +163,7 @@ func (l *Local) listening(ctx context.Context, p person, job ...string) (*socket
 	return &socket{Listener: ln, path: path, remove: func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), childTime) //nolint:forbidigo // the session it was for is over
 		defer cancel()
-		return l.run(ctx, p, &exec.Cmd{Path: self, Args: []string{child.Name, child.Remove, path}})
+		return l.run(ctx, p, errand{path: self, args: []string{child.Name, child.Remove, path}})
 	}}, nil
 }
 

@@ -70,13 +70,26 @@
 // system. It is for Linux. It follows Debian's sshd without PAM: accounts come
 // from /etc/passwd, /etc/group and, where /etc/nsswitch.conf names other
 // sources, from getent(1), afresh for each session. An account is refused when
-// it has expired (shadow(5)), when its shell is missing or not executable, and,
-// unless it is root, while /etc/nologin or /run/nologin exists. A locked
-// password ("!" in shadow) does not refuse: it locks the password, as usermod(8)
-// says, and most cloud images have no other kind of account; Debian's own sshd
-// takes keys for them, too. Not done: PAM sessions and limits, utmp and lastlog,
-// cgroups, ~/.ssh/rc, ~/.ssh/environment, message of the day. The umask is the
-// server's own.
+// it has expired (shadow(5)) and when its shell is missing or not executable.
+// While /etc/nologin or /run/nologin exists everybody but root reads it instead
+// of a session, which ends with 254. A locked password ("!" in shadow) does not
+// refuse: it locks the password, as usermod(8) says, and most cloud images have
+// no other kind of account; Debian's own sshd takes keys for them, too. A login
+// shell with a terminal begins with /etc/motd unless there is a ~/.hushlogin. Not
+// done: PAM sessions and limits, utmp and lastlog, cgroups, ~/.ssh/rc,
+// ~/.ssh/environment. The umask is the server's own.
+//
+// Where a role says so ([services.CreateAccount]) an account that is missing is
+// made with useradd(8), and removed after its last session with userdel(8), unless
+// it is kept. Only accounts on the node's own list are ever changed or removed;
+// what they leave behind outside of their homes is not looked for.
+//
+// Files are served by a child of this program that runs as the login
+// (lib/srv/child). It follows OpenSSH's sftp-server request by request; a test
+// holds the two against each other. Unix sockets are dialled, made and removed by
+// such a child, too. The end of a session waits for no answer of its client: a
+// channel to its agent or display that it has not confirmed by then is closed when
+// it comes.
 //
 // A server that does not run as root serves the account it runs as, and no
 // other.
