@@ -144,10 +144,3 @@ func (a *answers) failLocked(err error) {
 	}
 	a.moved.Broadcast()
 }
-
-// failed returns what was failed with.
-func (a *answers) failed() error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.err
-}

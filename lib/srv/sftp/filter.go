@@ -60,6 +60,7 @@ func New(cfg Config, client io.Writer, server io.WriteCloser) *Filter {
 // reason given is that of reading.
 func (f *Filter) allow(n need) error {
 	switch n {
+	case needNothing:
 	case needEither:
 		err := f.cfg.Allow(false)
 		if err == nil || f.cfg.Allow(true) == nil {

@@ -58,8 +58,12 @@ func flagsText(flags uint32) string {
 		bit  uint32
 		word string
 	}{
-		{flagRead, "read"}, {flagWrite, "write"}, {flagAppend, "append"},
-		{flagCreate, "create"}, {flagTrunc, "truncate"}, {flagExcl, "exclusive"},
+		{flagRead, "read"},
+		{flagWrite, "write"},
+		{flagAppend, "append"},
+		{flagCreate, "create"},
+		{flagTrunc, "truncate"},
+		{flagExcl, "exclusive"},
 	} {
 		if flags&f.bit != 0 {
 			words = append(words, f.word)

@@ -107,8 +107,8 @@ func (d *desk) filter(client io.Writer, server io.WriteCloser) pump {
 }
 
 // through runs client, a stock program whose connection is this binary, against
-// server by way of what make returns. It returns what the client says.
-func through(t *testing.T, make front, client, server *exec.Cmd) (string, error) {
+// server by way of what open returns. It returns what the client says.
+func through(t *testing.T, open front, client, server *exec.Cmd) (string, error) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "s")
 	ln, err := net.Listen("unix", path)
@@ -116,7 +116,7 @@ func through(t *testing.T, make front, client, server *exec.Cmd) (string, error)
 		t.Fatal(err)
 	}
 	defer ln.Close()
-	served := async(func() error { return serveOne(t, ln, make, server) })
+	served := async(func() error { return serveOne(t, ln, open, server) })
 	client.Env = append(os.Environ(), bridge+"="+path)
 	out, failed := client.CombinedOutput()
 	_ = ln.Close() // a client that never connected
@@ -132,7 +132,7 @@ func async(f func() error) chan error {
 	return c
 }
 
-func serveOne(t *testing.T, ln net.Listener, make front, server *exec.Cmd) error {
+func serveOne(t *testing.T, ln net.Listener, open front, server *exec.Cmd) error {
 	c, err := ln.Accept()
 	if err != nil {
 		return err
@@ -149,7 +149,7 @@ func serveOne(t *testing.T, ln net.Listener, make front, server *exec.Cmd) error
 	if err := server.Start(); err != nil {
 		return err
 	}
-	f := make(c, stdin)
+	f := open(c, stdin)
 	fromClient := async(func() error { return f.FromClient(t.Context(), c) })
 	err = f.FromServer(t.Context(), stdout)
 	_ = c.(*net.UnixConn).CloseWrite()
