@@ -79,10 +79,18 @@
 // done: PAM sessions and limits, utmp and lastlog, cgroups, ~/.ssh/rc,
 // ~/.ssh/environment. The umask is the server's own.
 //
-// Where a role says so ([services.CreateAccount]) an account that is missing is
-// made with useradd(8), and removed after its last session with userdel(8), unless
-// it is kept. Only accounts on the node's own list are ever changed or removed;
-// what they leave behind outside of their homes is not looked for.
+// Where the role says how ([services.CreateAccount]), a login that has no account
+// gets one for its first session, from useradd(8), with a locked password and a
+// home of its own, and a file in /etc/sudoers.d if the role has lines for sudo.
+// What the latest session's role says is what the account has. When nothing runs
+// or listens for it any more it is removed, unless it is kept: all processes of
+// its number are killed, then userdel(8) takes it and its home. The list of what
+// was made is on disk before anything is made, so that [Local.Recover] removes
+// what a crash has left; a mark in the account's comment tells it from others of
+// that name, which are used and never changed. Groups that were made stay, as do
+// files outside the home; a later account may get the same number, and with it
+// those files. A node that makes accounts must not share process numbers with
+// another system: those with the same user number there would be killed, too.
 //
 // Files are served by a child of this program that runs as the login
 // (lib/srv/child). It follows OpenSSH's sftp-server request by request; a test

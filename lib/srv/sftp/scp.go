@@ -63,8 +63,12 @@ func ParseSCP(line string) (SCP, bool) {
 	return c, true
 }
 
-// special are the characters that mean something to a shell, outside of quotes.
-const special = "|&;<>()$`\"'\\*?[]#~=%{}!^ \t\r\n\x00"
+// The characters that mean something to a shell outside of quotes: anywhere, and
+// at the beginning of a word.
+const (
+	special = "|&;<>()$`*?[]{}!\r\n\x00"
+	leading = "~#"
+)
 
 // splitWords splits a line into words where no shell would do more with it than
 // that. Quotes and backslashes are taken, expansions and operators are not.
@@ -99,7 +103,7 @@ func splitWords(line string) (words []string, ok bool) {
 				return nil, false
 			}
 			word.WriteByte(line[i])
-		case strings.IndexByte(special, b) >= 0 && !(b == '=' || b == '%' || b == '^' || b == '~' && begun || b == '#' && begun):
+		case strings.IndexByte(special, b) >= 0, strings.IndexByte(leading, b) >= 0 && !begun:
 			return nil, false
 		default:
 			word.WriteByte(b)

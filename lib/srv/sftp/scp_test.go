@@ -142,7 +142,7 @@ func TestSCPBetweenRealEnds(t *testing.T) {
 			for name, size := range map[string]int{"tree/a": 0, "tree/b c": 1, "tree/sub/d": 300_000, "tree/sub/e": 65536} {
 				data := make([]byte, size)
 				for i := range data {
-					data[i] = byte(rand.IntN(256)) //nolint:gosec // G404: test data
+					data[i] = byte(rand.IntN(256))
 				}
 				path := filepath.Join(from, name)
 				if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, data, 0o600)); err != nil {
