@@ -30,7 +30,7 @@ func (f *Filter) FromClient(ctx context.Context, r io.Reader) error {
 	})
 	err := p.run(ctx)
 	err = f.end(ctx, &p.reports, err)
-	f.server.Close()
+	f.close()
 	return err
 }
 

@@ -34,5 +34,8 @@
 // answers and for pieces of content out of order. What a server does with an
 // operation, and whether its answer is true, is not known here.
 //
+// An [SCPFilter] does the same for the remote end of "scp -O", which
+// [ParseSCP] tells from every other command.
+//
 // Only lib/srv uses the package.
 package sftp

@@ -29,7 +29,8 @@ type Config struct {
 // Filter stands between one SFTP client and its server.
 type Filter struct {
 	cfg     Config
-	server  io.WriteCloser
+	server  io.Writer
+	close   func() // the server's input, once
 	answers *answers
 	reports chan struct{} // holds a token for each that is made
 	held    atomic.Int64  // bytes kept by contents
@@ -48,7 +49,7 @@ type Filter struct {
 // must be run. It may close server while a write to it waits.
 func New(cfg Config, client io.Writer, server io.WriteCloser) *Filter {
 	f := &Filter{
-		cfg: cfg, server: server,
+		cfg: cfg, server: server, close: sync.OnceFunc(func() { _ = server.Close() }), // there is nobody to tell
 		answers: newAnswers(client), reports: make(chan struct{}, maxReports),
 		outstanding: map[uint32]request{}, handles: map[string]*file{}, pumps: 2,
 	}
@@ -126,7 +127,7 @@ func (f *Filter) fail(err error) {
 	f.room.Broadcast()
 	f.mu.Unlock()
 	if first {
-		f.server.Close() // the server ends, so its pump does
+		f.close() // the server ends, so its pump does
 	}
 }
 
