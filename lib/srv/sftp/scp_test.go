@@ -164,6 +164,9 @@ func TestSCPBetweenRealEnds(t *testing.T) {
 				t.Errorf("the trees differ: %s", out)
 			}
 			for _, op := range j.list {
+				if op.Action == actMkdir {
+					continue
+				}
 				name := filepath.Base(op.Path)
 				if write {
 					name = filepath.Base(op.Target)
@@ -199,8 +202,7 @@ func TestSCPHostileSource(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			var passed bytes.Buffer
-			f := NewSCP((&journal{}).config(), SCP{Write: true, Path: "/tmp"}, io.Discard, nopCloser{&passed})
-			if err := f.FromClient(t.Context(), strings.NewReader(test.sent)); err == nil || !strings.Contains(err.Error(), test.want) {
+			if err := push(t, (&journal{}).config(), &passed, test.sent); err == nil || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("FromClient = %v, want %q", err, test.want)
 			}
 			if test.name != "deep" && passed.Len() > 0 {
@@ -209,22 +211,90 @@ func TestSCPHostileSource(t *testing.T) {
 		})
 	}
 	j := &journal{}
-	f := NewSCP(j.config(), SCP{Write: true, Path: "/tmp"}, io.Discard, nopCloser{io.Discard})
-	if err := f.FromClient(t.Context(), strings.NewReader("C0644 10 x\nabc")); err != nil {
-		t.Errorf("FromClient = %v", err)
-	}
-	if err := f.FromServer(t.Context(), strings.NewReader("")); err != nil {
-		t.Errorf("FromServer = %v", err)
+	if err := push(t, j.config(), io.Discard, "C0644 10 x\nabc"); err != nil {
+		t.Errorf("push = %v", err)
 	}
 	if len(j.list) != 1 || j.list[0].Error != ended || j.list[0].BytesWritten != 3 {
 		t.Errorf("reported %+v, want a file that was cut after 3 bytes", j.list)
 	}
-	f = NewSCP((&journal{deny: errors.New("no more")}).config(), SCP{Write: true}, io.Discard, nopCloser{io.Discard})
-	if err := f.FromClient(t.Context(), strings.NewReader("C0644 1 x\nx\x00")); err == nil || err.Error() != "no more" {
-		t.Errorf("FromClient = %v, want the refusal", err)
+	if err := push(t, (&journal{deny: errors.New("no more")}).config(), io.Discard, "C0644 1 x\nx\x00"); err == nil || err.Error() != "no more" {
+		t.Errorf("push = %v, want the refusal", err)
 	}
 }
 
-type nopCloser struct{ io.Writer }
+// push has a source send what, to a sink that answers each write with success but
+// for a file called refused.
+func push(t *testing.T, cfg Config, passed io.Writer, what string) error {
+	t.Helper()
+	answers, say := io.Pipe()
+	f := NewSCP(cfg, SCP{Write: true, Path: "/tmp"}, io.Discard, &yes{passed, say})
+	served := async(func() error { return f.FromServer(t.Context(), answers) })
+	_, _ = say.Write([]byte{0})
+	err := f.FromClient(t.Context(), strings.NewReader(what))
+	_ = say.Close()
+	return errors.Join(err, <-served)
+}
 
-func (nopCloser) Close() error { return nil }
+type yes struct {
+	io.Writer
+
+	say io.Writer
+}
+
+func (y *yes) Write(p []byte) (int, error) {
+	answer := "\x00"
+	if bytes.Contains(p, []byte("refused")) {
+		answer = "\x01scp: refused: Permission denied\n"
+	}
+	_, _ = y.say.Write([]byte(answer))
+	return y.Writer.Write(p)
+}
+
+func (*yes) Close() error { return nil }
+
+// A client announces a file that the sink will refuse, and in what looks like its
+// content another one: the sink takes that for the next announcement, so must
+// whoever keeps the record.
+func TestSCPContentOfRefusedFile(t *testing.T) {
+	j := &journal{}
+	if err := push(t, j.config(), io.Discard, "C0644 1000 refused\nC0644 4 hidden\nevil\x00"); err != nil {
+		t.Fatal(err)
+	}
+	if len(j.list) != 2 || j.list[0].Target != "refused" || j.list[0].Status == 0 ||
+		j.list[1].Target != "hidden" || j.list[1].SHA256 != sum([]byte("evil")) {
+		t.Errorf("reported %+v, want a refused file and a hidden one", j.list)
+	}
+	if err := push(t, j.config(), io.Discard, "C0644 1000 refused\nC0644 4 ../hidden\nevil\x00"); err == nil {
+		t.Error("a name that leads elsewhere passes behind a refused file")
+	}
+}
+
+// An honest source goes on behind a file that the sink refuses; so must the
+// filter.
+func TestSCPGoesOnBehindRefusedFile(t *testing.T) {
+	from, to := t.TempDir(), t.TempDir()
+	for _, name := range []string{"a", "b", "c"} {
+		if err := os.MkdirAll(filepath.Join(from, "tree"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		noise(t, filepath.Join(from, "tree", name), 100_000)
+	}
+	if err := os.MkdirAll(filepath.Join(to, "tree", "b"), 0o700); err != nil { // no file can be there
+		t.Fatal(err)
+	}
+	j := &journal{}
+	filtered, _, _ := between(t, j, SCP{Write: true, Path: to},
+		exec.Command("scp", "-r", "-f", filepath.Join(from, "tree")), exec.Command("scp", "-r", "-t", to))
+	if filtered != nil {
+		t.Fatal(filtered)
+	}
+	status := map[string]uint32{}
+	for _, op := range j.list {
+		status[op.Target] = op.Status
+	}
+	if len(status) != 4 || status["tree/a"] != 0 || status["tree/b"] == 0 || status["tree/c"] != 0 {
+		t.Errorf("reported %+v, want b alone refused", j.list)
+	}
+	sameFile(t, filepath.Join(from, "tree", "a"), filepath.Join(to, "tree", "a"))
+	sameFile(t, filepath.Join(from, "tree", "c"), filepath.Join(to, "tree", "c"))
+}
