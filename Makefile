@@ -7,6 +7,8 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 LDFLAGS := -s -w -X github.com/accessd/accessd/lib/defaults.Version=$(VERSION)
 PLATFORMS := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64
 TEST_TIMEOUT ?= 20m
+# Scenarios wait for processes most of the time, whatever the number of cores.
+PARALLEL ?= 12
 
 export CGO_ENABLED ?= 0
 
@@ -27,7 +29,7 @@ deps: ## what the tests drive: stock clients and servers
 
 .PHONY: test
 test: deps build ## everything: unit, contract, script, integration, attack, fault
-	CGO_ENABLED=1 $(GO) test -race -shuffle=on -timeout $(TEST_TIMEOUT) ./...
+	CGO_ENABLED=1 $(GO) test -race -shuffle=on -parallel $(PARALLEL) -timeout $(TEST_TIMEOUT) ./...
 
 .PHONY: unit
 unit: ## the packages alone
@@ -35,7 +37,7 @@ unit: ## the packages alone
 
 .PHONY: interop
 interop: deps build ## stock clients against the built binary; writes docs/interop.md
-	ACCESSD_INTEROP_DOC=$(CURDIR)/docs/interop.md $(GO) test -count=1 -timeout $(TEST_TIMEOUT) ./integration/...
+	ACCESSD_INTEROP_DOC=$(CURDIR)/docs/interop.md $(GO) test -count=1 -parallel $(PARALLEL) -timeout $(TEST_TIMEOUT) ./integration/...
 
 .PHONY: fault
 fault: deps build ## kills, full disks and dead networks, more rounds than "make test"
