@@ -300,6 +300,7 @@ func (x target) background(t *testing.T, cmd *exec.Cmd) *background {
 	t.Helper()
 	b := &background{cmd: cmd, done: make(chan struct{})}
 	cmd.Stderr = &b.words
+	cmd.WaitDelay = time.Second // an ssh that it jumps through holds stderr, too
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
