@@ -71,14 +71,6 @@ allow:
 		t.Run("unknown node", func(t *testing.T) {
 			refused(t, dev.SSH("-J", "accessd-proxy", c.Login+"@n9", "true"), "n9")
 		})
-		t.Run("what comes later", func(t *testing.T) {
-			all := c.User("all", "access")
-			refused(t, all.SSH("-o", "ExitOnForwardFailure=yes", "-R", "0:127.0.0.1:9", "n1", "true"))
-			r := harness.Run(t, nil, "sftp", "-F", all.Config, "-b", "/dev/null", "n1")
-			if r.Code == 0 {
-				t.Errorf("sftp succeeded, want a clear refusal until it is built")
-			}
-		})
 		t.Run("role removed from the person", func(t *testing.T) {
 			c.Admin("users", "rm", "dev")
 			refused(t, dev.SSH("n1", "true"))
