@@ -109,9 +109,6 @@ func (h *Host) Account(name string, flags ...string) {
 // Etc returns the path, as the test sees it, of a file of the host's /etc.
 func (h *Host) Etc(name string) string { return filepath.Join(h.etc, name) }
 
-// Home returns the path, as the test sees it, of an account's home directory.
-func (h *Host) Home(account string) string { return filepath.Join(h.home, account) }
-
 // NodeOn joins and starts a node that runs on a host.
 func (c *Cluster) NodeOn(h *Host, name string, extra ...string) *Process {
 	c.T.Helper()

@@ -417,13 +417,14 @@ func (s delegationService) PinHostKey(ctx context.Context, req *connect.Request[
 	}
 	c := callerOf(ctx)
 	ev := aboutNode(events.Event{Name: events.NodeHostKey, AddrRemote: c.addr, Fields: map[string]any{
-		"by": c.by, "fingerprint": ssh.FingerprintSHA256(key),
+		"action": "pinned", "by": c.by, "fingerprint": ssh.FingerprintSHA256(key),
 	}}, node)
 	if slices.Contains(node.HostKeys, keyLine(key)) {
 		return connect.NewResponse(&accessdv1.PinHostKeyResponse{}), nil
 	}
 	if why := unpinnable(node); why != "" {
-		ev.Error, ev.Fields["reason"], ev.Fields["expected"] = why, why, fingerprints(node.HostKeys)
+		ev.Error, ev.Fields["action"], ev.Fields["reason"] = why, "refused", why
+		ev.Fields["expected"] = fingerprints(node.HostKeys)
 		set(ev, "address", node.Address)
 		s.note(ctx, ev)
 		return nil, fault.Wrap(fault.Denied, errors.New(why), "permission denied")

@@ -459,13 +459,13 @@ func TestPinHostKey(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if evs := w.rec.take(); len(evs) != 1 || evs[0].Name != events.NodeHostKey || !evs[0].Success || evs[0].Fields["fingerprint"] != ssh.FingerprintSHA256(key) {
+	if evs := w.rec.take(); len(evs) != 1 || evs[0].Name != events.NodeHostKey || !evs[0].Success || evs[0].Fields["fingerprint"] != ssh.FingerprintSHA256(key) || evs[0].Fields["action"] != "pinned" {
 		t.Errorf("events = %+v, want one pin", evs)
 	}
 	for name, id := range map[string]string{"another key": n.GetId(), "a node with an address": dialled.GetId(), "an accessd node": string(accessd.id)} {
 		w.rec.take()
 		wantFault(t, pin(id, proxyKey()), fault.Denied, "permission denied")
-		if evs := w.rec.take(); len(evs) != 1 || evs[0].Name != events.NodeHostKey || evs[0].Success {
+		if evs := w.rec.take(); len(evs) != 1 || evs[0].Name != events.NodeHostKey || evs[0].Success || evs[0].Fields["action"] != "refused" {
 			t.Errorf("%s: events %+v, want one refusal", name, evs)
 		}
 	}
