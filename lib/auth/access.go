@@ -60,9 +60,11 @@ func accessTable() map[string]rule {
 		accessdv1connect.SessionServiceListSessionsProcedure: admin("sessions", "read"),
 		accessdv1connect.SessionServiceKillSessionProcedure:  admin("sessions", "kill"),
 
-		accessdv1connect.AuditServiceListEventsProcedure: admin("audit", "read"),
-		accessdv1connect.AuditServiceTailEventsProcedure: admin("audit", "read"),
-		accessdv1connect.AuditServiceVerifyLogProcedure:  admin("audit", "read"),
+		accessdv1connect.AuditServiceListEventsProcedure:   admin("audit", "read"),
+		accessdv1connect.AuditServiceTailEventsProcedure:   admin("audit", "read"),
+		accessdv1connect.AuditServiceExportEventsProcedure: admin("audit", "read"),
+		accessdv1connect.AuditServiceVerifyLogProcedure:    admin("audit", "read"),
+		accessdv1connect.AuditServiceProveEventProcedure:   admin("audit", "read"),
 
 		// Public halves only, which proxies hand on to their clients.
 		accessdv1connect.CAServiceExportCAProcedure: {local: true, resource: "ca", verb: "read", members: proxy.members},

@@ -47,7 +47,9 @@ SessionService/ListSessions    L A D R
 SessionService/KillSession     L A D
 AuditService/ListEvents        L A D R
 AuditService/TailEvents        L A D R
+AuditService/ExportEvents      L A D R
 AuditService/VerifyLog         L A D R
+AuditService/ProveEvent        L A D R
 CAService/ExportCA             L A D P H
 JoinService/Join               J
 MemberService/WatchPolicy      N P H

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
+	"github.com/accessd/accessd/api/accessd/v1/accessdv1connect"
 	"github.com/accessd/accessd/lib/events"
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
@@ -28,7 +29,10 @@ const (
 // moment ago to reach the log.
 const flushTimeout = 3 * time.Second
 
-type auditService struct{ *Authority }
+type auditService struct {
+	accessdv1connect.UnimplementedAuditServiceHandler
+	*Authority
+}
 
 // ListEvents returns the newest events that match.
 func (s auditService) ListEvents(ctx context.Context, req *connect.Request[accessdv1.ListEventsRequest]) (*connect.Response[accessdv1.ListEventsResponse], error) {

@@ -147,7 +147,7 @@ func (a *Authority) Handler() http.Handler {
 	mux.Handle(accessdv1connect.NewTokenServiceHandler(tokenService{a}, opts...))
 	mux.Handle(accessdv1connect.NewNodeServiceHandler(nodeService{a}, opts...))
 	mux.Handle(accessdv1connect.NewSessionServiceHandler(sessionService{a}, opts...))
-	mux.Handle(accessdv1connect.NewAuditServiceHandler(auditService{a}, opts...))
+	mux.Handle(accessdv1connect.NewAuditServiceHandler(auditService{Authority: a}, opts...))
 	mux.Handle(accessdv1connect.NewCAServiceHandler(caService{a}, opts...))
 	mux.Handle(accessdv1connect.NewJoinServiceHandler(joinService{a}, opts...))
 	mux.Handle(accessdv1connect.NewMemberServiceHandler(memberService{a}, opts...))
