@@ -109,21 +109,6 @@ func (s auditService) TailEvents(ctx context.Context, req *connect.Request[acces
 	})
 }
 
-// VerifyLog checks this authority's log from its files.
-func (s auditService) VerifyLog(ctx context.Context, _ *connect.Request[accessdv1.VerifyLogRequest]) (*connect.Response[accessdv1.VerifyLogResponse], error) {
-	s.flush(ctx)
-	key := s.cfg.Keys.verifierKey
-	report, err := events.Verify(ctx, s.cfg.AuditDir, key)
-	if ctx.Err() != nil {
-		return nil, fault.Wrap(fault.Unavailable, err, "verification was given up")
-	}
-	res := &accessdv1.VerifyLogResponse{Size: report.Size, RootHash: report.RootHash, Origin: report.Origin, VerifierKey: key}
-	if err != nil {
-		res.Fault = err.Error() // for the auditor, who asked what is wrong
-	}
-	return connect.NewResponse(res), nil
-}
-
 func parseFilter(m *accessdv1.EventFilter) (events.Filter, error) {
 	f := events.Filter{Since: timeOf(m.GetSince()), Until: timeOf(m.GetUntil()), Node: m.GetNode(), Event: m.GetEvent()}
 	var err error

@@ -34,6 +34,7 @@ type auditLog interface {
 	Append(ctx context.Context, events [][]byte) error
 	Query(ctx context.Context, f events.Filter, limit int, before string) (page [][]byte, next string, err error)
 	Tail(ctx context.Context, f events.Filter, backlog int, fn func(events [][]byte) error) error
+	Prove(ctx context.Context, uid string) ([]byte, error)
 }
 
 // Config configures an [Authority]. The fields up to Audit are required.

@@ -167,12 +167,9 @@ func (v *verifier) written() uint64 {
 }
 
 func parseCheckpoint(name string, raw []byte, key note.Verifier) (*log.Checkpoint, error) {
-	c, rest, _, err := log.ParseCheckpoint(raw, key.Name(), key)
+	c, err := openCheckpoint(raw, key)
 	if err != nil {
-		return nil, &TamperedError{name, -1, "not signed by " + key.Name() + " with this key: " + err.Error()}
-	}
-	if len(rest) > 0 || len(c.Hash) != rfc6962.DefaultHasher.Size() {
-		return nil, &TamperedError{name, -1, "malformed"}
+		return nil, &TamperedError{name, -1, err.Error()}
 	}
 	return c, nil
 }
