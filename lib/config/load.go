@@ -6,18 +6,23 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
 )
+
+// minRecordings is the least bound on recordings, in bytes: a few parts.
+const minRecordings = 1 << 20
 
 // maxFile bounds a configuration file, in bytes.
 const maxFile = 1 << 20
@@ -93,6 +98,7 @@ func (c *Config) Check() error {
 	c.checkNode(&m)
 	c.checkFiles(&m)
 	c.checkLimits(&m)
+	c.checkRecordings(&m)
 	m.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	if c.Log.Format != "" {
 		m.oneOf("log.format", c.Log.Format, "console", "json")
@@ -241,6 +247,27 @@ func (c *Config) checkFiles(m *mistakes) {
 	}
 	if !strings.HasPrefix(e.Prefix, "/") || strings.HasSuffix(e.Prefix, "/") {
 		m.add("storage.etcd.prefix: %q: want a path that begins and does not end with a slash", e.Prefix)
+	}
+}
+
+// checkRecordings leaves the recipients' keys to who knows their forms.
+func (c *Config) checkRecordings(m *mistakes) {
+	r := c.Recordings
+	if r.Store != "" {
+		if u, err := url.Parse(r.Store); err != nil || u.Scheme == "" {
+			m.add("recordings.store: %q: want a URL, such as file:///var/lib/recordings or s3://bucket?region=eu-central-1", r.Store)
+		}
+	}
+	if r.Retain != 0 && r.Retain < time.Hour {
+		m.add("recordings.retain: %v: want at least an hour", r.Retain)
+	}
+	for _, p := range []struct {
+		field string
+		n     int64
+	}{{"max_size", r.MaxSize}, {"quota", r.Quota}, {"max_session", r.MaxSession}} {
+		if p.n < 0 || p.n > 0 && p.n < minRecordings {
+			m.add("recordings.%s: %d bytes: want at least %d", p.field, p.n, minRecordings)
+		}
 	}
 }
 

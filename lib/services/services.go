@@ -37,7 +37,7 @@ const (
 func vocabulary() (actions, resources, verbs []string) {
 	actions = []string{"shell", "exec", "sftp:read", "sftp:write", "forward:local", "forward:remote", "forward:agent", "x11", "join"}
 	resources = []string{"users", "roles", "tokens", "nodes", "sessions", "audit", "ca", "recordings", "requests", "locks"}
-	verbs = []string{"read", "create", "update", "delete", "kill", "sign"}
+	verbs = []string{"read", "create", "update", "delete", "kill", "sign", "hold"}
 	return actions, resources, verbs
 }
 
