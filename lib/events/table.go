@@ -26,6 +26,7 @@ const (
 	SCP              Name = "scp"
 	SessionJoin      Name = "session.join"
 	SessionLeave     Name = "session.leave"
+	RecordingGap     Name = "recording.gap"
 	AccountCreate    Name = "account.create"
 	AccountDelete    Name = "account.delete"
 	NodeJoin         Name = "node.join"
@@ -272,6 +273,7 @@ func sessions() []Spec {
 				Field{Name: "agent", Type: Bool, Meaning: "whether the client's agent is forwarded to it", Example: "true"},
 				Field{Name: "x11", Type: Bool, Meaning: "whether the client's X11 display is forwarded to it", Example: "true"},
 				Field{Name: "env", Type: Map, Meaning: "environment accepted from the client", Example: "LANG=C.UTF-8"},
+				Field{Name: "record", Type: String, Meaning: "how it is recorded: strict, best_effort or off", Example: "strict"},
 				Field{Name: "session_ttl", Type: String, Meaning: "how long it may last", Example: "8h0m0s"},
 				Field{Name: "idle_timeout", Type: String, Meaning: "how long it may be idle", Example: "30m0s"},
 				Field{Name: "expires", Type: String, Meaning: "when the certificate ends", Example: "2026-03-01T21:30:00Z"},
@@ -290,6 +292,10 @@ func sessions() []Spec {
 				Field{Name: "bytes_in", Type: Int, Meaning: "bytes the client sent", Example: "1204"},
 				Field{Name: "bytes_out", Type: Int, Meaning: "bytes the client was sent", Example: "90112"},
 				Field{Name: "recovered", Type: Bool, Meaning: "completed at the next start, after a crash", Example: "true"},
+				Field{Name: "recording_parts", Type: Int, Meaning: "parts of its recording", Example: "3"},
+				Field{Name: "recording_root", Type: String, Meaning: "last of the digest chain over those parts, SHA-256", Example: "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"},
+				Field{Name: "recording_bytes", Type: Int, Meaning: "size of those parts", Example: "70211"},
+				Field{Name: "recording_sealed", Type: Bool, Meaning: "whether they are sealed for recipients", Example: "true"},
 				reason(), node(), connection(),
 			),
 		},
@@ -369,6 +375,10 @@ func within() []Spec {
 				Field{Name: "bytes_out", Type: Int, Meaning: "bytes of the session they were shown", Example: "90112"},
 				roles(), serial(), fingerprint(), reason(), node(), connection(),
 			),
+		},
+		{
+			Name: RecordingGap, Code: "A3013", Outcome: Failure, Meaning: "a session goes on though a part of it is not recorded; its role allows that",
+			Fields: fields(reason(), node(), connection()),
 		},
 		{
 			Name: AccountCreate, Code: "A3011", Outcome: Either, Meaning: "a node made the account of a login, or could not",
