@@ -11,14 +11,21 @@ import (
 )
 
 // VerifyLog checks this authority's log from its files.
-func (s auditService) VerifyLog(ctx context.Context, _ *connect.Request[accessdv1.VerifyLogRequest]) (*connect.Response[accessdv1.VerifyLogResponse], error) {
+func (s auditService) VerifyLog(ctx context.Context, req *connect.Request[accessdv1.VerifyLogRequest]) (*connect.Response[accessdv1.VerifyLogResponse], error) {
 	s.flush(ctx)
 	key := s.cfg.Keys.verifierKey
-	report, err := events.Verify(ctx, s.cfg.AuditDir, key)
+	var earlier [][]byte
+	if since := req.Msg.GetSince(); since != "" {
+		earlier = append(earlier, []byte(since))
+	}
+	report, err := events.Verify(ctx, s.cfg.AuditDir, key, earlier...)
 	if ctx.Err() != nil {
 		return nil, fault.Wrap(fault.Unavailable, err, "verification was given up")
 	}
-	res := &accessdv1.VerifyLogResponse{Size: report.Size, RootHash: report.RootHash, Origin: report.Origin, VerifierKey: key}
+	res := &accessdv1.VerifyLogResponse{
+		Size: report.Size, RootHash: report.RootHash, Origin: report.Origin, VerifierKey: key,
+		Checkpoint: string(report.Checkpoint), Cosigned: string(report.Cosigned),
+	}
 	if err != nil {
 		res.Fault = err.Error() // for the auditor, who asked what is wrong
 	}

@@ -18,6 +18,9 @@ const (
 	maxBundle     = blockSize * (2 + MaxEvent)
 	maxTile       = layout.TileWidth * 32
 	maxCheckpoint = 64 << 10
+
+	// cosignedPath is the last checkpoint that witnesses cosigned.
+	cosignedPath = "checkpoint.cosigned"
 )
 
 // tiles reads the files of a tlog-tiles tree. It follows no link out of its

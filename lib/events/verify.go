@@ -27,6 +27,9 @@ type Report struct {
 	Size     uint64 // entries
 	RootHash string // base64, as in the checkpoint
 	Origin   string
+
+	Checkpoint []byte // the signed note that all of it agrees with
+	Cosigned   []byte // the last one that witnesses cosigned; nil for none
 }
 
 // TamperedError says what is wrong with a log. It is in the chain of [Verify]'s errors
@@ -103,13 +106,16 @@ type verifier struct {
 }
 
 func (v *verifier) run(ctx context.Context, earlier [][]byte) (Report, error) {
-	current, err := v.checkpoint(ctx)
+	current, raw, err := v.checkpoint(ctx)
 	if err != nil {
 		return Report{}, err
 	}
 	v.size = current.Size
-	report := Report{Size: current.Size, RootHash: base64.StdEncoding.EncodeToString(current.Hash), Origin: current.Origin}
+	report := Report{Size: current.Size, RootHash: base64.StdEncoding.EncodeToString(current.Hash), Origin: current.Origin, Checkpoint: raw}
 	if err := v.expect(current, earlier); err != nil {
+		return report, err
+	}
+	if report.Cosigned, err = v.cosigned(current); err != nil {
 		return report, err
 	}
 	if err := v.compare(); err != nil { // of size 0
@@ -134,23 +140,23 @@ func (v *verifier) run(ctx context.Context, earlier [][]byte) (Report, error) {
 
 // checkpoint returns the log's own checkpoint. A running authority signs a moment
 // after it writes, so it waits for a checkpoint of all that is there now.
-func (v *verifier) checkpoint(ctx context.Context) (*log.Checkpoint, error) {
+func (v *verifier) checkpoint(ctx context.Context) (*log.Checkpoint, []byte, error) {
 	v.waited = v.written()
 	deadline := time.Now().Add(publishWait)
 	for {
 		raw, err := v.file(layout.CheckpointPath, maxCheckpoint)
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil, &TamperedError{layout.CheckpointPath, -1, "there is no checkpoint"}
+			return nil, nil, &TamperedError{layout.CheckpointPath, -1, "there is no checkpoint"}
 		} else if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		c, err := parseCheckpoint(layout.CheckpointPath, raw, v.key)
 		if err != nil || c.Size >= v.waited || time.Now().After(deadline) {
-			return c, err
+			return c, raw, err
 		}
 		select {
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, nil, ctx.Err()
 		case <-time.After(publishPoll):
 		}
 	}
@@ -177,19 +183,38 @@ func parseCheckpoint(name string, raw []byte, key note.Verifier) (*log.Checkpoin
 // expect notes the checkpoints that the tree must pass through.
 func (v *verifier) expect(current *log.Checkpoint, earlier [][]byte) error {
 	v.prefix = map[uint64][]*log.Checkpoint{current.Size: {current}}
-	for i, e := range earlier {
-		name := fmt.Sprintf("earlier checkpoint %d", i+1)
-		c, err := parseCheckpoint(name, e, v.key)
-		if err != nil {
+	for i, raw := range earlier {
+		if err := v.passThrough(current, fmt.Sprintf("earlier checkpoint %d", i+1), raw); err != nil {
 			return err
 		}
-		if c.Size > current.Size {
-			return &TamperedError{layout.CheckpointPath, int64(current.Size), fmt.Sprintf(
-				"the log was cut back: it ends here, but %s signed %d entries", name, c.Size)}
-		}
-		v.prefix[c.Size] = append(v.prefix[c.Size], c)
 	}
 	return nil
+}
+
+// passThrough notes a checkpoint that the tree must pass through.
+func (v *verifier) passThrough(current *log.Checkpoint, name string, raw []byte) error {
+	c, err := parseCheckpoint(name, raw, v.key)
+	if err != nil {
+		return err
+	}
+	if c.Size > current.Size {
+		return &TamperedError{layout.CheckpointPath, int64(current.Size), fmt.Sprintf(
+			"the log was cut back: it ends here, but %s signed %d entries", name, c.Size)}
+	}
+	v.prefix[c.Size] = append(v.prefix[c.Size], c)
+	return nil
+}
+
+// cosigned returns the checkpoint that witnesses cosigned last, if there is one,
+// and expects the tree to pass through it.
+func (v *verifier) cosigned(current *log.Checkpoint) ([]byte, error) {
+	raw, err := v.file(cosignedPath, maxCheckpoint)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, unreadable(err, cosignedPath, -1)
+	}
+	return raw, v.passThrough(current, cosignedPath, raw)
 }
 
 // compare compares the tree as far as it is rebuilt with the checkpoints of its
@@ -224,7 +249,7 @@ func (v *verifier) block(block uint64) error {
 	for i, entry := range entries {
 		leaf := rfc6962.DefaultHasher.HashLeaf(entry)
 		if !bytes.Equal(leaf, hashes[i]) {
-			return &TamperedError{path, first + int64(i), "its hash is not the one in " + tilePath}
+			return &TamperedError{path, first + int64(i), describe(entry) + ": its hash is not the one in " + tilePath}
 		}
 		if err := v.tree.Append(leaf, v.visit); err != nil {
 			return fmt.Errorf("add entry %d: %w", first+int64(i), err)
@@ -239,6 +264,15 @@ func (v *verifier) block(block uint64) error {
 		}
 	}
 	return nil
+}
+
+// describe says which event a wrong entry is now.
+func describe(entry []byte) string {
+	ev, err := ParseEvent(entry)
+	if err != nil {
+		return "it is no event now"
+	}
+	return fmt.Sprintf("it is %s %s now", ev.Name, ev.UID)
 }
 
 // unreadable turns the error of a file that is missing or malformed into a fault
@@ -309,7 +343,7 @@ func (v *verifier) unsigned(ctx context.Context) error {
 		return v.strayEntries() // a copy without the authority's state
 	}
 	if written > v.waited { // it grew while it was verified
-		if current, err := v.checkpoint(ctx); err != nil || current.Size > v.size {
+		if current, _, err := v.checkpoint(ctx); err != nil || current.Size > v.size {
 			return err
 		}
 	}

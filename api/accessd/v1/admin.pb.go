@@ -3166,7 +3166,10 @@ type VerifyLogResponse struct {
 	// What is wrong, the first fault only; empty means the log is whole.
 	Fault string `protobuf:"bytes,5,opt,name=fault,proto3" json:"fault,omitempty"`
 	// The signed checkpoint, to be kept elsewhere.
-	Checkpoint    string `protobuf:"bytes,6,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	Checkpoint string `protobuf:"bytes,6,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	// The last checkpoint that witnesses cosigned; the log passes through it.
+	// Empty means none.
+	Cosigned      string `protobuf:"bytes,7,opt,name=cosigned,proto3" json:"cosigned,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3239,6 +3242,13 @@ func (x *VerifyLogResponse) GetFault() string {
 func (x *VerifyLogResponse) GetCheckpoint() string {
 	if x != nil {
 		return x.Checkpoint
+	}
+	return ""
+}
+
+func (x *VerifyLogResponse) GetCosigned() string {
+	if x != nil {
+		return x.Cosigned
 	}
 	return ""
 }
@@ -3668,7 +3678,7 @@ const file_accessd_v1_admin_proto_rawDesc = "" +
 	"\x06events\x18\x01 \x03(\fR\x06events\x12\x14\n" +
 	"\x05after\x18\x02 \x01(\tR\x05after\"(\n" +
 	"\x10VerifyLogRequest\x12\x14\n" +
-	"\x05since\x18\x01 \x01(\tR\x05since\"\xb5\x01\n" +
+	"\x05since\x18\x01 \x01(\tR\x05since\"\xd1\x01\n" +
 	"\x11VerifyLogResponse\x12\x12\n" +
 	"\x04size\x18\x01 \x01(\x04R\x04size\x12\x1b\n" +
 	"\troot_hash\x18\x02 \x01(\tR\brootHash\x12\x16\n" +
@@ -3677,7 +3687,8 @@ const file_accessd_v1_admin_proto_rawDesc = "" +
 	"\x05fault\x18\x05 \x01(\tR\x05fault\x12\x1e\n" +
 	"\n" +
 	"checkpoint\x18\x06 \x01(\tR\n" +
-	"checkpoint\"%\n" +
+	"checkpoint\x12\x1a\n" +
+	"\bcosigned\x18\a \x01(\tR\bcosigned\"%\n" +
 	"\x11ProveEventRequest\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\"*\n" +
 	"\x12ProveEventResponse\x12\x14\n" +
