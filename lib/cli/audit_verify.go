@@ -2,8 +2,8 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"strings"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
@@ -13,55 +13,94 @@ import (
 	"github.com/accessd/accessd/lib/fault"
 )
 
+// verifyOptions are the flags of "audit verify".
+type verifyOptions struct {
+	dir, keyFile string
+	since, save  string
+	format       format
+}
+
 func auditVerify(e *env) *cobra.Command {
-	var (
-		dir, keyFile string
-		f            format
-	)
+	var o verifyOptions
 	c := &cobra.Command{
-		Use:   "verify [--log DIR --key FILE]",
+		Use:   "verify [--log DIR --key FILE] [--since FILE] [--save FILE]",
 		Short: "Check that nothing in the log was changed, dropped or reordered",
 		Long: "Check every entry, tile and checkpoint of the audit log.\n\n" +
 			"With --log and --key the check reads only that directory, which may be a copy,\n" +
 			"and the public key that \"accessd ca export --type audit\" prints; it needs no\n" +
-			"running cluster. Without them the running authority checks its own log.",
+			"running cluster. Without them the running authority checks its own log.\n\n" +
+			"A log that was cut back, or made anew with the same key, agrees with itself. With\n" +
+			"--since it must also continue the checkpoint that --save kept at an earlier time,\n" +
+			"in a place that who runs the log cannot write to. Both may name the same file.",
 		Args: want(),
 		RunE: verb(func(ctx context.Context, _ []string) error {
-			if (dir == "") != (keyFile == "") {
+			if (o.dir == "") != (o.keyFile == "") {
 				return fault.New(fault.BadInput, "--log and --key come together")
 			}
-			res := &accessdv1.VerifyLogResponse{}
-			if dir == "" {
-				got, err := e.audit().VerifyLog(ctx, connect.NewRequest(&accessdv1.VerifyLogRequest{}))
-				if err != nil {
-					return err
-				}
-				res = got.Msg
-			} else if err := verifyCopy(ctx, dir, keyFile, res); err != nil {
-				return err
-			}
-			return e.printVerdict(res, f)
+			return e.verify(ctx, o)
 		}),
 	}
-	c.Flags().StringVar(&dir, "log", "", "directory of the log, or of a copy")
-	c.Flags().StringVar(&keyFile, "key", "", "file with the log's verifier key")
-	addFormat(c, &f)
+	c.Flags().StringVar(&o.dir, "log", "", "directory of the log, or of a copy")
+	c.Flags().StringVar(&o.keyFile, "key", "", "file with the log's verifier key")
+	c.Flags().StringVar(&o.since, "since", "", "an earlier checkpoint that the log must continue (- is stdin)")
+	c.Flags().StringVar(&o.save, "save", "", "file for the checkpoint of the verified log")
+	addFormat(c, &o.format)
 	return c
 }
 
+// maxSaved bounds a saved checkpoint, in bytes; one with twenty cosignatures has
+// 3 KiB.
+const maxSaved = 64 << 10
+
+func (e *env) verify(ctx context.Context, o verifyOptions) error {
+	var since []byte
+	if o.since != "" {
+		var err error
+		if since, err = e.readInput(o.since, maxSaved); err != nil {
+			return err
+		}
+		if len(since) == 0 {
+			return fault.New(fault.BadInput, "--since: %q is empty", o.since)
+		}
+	}
+	res := &accessdv1.VerifyLogResponse{}
+	if o.dir != "" {
+		if err := verifyCopy(ctx, o, since, res); err != nil {
+			return err
+		}
+	} else {
+		got, err := e.audit().VerifyLog(ctx, connect.NewRequest(&accessdv1.VerifyLogRequest{Since: string(since)}))
+		if err != nil {
+			return err
+		}
+		res = got.Msg
+	}
+	if err := e.printVerdict(res, o.format); err != nil || o.save == "" {
+		return err
+	}
+	return writeFile(o.save, []byte(res.GetCheckpoint()), 0o644)
+}
+
 // verifyCopy checks a log from its files alone.
-func verifyCopy(ctx context.Context, dir, keyFile string, res *accessdv1.VerifyLogResponse) error {
-	key, err := readBounded(keyFile, maxKeyFile)
+func verifyCopy(ctx context.Context, o verifyOptions, since []byte, res *accessdv1.VerifyLogResponse) error {
+	keys, err := readBounded(o.keyFile, maxKeyFile)
 	if err != nil {
 		return err
 	}
-	res.VerifierKey = strings.TrimSpace(string(key))
-	report, err := events.Verify(ctx, dir, res.GetVerifierKey())
+	var earlier [][]byte
+	if since != nil {
+		earlier = append(earlier, since)
+	}
+	report, err := events.Verify(ctx, o.dir, string(keys), earlier...)
 	if err != nil {
+		if _, tampered := errors.AsType[*events.TamperedError](err); !tampered {
+			return err
+		}
 		res.Fault = fault.Public(err)
 		return nil
 	}
-	res.Size, res.RootHash, res.Origin = report.Size, report.RootHash, report.Origin
+	res.Size, res.RootHash, res.Origin, res.VerifierKey = report.Size, report.RootHash, report.Origin, report.Key
+	res.Checkpoint, res.Cosigned = string(report.Checkpoint), string(report.Cosigned)
 	return nil
 }
 

@@ -103,18 +103,19 @@ type Proven struct {
 }
 
 // CheckProof checks a proof file as [Log.Prove] makes it against the log's public
-// key, without the log. An error says what is wrong: a [fault.BadInput] is no
-// proof at all, a [fault.Conflict] one that does not hold.
-func CheckProof(data []byte, verifierKey string) (Proven, error) {
-	key, err := note.NewVerifier(verifierKey)
+// key, without the log. Of several keys, one a line, that of the proof's log
+// counts. An error says what is wrong: a [fault.BadInput] is no proof at all, a
+// [fault.Conflict] one that does not hold.
+func CheckProof(data []byte, verifierKeys string) (Proven, error) {
+	keys, err := parseKeys(verifierKeys)
 	if err != nil {
-		return Proven{}, fault.New(fault.BadInput, "verifier key %q: %w", clip(verifierKey), err)
+		return Proven{}, err
 	}
 	p, err := parseProof(data)
 	if err != nil {
 		return Proven{}, err
 	}
-	c, err := openCheckpoint(p.checkpoint, key)
+	c, err := openCheckpoint(p.checkpoint, pickKey(p.checkpoint, keys))
 	if err != nil {
 		return Proven{}, fault.New(fault.Conflict, "the proof's checkpoint does not count: %w", err)
 	}
@@ -137,6 +138,45 @@ func CheckProof(data []byte, verifierKey string) (Proven, error) {
 		Event: p.event, Entry: p.entry, Size: c.Size, Origin: c.Origin,
 		RootHash: base64.StdEncoding.EncodeToString(c.Hash),
 	}, nil
+}
+
+// logKey is a log's public key, with the text that it was made of.
+type logKey struct {
+	note.Verifier
+
+	text string
+}
+
+// parseKeys parses verifier keys of C2SP signed-note, one a line.
+func parseKeys(text string) ([]logKey, error) {
+	fields := strings.Fields(text)
+	if len(fields) == 0 {
+		return nil, fault.New(fault.BadInput, "there is no verifier key").WithHint("\"accessd ca export --type audit\" prints it")
+	}
+	keys := make([]logKey, len(fields))
+	for i, f := range fields {
+		v, err := note.NewVerifier(f)
+		if err != nil {
+			return nil, fault.New(fault.BadInput, "verifier key %q: %w", clip(f), err)
+		}
+		keys[i] = logKey{v, f}
+	}
+	return keys, nil
+}
+
+// pickKey returns the one of keys that signed the checkpoint in raw; else one of
+// its log's name, or the first, for which [openCheckpoint] says what is wrong.
+func pickKey(raw []byte, keys []logKey) logKey {
+	picked := keys[0]
+	for _, k := range keys {
+		if _, err := openCheckpoint(raw, k); err == nil {
+			return k
+		}
+		if bytes.HasPrefix(raw, []byte(k.Name()+"\n")) {
+			picked = k
+		}
+	}
+	return picked
 }
 
 // openCheckpoint returns the checkpoint in raw, which key must have signed. Its

@@ -27,6 +27,7 @@ type Report struct {
 	Size     uint64 // entries
 	RootHash string // base64, as in the checkpoint
 	Origin   string
+	Key      string // the public key that signed it
 
 	Checkpoint []byte // the signed note that all of it agrees with
 	Cosigned   []byte // the last one that witnesses cosigned; nil for none
@@ -62,7 +63,7 @@ func NewAuditKey(origin string) (signerKey, verifierKey string, err error) {
 }
 
 // Verify checks the log in dir, a copy or a live one, from its files and the
-// public key alone: the checkpoint's signature, every entry against its hash,
+// public key alone (of several, one a line, that of this log counts): the checkpoint's signature, every entry against its hash,
 // every tile against the entries, and all of it against the checkpoint. Each of
 // the earlier checkpoints, kept by somebody else, must be of this log and a prefix
 // of it: that finds a log that was cut back or replaced as a whole, which nothing
@@ -70,17 +71,17 @@ func NewAuditKey(origin string) (signerKey, verifierKey string, err error) {
 //
 // It reports the first fault as an error of kind [fault.Internal] that wraps a
 // [*TamperedError].
-func Verify(ctx context.Context, dir, verifierKey string, earlier ...[]byte) (Report, error) {
-	key, err := note.NewVerifier(verifierKey)
+func Verify(ctx context.Context, dir, verifierKeys string, earlier ...[]byte) (Report, error) {
+	keys, err := parseKeys(verifierKeys)
 	if err != nil {
-		return Report{}, fault.New(fault.BadInput, "verifier key %q: %w", clip(verifierKey), err)
+		return Report{}, err
 	}
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return Report{}, fault.New(fault.NotFound, "open log: %w", err)
 	}
 	defer func() { _ = root.Close() }()
-	v := verifier{tiles: tiles{root}, key: key, tree: (&compact.RangeFactory{Hash: rfc6962.DefaultHasher.HashChildren}).NewEmptyRange(0)}
+	v := verifier{tiles: tiles{root}, keys: keys, tree: (&compact.RangeFactory{Hash: rfc6962.DefaultHasher.HashChildren}).NewEmptyRange(0)}
 	report, err := v.run(ctx, earlier)
 	if _, wrong := errors.AsType[*TamperedError](err); wrong {
 		return report, fault.New(fault.Internal, "%w", err).
@@ -96,7 +97,8 @@ func Verify(ctx context.Context, dir, verifierKey string, earlier ...[]byte) (Re
 type verifier struct {
 	tiles
 
-	key    note.Verifier
+	keys   []logKey
+	key    logKey // the one of keys that is this log's
 	size   uint64
 	tree   *compact.Range
 	upper  [][][]byte // hashes of the tile being filled, of each level above 0
@@ -106,16 +108,19 @@ type verifier struct {
 }
 
 func (v *verifier) run(ctx context.Context, earlier [][]byte) (Report, error) {
+	cosigned, err := v.cosigned() // before the checkpoint, which may be newer only
+	if err != nil {
+		return Report{}, err
+	}
 	current, raw, err := v.checkpoint(ctx)
 	if err != nil {
 		return Report{}, err
 	}
 	v.size = current.Size
-	report := Report{Size: current.Size, RootHash: base64.StdEncoding.EncodeToString(current.Hash), Origin: current.Origin, Checkpoint: raw}
-	if err := v.expect(current, earlier); err != nil {
-		return report, err
+	report := Report{
+		Size: current.Size, RootHash: base64.StdEncoding.EncodeToString(current.Hash), Origin: current.Origin, Key: v.key.text, Checkpoint: raw, Cosigned: cosigned,
 	}
-	if report.Cosigned, err = v.cosigned(current); err != nil {
+	if err := v.expect(current, cosigned, earlier); err != nil {
 		return report, err
 	}
 	if err := v.compare(); err != nil { // of size 0
@@ -150,6 +155,7 @@ func (v *verifier) checkpoint(ctx context.Context) (*log.Checkpoint, []byte, err
 		} else if err != nil {
 			return nil, nil, err
 		}
+		v.key = pickKey(raw, v.keys)
 		c, err := parseCheckpoint(layout.CheckpointPath, raw, v.key)
 		if err != nil || c.Size >= v.waited || time.Now().After(deadline) {
 			return c, raw, err
@@ -181,8 +187,13 @@ func parseCheckpoint(name string, raw []byte, key note.Verifier) (*log.Checkpoin
 }
 
 // expect notes the checkpoints that the tree must pass through.
-func (v *verifier) expect(current *log.Checkpoint, earlier [][]byte) error {
+func (v *verifier) expect(current *log.Checkpoint, cosigned []byte, earlier [][]byte) error {
 	v.prefix = map[uint64][]*log.Checkpoint{current.Size: {current}}
+	if cosigned != nil {
+		if err := v.passThrough(current, cosignedPath, cosigned); err != nil {
+			return err
+		}
+	}
 	for i, raw := range earlier {
 		if err := v.passThrough(current, fmt.Sprintf("earlier checkpoint %d", i+1), raw); err != nil {
 			return err
@@ -205,16 +216,15 @@ func (v *verifier) passThrough(current *log.Checkpoint, name string, raw []byte)
 	return nil
 }
 
-// cosigned returns the checkpoint that witnesses cosigned last, if there is one,
-// and expects the tree to pass through it.
-func (v *verifier) cosigned(current *log.Checkpoint) ([]byte, error) {
+// cosigned returns the checkpoint that witnesses cosigned last, nil for none.
+func (v *verifier) cosigned() ([]byte, error) {
 	raw, err := v.file(cosignedPath, maxCheckpoint)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	} else if err != nil {
 		return nil, unreadable(err, cosignedPath, -1)
 	}
-	return raw, v.passThrough(current, cosignedPath, raw)
+	return raw, nil
 }
 
 // compare compares the tree as far as it is rebuilt with the checkpoints of its
