@@ -32,8 +32,9 @@ type Header struct {
 	Columns  uint32
 	Rows     uint32
 
-	// OnFail, when set, is called when the recording cannot be written, from any
-	// goroutine and without a lock held; once for each time that it stops working.
+	// OnFail, when set, is called when a part cannot be closed behind the back of
+	// whoever prints, so that a quiet session may end, too. It is called from any
+	// goroutine, without a lock held, and once until parts can be closed again.
 	OnFail func(error)
 }
 
