@@ -85,9 +85,15 @@ options: {plain_keys: true}
 // newFleet builds a fleet. only names the kinds of node to have, all by default.
 func newFleet(t *testing.T, only ...string) *fleet {
 	t.Helper()
+	return newFleetWith(t, noPenalties(t), only...)
+}
+
+// newFleetWith builds a fleet whose authority and proxy have a configuration.
+func newFleetWith(t *testing.T, config string, only ...string) *fleet {
+	t.Helper()
 	f := &fleet{host: harness.NewHost(t), dir: open(t), user: "alice", screen: &sync.Once{}, sshds: map[string]*harness.Sshd{}}
 	f.host.Account(login, "--shell", "/bin/bash", "--uid", "4801")
-	f.Cluster = harness.New(t, "--config", noPenalties(t))
+	f.Cluster = harness.New(t, "--config", config)
 	f.base = f.host.Sshd(t)
 	if f.kinds = only; only == nil {
 		f.kinds = []string{"accessd", "sshd", "ssh -R"}

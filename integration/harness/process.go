@@ -192,6 +192,17 @@ func (p *Process) Log() string { return p.log.String() }
 // Pid returns the process's id.
 func (p *Process) Pid() int { return p.cmd.Process.Pid }
 
+// Again runs the command of a process that has ended once more.
+func (p *Process) Again() *Process {
+	p.t.Helper()
+	again, ready := launch(p.t, exec.Command(p.cmd.Args[0], p.cmd.Args[1:]...))
+	again.await(ready)
+	return again
+}
+
+// DataDir returns the process's data directory.
+func (p *Process) DataDir() string { return dataDir(p.cmd.Args) }
+
 // Signal sends sig to the process alone.
 func (p *Process) Signal(sig syscall.Signal) {
 	select {

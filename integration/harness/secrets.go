@@ -80,18 +80,22 @@ func privateKey(t testing.TB, file string) {
 	Secret("a private key", strings.Split(string(text), "\n")[4])
 }
 
+// dataDir returns the data directory among args.
+func dataDir(args []string) string {
+	if i := slices.Index(args, "--data-dir"); i >= 0 && i+1 < len(args) {
+		return args[i+1]
+	}
+	return ""
+}
+
 // searched has the data directory among args searched once the test is over and
 // its processes have ended.
 func searched(t testing.TB, args []string) {
 	t.Helper()
-	i := slices.Index(args, "--data-dir")
-	if i < 0 || i+1 == len(args) {
-		return
-	}
-	dir := args[i+1]
+	dir := dataDir(args)
 	secrets.Lock()
 	defer secrets.Unlock()
-	if secrets.dirs[dir] {
+	if dir == "" || secrets.dirs[dir] {
 		return
 	}
 	secrets.dirs[dir] = true
