@@ -30,6 +30,7 @@ const (
 	KindMember   = "member"   // admitted proxies and authorities
 	KindPresence = "presence" // a proxy's tunnel to a node, named PROXY/NODE
 	KindProxy    = "proxy"    // a proxy that is up
+	KindSettings = "settings" // what the authority tells every member; see [RecordingSettings]
 )
 
 // vocabulary is the one list of words that rules may use; "*" means every one.
@@ -64,5 +65,5 @@ func Verbs() []string {
 
 // kinds lists every kind of a policy stream.
 func kinds() []string {
-	return []string{KindRole, KindUser, KindCA, KindNode, KindMember, KindPresence, KindProxy}
+	return []string{KindRole, KindUser, KindCA, KindNode, KindMember, KindPresence, KindProxy, KindSettings}
 }

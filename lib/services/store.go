@@ -18,7 +18,7 @@ import (
 //	live/policy/role/NAME      live/fleet/node/ID
 //	live/policy/user/NAME      live/fleet/member/ID
 //	live/policy/ca/TYPE        live/fleet/proxy/ID              with the proxy's lease
-//	                           live/fleet/presence/PROXY/NODE   with the proxy's lease
+//	live/policy/settings/NAME  live/fleet/presence/PROXY/NODE   with the proxy's lease
 //
 //	credential/NAME      a user's credentials
 //	token/ID             with a lease that outlives the token
@@ -52,7 +52,7 @@ const (
 // dirOf returns the directory of a kind on policy streams.
 func dirOf(kind string) string {
 	switch kind {
-	case KindRole, KindUser, KindCA:
+	case KindRole, KindUser, KindCA, KindSettings:
 		return dirPolicy + kind + "/"
 	}
 	return dirFleet + kind + "/"
