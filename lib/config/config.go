@@ -32,6 +32,7 @@ type Config struct {
 	Keys            Keys          `yaml:"keys" doc:"How private keys are sealed at rest."`
 	Auth            Auth          `yaml:"auth" doc:"The auth role."`
 	Recordings      Recordings    `yaml:"recordings" doc:"What is recorded of sessions, and where it is kept."`
+	Audit           Audit         `yaml:"audit" doc:"On the auth role: who else vouches for the audit log, and where else it is."`
 	TLS             TLS           `yaml:"tls" doc:"TLS on the listener."`
 	ProxyProtocol   ProxyHeaders  `yaml:"proxy_protocol" doc:"Load balancers in front of the listener."`
 	Limits          Limits        `yaml:"limits" doc:"Bounds for peers that have not authenticated."`
@@ -126,6 +127,18 @@ type Recordings struct {
 	MaxSize    int64         `yaml:"max_size" doc:"On the auth role: bytes of all recordings, past which the oldest are removed unless they are on hold." default:"no bound"`
 	Quota      int64         `yaml:"quota" doc:"Bytes that wait on this machine's disk to be uploaded; past it nothing further is recorded, and sessions that must be end." default:"10737418240"`
 	MaxSession int64         `yaml:"max_session" doc:"On the auth role: bytes of one session's recording, at which it counts as one that cannot be written." default:"no bound"`
+}
+
+// Audit configures what goes beyond this machine of the audit log.
+type Audit struct {
+	Witnesses []Witness `yaml:"witnesses" doc:"Witnesses that cosign checkpoints (C2SP tlog-witness)."`
+	Mirror    string    `yaml:"mirror" doc:"A folder or bucket that the log is copied to, a URL as for recordings.store." default:"none"`
+}
+
+// Witness cosigns checkpoints.
+type Witness struct {
+	URL string `yaml:"url" doc:"https://HOST/PREFIX; /add-checkpoint follows."`
+	Key string `yaml:"key" doc:"Its verifier key, as for C2SP signed notes."`
 }
 
 // TLS configures the listener's certificate.

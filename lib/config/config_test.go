@@ -95,6 +95,9 @@ func TestEveryMistakeIsNamedWithItsPlace(t *testing.T) {
 		{"shell in a host name", "listen: \"a$(id):22\"\n", []string{"not a host name or address"}},
 		{"files that are not there", "tls: {cert_file: /nonexistent/c.pem}\n", []string{"tls.cert_file: stat /nonexistent/c.pem", "tls: cert_file and key_file come together"}},
 		{"limits", "limits: {startups_begin: 10, startups_full: 5, startups_rate: 500, per_source: -1}\n", []string{"limits.startups_full: 5", "limits.startups_rate: 500", "limits.per_source: negative"}},
+		{"audit", "audit: {mirror: x, witnesses: [{url: w.example.com}]}\n", []string{
+			`audit.mirror: "x": want a URL`, `audit.witnesses[0].url: "w.example.com"`, "audit.witnesses[0].key: none",
+		}},
 		{"recordings", "recordings: {store: /var/x, retain: 5m, max_size: -1, quota: 100, max_session: 9}\n", []string{
 			`recordings.store: "/var/x": want a URL`, "recordings.retain: 5m0s: want at least an hour",
 			"recordings.max_size: -1 bytes", "recordings.quota: 100 bytes", "recordings.max_session: 9 bytes",

@@ -134,6 +134,12 @@ func (m *mistakes) hostPort(field, s string) {
 	}
 }
 
+func (m *mistakes) storeURL(field, s string) {
+	if u, err := url.Parse(s); s != "" && (err != nil || u.Scheme == "") {
+		m.add("%s: %q: want a URL, such as file:///var/lib/recordings or s3://bucket?region=eu-central-1", field, s)
+	}
+}
+
 func (m *mistakes) err() error {
 	if len(*m) == 0 {
 		return nil
@@ -250,12 +256,18 @@ func (c *Config) checkFiles(m *mistakes) {
 	}
 }
 
-// checkRecordings leaves the recipients' keys to who knows their forms.
+// checkRecordings checks what concerns recordings and what leaves of the log. It
+// leaves the keys to who knows their forms.
 func (c *Config) checkRecordings(m *mistakes) {
 	r := c.Recordings
-	if r.Store != "" {
-		if u, err := url.Parse(r.Store); err != nil || u.Scheme == "" {
-			m.add("recordings.store: %q: want a URL, such as file:///var/lib/recordings or s3://bucket?region=eu-central-1", r.Store)
+	m.storeURL("recordings.store", r.Store)
+	m.storeURL("audit.mirror", c.Audit.Mirror)
+	for i, w := range c.Audit.Witnesses {
+		if u, err := url.Parse(w.URL); err != nil || (u.Scheme != "https" && u.Scheme != "http") || u.Host == "" {
+			m.add("audit.witnesses[%d].url: %q: want https://HOST/PREFIX", i, w.URL)
+		}
+		if w.Key == "" {
+			m.add("audit.witnesses[%d].key: none; without it nobody knows whose signature it is", i)
 		}
 	}
 	if r.Retain != 0 && r.Retain < time.Hour {

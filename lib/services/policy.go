@@ -36,7 +36,7 @@ func newPolicy() *policy {
 		roles: map[names.RoleName]Role{}, users: map[names.UserName]User{}, cas: map[sshca.Type]CA{},
 		nodes: map[names.NodeID]Node{}, members: map[names.NodeID]Member{}, proxies: map[names.NodeID]Proxy{},
 		settings: map[string]RecordingSettings{}, presence: map[names.NodeID][]names.NodeID{},
-		byName:   map[names.NodeName]names.NodeID{}, byPort: map[int]names.NodeID{}, byKey: map[string]names.UserName{},
+		byName: map[names.NodeName]names.NodeID{}, byPort: map[int]names.NodeID{}, byKey: map[string]names.UserName{},
 	}
 }
 

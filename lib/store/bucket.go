@@ -18,8 +18,8 @@ import (
 type bucket struct{ b *blob.Bucket }
 
 func (m bucket) create(ctx context.Context, key string, data []byte) error {
-	sum := md5.Sum(data) //nolint:gosec // as above
-	opts := &blob.WriterOptions{ContentMD5: sum[:], ContentType: "application/octet-stream", DisableContentTypeDetection: true, IfNotExist: true}
+	opts := options(data)
+	opts.IfNotExist = true
 	// Some servers pass over the condition, and would replace what is there.
 	switch there, err := m.b.Exists(ctx, key); {
 	case err != nil:
@@ -36,6 +36,15 @@ func (m bucket) create(ctx context.Context, key string, data []byte) error {
 		return fs.ErrExist
 	}
 	return err
+}
+
+func options(data []byte) *blob.WriterOptions {
+	sum := md5.Sum(data) //nolint:gosec // as above
+	return &blob.WriterOptions{ContentMD5: sum[:], ContentType: "application/octet-stream", DisableContentTypeDetection: true}
+}
+
+func (m bucket) replace(ctx context.Context, key string, data []byte) error {
+	return m.b.WriteAll(ctx, key, data, options(data))
 }
 
 // unknownCondition reports whether a write failed since the bucket takes no

@@ -35,6 +35,15 @@ func openFolder(dir string) (folder, error) {
 }
 
 func (m folder) create(_ context.Context, key string, data []byte) error {
+	return m.put(key, data, m.root.Link) // which never replaces
+}
+
+func (m folder) replace(_ context.Context, key string, data []byte) error {
+	return m.put(key, data, m.root.Rename)
+}
+
+// put writes a file under another name and then gives it its own.
+func (m folder) put(key string, data []byte, name func(from, to string) error) error {
 	dir := path.Dir(key)
 	if err := m.root.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -42,7 +51,7 @@ func (m folder) create(_ context.Context, key string, data []byte) error {
 	tmp := path.Join(dir, tmpPrefix+uuid.NewString())
 	err := m.write(tmp, data)
 	if err == nil {
-		err = m.root.Link(tmp, key) // which never replaces
+		err = name(tmp, key)
 	}
 	if removed := m.root.Remove(tmp); !errors.Is(removed, fs.ErrNotExist) {
 		err = errors.Join(err, removed)

@@ -1,5 +1,6 @@
-// Package store keeps objects in a folder or in a bucket: each is written once
-// and never changed, and has been written when it can be read back.
+// Package store keeps objects in a folder or in a bucket. An object has been
+// written when it can be read back, and what [Store.Put] wrote once is never
+// written again.
 //
 // A store is named by a URL. file:///PATH is a folder, on which the package
 // itself does what a power cut calls for; s3://BUCKET?region=REGION is a bucket
@@ -9,8 +10,8 @@
 // gocloud.dev/blob; they read their credentials from the environment, as their
 // vendors document.
 //
-// What a bucket answers to a write is not believed: [Store.Put] asks it again
-// what it has. A bucket that keeps old versions, or does not delete, keeps what
+// What a bucket answers to a write is not believed: it is asked again what it
+// has. A bucket that keeps old versions, or does not delete, keeps what
 // [Store.Delete] removed.
 package store
 
@@ -53,6 +54,8 @@ type medium interface {
 	// create makes an object unless there is one of the key; then the error is
 	// fs.ErrExist.
 	create(ctx context.Context, key string, data []byte) error
+	// replace makes an object whatever was there.
+	replace(ctx context.Context, key string, data []byte) error
 	// same reports whether the object is exactly data; fs.ErrNotExist is none.
 	same(ctx context.Context, key string, data []byte) (bool, error)
 	// get returns an object, or fs.ErrNotExist.
@@ -124,11 +127,8 @@ func checkKey(key string) error {
 // with these bytes is as good; with others it stays, and that is a
 // [fault.Conflict].
 func (s *Store) Put(ctx context.Context, key string, data []byte) error {
-	if err := checkKey(key); err != nil {
+	if err := check(key, data); err != nil {
 		return err
-	}
-	if len(data) > MaxObject {
-		return fault.New(fault.BadInput, "store: object of %d bytes, want at most %d", len(data), MaxObject)
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
@@ -150,7 +150,37 @@ func (s *Store) Put(ctx context.Context, key string, data []byte) error {
 	// The medium kept something else. If that stays, the next attempt takes it for
 	// another's; nobody was told that it is there.
 	err = s.medium.remove(context.WithoutCancel(ctx), key)
-	return away("write", key, errors.Join(errors.New("what was kept is not what was written"), err))
+	return away("write", key, errors.Join(errOther, err))
+}
+
+// Replace keeps data under key, whatever was there; else it is like [Store.Put].
+func (s *Store) Replace(ctx context.Context, key string, data []byte) error {
+	if err := check(key, data); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	if err := s.medium.replace(ctx, key, data); err != nil {
+		return away("write", key, err)
+	}
+	same, err := s.medium.same(ctx, key, data)
+	if err == nil && !same {
+		err = errOther
+	}
+	if err != nil {
+		return away("confirm", key, err)
+	}
+	return nil
+}
+
+// errOther is that a medium keeps something else than it was given.
+var errOther = errors.New("what was kept is not what was written")
+
+func check(key string, data []byte) error {
+	if len(data) > MaxObject {
+		return fault.New(fault.BadInput, "store: object of %d bytes, want at most %d", len(data), MaxObject)
+	}
+	return checkKey(key)
 }
 
 // Get returns the object of a key, or [fault.NotFound].
