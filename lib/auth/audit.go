@@ -15,14 +15,11 @@ import (
 	"github.com/accessd/accessd/lib/names"
 )
 
-// Bounds of an answer. Events are read in batches whose size is certain to stay
-// below what one message may hold, and joined while they fit.
+// Bounds of an answer. What the log gives at once fits into a message.
 const (
 	defaultEvents = 1000
 	maxEvents     = 10_000
-	batchEvents   = 32      // of at most events.MaxEvent bytes each
-	maxAnswer     = 3 << 20 // bytes of events; a message has 4 MiB
-	maxBacklog    = 1000    // events a tail begins with
+	maxBacklog    = 1000 // events a tail begins with
 )
 
 // flushTimeout bounds how long a reader waits for what this process emitted a
@@ -47,34 +44,19 @@ func (s auditService) ListEvents(ctx context.Context, req *connect.Request[acces
 	if limit < 0 || limit > maxEvents {
 		return nil, fault.New(fault.BadInput, "limit %d: want 1 to %d", limit, maxEvents)
 	}
+	if req.Msg.GetBefore() != "" && req.Msg.GetAfter() != "" {
+		return nil, fault.New(fault.BadInput, "before and after exclude each other")
+	}
 	s.flush(ctx)
-	list, next, err := s.query(ctx, filter, limit, req.Msg.GetBefore())
+	read, place := s.cfg.Audit.Query, req.Msg.GetBefore()
+	if req.Msg.GetAfter() != "" {
+		read, place = s.cfg.Audit.Read, req.Msg.GetAfter()
+	}
+	page, err := read(ctx, filter, limit, place)
 	if err != nil {
 		return nil, err
 	}
-	return connect.NewResponse(&accessdv1.ListEventsResponse{Events: list, NextBefore: next}), nil
-}
-
-// query reads batches from the newest to older ones while they fit.
-func (s auditService) query(ctx context.Context, f events.Filter, limit int, before string) (list [][]byte, next string, err error) {
-	size := 0
-	for next = before; limit > 0; {
-		batch, older, err := s.cfg.Audit.Query(ctx, f, min(limit, batchEvents), next)
-		if err != nil {
-			return nil, "", err
-		}
-		for _, e := range batch {
-			size += len(e)
-		}
-		if size > maxAnswer && len(list) > 0 {
-			break // this batch begins the next page
-		}
-		list, next, limit = append(batch, list...), older, limit-len(batch)
-		if older == "" {
-			break
-		}
-	}
-	return list, next, nil
+	return connect.NewResponse(&accessdv1.ListEventsResponse{Events: page.Events, NextBefore: page.Before, NextAfter: page.After}), nil
 }
 
 // flush waits, for a while, until the log has what this process emitted.
@@ -98,14 +80,7 @@ func (s auditService) TailEvents(ctx context.Context, req *connect.Request[acces
 	}
 	s.flush(ctx)
 	return s.cfg.Audit.Tail(ctx, filter, backlog, func(list [][]byte) error {
-		for len(list) > 0 {
-			n := min(len(list), batchEvents)
-			if err := stream.Send(&accessdv1.TailEventsResponse{Events: list[:n]}); err != nil {
-				return err
-			}
-			list = list[n:]
-		}
-		return nil
+		return stream.Send(&accessdv1.TailEventsResponse{Events: list})
 	})
 }
 
@@ -114,6 +89,11 @@ func parseFilter(m *accessdv1.EventFilter) (events.Filter, error) {
 	var err error
 	if m.GetUser() != "" {
 		if f.User, err = names.ParseUserName(m.GetUser()); err != nil {
+			return f, err
+		}
+	}
+	if m.GetLogin() != "" {
+		if f.Login, err = names.ParseLogin(m.GetLogin()); err != nil {
 			return f, err
 		}
 	}
@@ -126,7 +106,21 @@ func parseFilter(m *accessdv1.EventFilter) (events.Filter, error) {
 	if len(f.Node) > longest || len(f.Event) > longest {
 		return f, fault.New(fault.BadInput, "filter: node or event is longer than %d bytes", longest)
 	}
-	return f, nil
+	if m.Success != nil {
+		if f.Outcome = events.Failure; m.GetSuccess() {
+			f.Outcome = events.Success
+		}
+	}
+	if f.Labels, err = events.ParseLabels(m.GetLabels()); err != nil {
+		return f, err
+	}
+	if f.Address, err = events.ParseAddress(m.GetAddress()); err != nil {
+		return f, err
+	}
+	if f.Words, err = events.ParseWords(m.GetText()); err != nil {
+		return f, err
+	}
+	return f, f.Check()
 }
 
 // timeOf returns the zero time for none.

@@ -32,7 +32,8 @@ type emitter interface {
 // auditLog is the transparency log of this authority; *events.Log is one.
 type auditLog interface {
 	Append(ctx context.Context, events [][]byte) error
-	Query(ctx context.Context, f events.Filter, limit int, before string) (page [][]byte, next string, err error)
+	Query(ctx context.Context, f events.Filter, limit int, before string) (events.Page, error)
+	Read(ctx context.Context, f events.Filter, limit int, after string) (events.Page, error)
 	Tail(ctx context.Context, f events.Filter, backlog int, fn func(events [][]byte) error) error
 	Prove(ctx context.Context, uid string) ([]byte, error)
 }

@@ -45,7 +45,9 @@ type remoteVerb struct {
 // nowhere in its verb's row does not exist there either, and a test fails until
 // somebody has decided.
 func remoteVerbs() map[string]remoteVerb {
-	filter := []string{"since", "until", "user", "node", "event", "session", "format"}
+	filter := []string{
+		"since", "until", "user", "login", "node", "label", "address", "event", "session", "text", "success", "failed", "format",
+	}
 	list := remoteVerb{flags: []string{"format"}}
 	return map[string]remoteVerb{
 		"ls":       list,
@@ -78,9 +80,10 @@ func remoteVerbs() map[string]remoteVerb {
 		"sessions watch": {},
 		"sessions join":  {},
 
-		"audit ls":     {flags: append([]string{"limit"}, filter...)},
+		"audit ls":     {flags: append([]string{"limit", "before", "after", "order", "reverse"}, filter...)},
 		"audit tail":   {flags: append([]string{"lines"}, filter...)},
-		"audit verify": {flags: []string{"format"}, none: []string{"log", "key"}, use: "verify"},
+		"audit verify": {flags: []string{"format"}, stdin: []string{"since"}, none: []string{"log", "key", "save"}, use: "verify [--since -]"},
+		"audit prove":  {none: []string{"out"}, use: "prove UID"},
 		"ca export":    {flags: []string{"type", "format"}},
 		"ca pin":       {},
 	}

@@ -141,7 +141,7 @@ func BenchmarkQuery(b *testing.B) {
 	} {
 		b.Run(name, func(b *testing.B) {
 			for b.Loop() {
-				if _, _, err := l.Query(b.Context(), f, 1000, ""); err != nil {
+				if _, err := l.Query(b.Context(), f, 1000, ""); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -2789,7 +2789,10 @@ type ListEventsRequest struct {
 	// Zero means the default, 1000. The newest that match are returned, oldest first.
 	Limit int32 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
 	// From the previous page's next_before.
-	Before        string `protobuf:"bytes,3,opt,name=before,proto3" json:"before,omitempty"`
+	Before string `protobuf:"bytes,3,opt,name=before,proto3" json:"before,omitempty"`
+	// From an earlier page's next_after: the oldest that match and came later are
+	// returned instead. Not with before.
+	After         string `protobuf:"bytes,4,opt,name=after,proto3" json:"after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2845,12 +2848,21 @@ func (x *ListEventsRequest) GetBefore() string {
 	return ""
 }
 
+func (x *ListEventsRequest) GetAfter() string {
+	if x != nil {
+		return x.After
+	}
+	return ""
+}
+
 type ListEventsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Each one JSON object, as logged.
 	Events [][]byte `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
 	// Empty when no older ones match.
-	NextBefore    string `protobuf:"bytes,2,opt,name=next_before,json=nextBefore,proto3" json:"next_before,omitempty"`
+	NextBefore string `protobuf:"bytes,2,opt,name=next_before,json=nextBefore,proto3" json:"next_before,omitempty"`
+	// Where newer ones begin, those that are still to come among them.
+	NextAfter     string `protobuf:"bytes,3,opt,name=next_after,json=nextAfter,proto3" json:"next_after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2895,6 +2907,13 @@ func (x *ListEventsResponse) GetEvents() [][]byte {
 func (x *ListEventsResponse) GetNextBefore() string {
 	if x != nil {
 		return x.NextBefore
+	}
+	return ""
+}
+
+func (x *ListEventsResponse) GetNextAfter() string {
+	if x != nil {
+		return x.NextAfter
 	}
 	return ""
 }
@@ -3167,9 +3186,8 @@ type VerifyLogResponse struct {
 	Fault string `protobuf:"bytes,5,opt,name=fault,proto3" json:"fault,omitempty"`
 	// The signed checkpoint, to be kept elsewhere.
 	Checkpoint string `protobuf:"bytes,6,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
-	// The last checkpoint that witnesses cosigned; the log passes through it.
-	// Empty means none.
-	Cosigned      string `protobuf:"bytes,7,opt,name=cosigned,proto3" json:"cosigned,omitempty"`
+	// The checkpoints that witnesses cosigned last; the log passes through them.
+	Cosigned      []string `protobuf:"bytes,7,rep,name=cosigned,proto3" json:"cosigned,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3246,11 +3264,11 @@ func (x *VerifyLogResponse) GetCheckpoint() string {
 	return ""
 }
 
-func (x *VerifyLogResponse) GetCosigned() string {
+func (x *VerifyLogResponse) GetCosigned() []string {
 	if x != nil {
 		return x.Cosigned
 	}
-	return ""
+	return nil
 }
 
 type ProveEventRequest struct {
@@ -3656,15 +3674,18 @@ const file_accessd_v1_admin_proto_rawDesc = "" +
 	" \x01(\bH\x00R\asuccess\x88\x01\x01\x12\x12\n" +
 	"\x04text\x18\v \x01(\tR\x04textB\n" +
 	"\n" +
-	"\b_success\"r\n" +
+	"\b_success\"\x88\x01\n" +
 	"\x11ListEventsRequest\x12/\n" +
 	"\x06filter\x18\x01 \x01(\v2\x17.accessd.v1.EventFilterR\x06filter\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\x05R\x05limit\x12\x16\n" +
-	"\x06before\x18\x03 \x01(\tR\x06before\"M\n" +
+	"\x06before\x18\x03 \x01(\tR\x06before\x12\x14\n" +
+	"\x05after\x18\x04 \x01(\tR\x05after\"l\n" +
 	"\x12ListEventsResponse\x12\x16\n" +
 	"\x06events\x18\x01 \x03(\fR\x06events\x12\x1f\n" +
 	"\vnext_before\x18\x02 \x01(\tR\n" +
-	"nextBefore\"^\n" +
+	"nextBefore\x12\x1d\n" +
+	"\n" +
+	"next_after\x18\x03 \x01(\tR\tnextAfter\"^\n" +
 	"\x11TailEventsRequest\x12/\n" +
 	"\x06filter\x18\x01 \x01(\v2\x17.accessd.v1.EventFilterR\x06filter\x12\x18\n" +
 	"\abacklog\x18\x02 \x01(\x05R\abacklog\",\n" +
@@ -3688,7 +3709,7 @@ const file_accessd_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"checkpoint\x18\x06 \x01(\tR\n" +
 	"checkpoint\x12\x1a\n" +
-	"\bcosigned\x18\a \x01(\tR\bcosigned\"%\n" +
+	"\bcosigned\x18\a \x03(\tR\bcosigned\"%\n" +
 	"\x11ProveEventRequest\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\"*\n" +
 	"\x12ProveEventResponse\x12\x14\n" +
