@@ -111,10 +111,11 @@ type session struct {
 
 	mu        sync.Mutex
 	chain     Chain
-	bytes     int64  // of all parts
-	flags     byte   // of all parts
-	at        uint64 // of the last frame
-	queue     []partRecord
+	bytes     int64        // of all parts
+	flags     byte         // of all parts
+	at        uint64       // of the last frame
+	published uint32       // parts handed to the uploads
+	queue     []partRecord // of them, what the store has not confirmed
 	stateSize int64
 	synced    uint32 // the state is durable up to this part
 	completed bool
@@ -145,7 +146,11 @@ func (s *session) summaryLocked() Summary {
 	return Summary{Parts: s.chain.parts, Root: s.chain.Root(), Bytes: s.bytes, Sealed: s.flags&flagSealed != 0}
 }
 
-func (s *session) endedLocked() bool { return s.flags&flagLast != 0 }
+// unconfirmedLocked reports whether all parts were handed to the uploads, and the
+// store was not told so.
+func (s *session) unconfirmedLocked() bool {
+	return s.flags&flagLast != 0 && s.published == s.chain.parts && !s.completed
+}
 
 // ofLocked returns what lists say of s.
 func (s *session) ofLocked() *accessdv1.RecordingOf {

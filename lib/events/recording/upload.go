@@ -67,6 +67,7 @@ func backoff(failures int) time.Duration {
 func (s *session) publish(p partRecord) {
 	s.mu.Lock()
 	s.queue = append(s.queue, p)
+	s.published = p.number
 	push := !s.queued
 	s.queued = true
 	s.mu.Unlock()
@@ -129,7 +130,7 @@ func (s *session) uploadOne(ctx context.Context) (more bool, err error) {
 	if len(s.queue) > 0 {
 		part = &s.queue[0]
 	}
-	of, ended := s.ofLocked(), s.endedLocked() && !s.completed
+	of, ended := s.ofLocked(), s.unconfirmedLocked()
 	complete := s.completeLocked()
 	s.mu.Unlock()
 
@@ -145,7 +146,7 @@ func (s *session) uploadOne(ctx context.Context) (more bool, err error) {
 		return true, err
 	}
 	s.attempts = 0
-	s.queued = len(s.queue) > 0 || s.endedLocked() && !s.completed
+	s.queued = len(s.queue) > 0 || s.unconfirmedLocked()
 	return s.queued, nil
 }
 
