@@ -224,6 +224,9 @@ func (v *visit) input(s *session, mode string) {
 		case mode == modeJoin && n > 0:
 			v.in.Add(int64(n))
 			s.count(&s.in, n)
+			if err := s.input(buf[:n]); err != nil {
+				return
+			}
 			if _, err := s.stdin.Write(buf[:n]); err != nil {
 				return
 			}
