@@ -183,7 +183,7 @@ func (r *Recorder) Begin(h Header) (*Recording, error) {
 }
 
 func (r *Recorder) begin(w *Recording) error {
-	if err := r.room(0); err != nil {
+	if err := r.room(maxData); err != nil {
 		return err
 	}
 	s := w.session
