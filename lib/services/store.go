@@ -30,6 +30,9 @@ import (
 //	announcer/PROXY      the lease of a proxy, with that lease
 //	session/ID           the live sessions a member serves, with a lease
 //	instruction/ID/UUID  what a member is asked to do, with a lease
+//	recording/SESSION    what is known of a recording
+//	part/SESSION/N       sizes and digests of a recording's parts, 64 in each
+//	part/SESSION/end     there when the recording is complete
 //	cluster, serial
 const (
 	dirLive        = "live/"
@@ -45,6 +48,8 @@ const (
 	dirAnnouncer   = "announcer/"
 	dirSession     = "session/"
 	dirInstruction = "instruction/"
+	dirRecording   = "recording/"
+	dirPart        = "part/"
 	keyCluster     = "cluster"
 	keySerial      = "serial"
 )
