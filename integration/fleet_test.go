@@ -248,6 +248,11 @@ func (f *fleet) hosts(b *strings.Builder, node string) {
 	fmt.Fprintf(b, "Host %s-at\n  HostName %s\n  Port %s\n  User %s@%[1]s\n", node, host, port, login)
 }
 
+// jump is a node of a kind by the stock way.
+func (f *fleet) jump(kind string) target {
+	return target{fleet: f, kind: kind, way: "jump", node: kinds[kind]}
+}
+
 // long bounds a client's run, on a machine that other scenarios share.
 const long = 2 * time.Minute
 
