@@ -318,7 +318,7 @@ func TestQuietPartClosesAfterFiveSeconds(t *testing.T) {
 			t.Error("a part is closed too early")
 		}
 		time.Sleep(time.Millisecond)
-		r.sealers.Wait()
+		synctest.Wait()
 		if _, err := os.Stat(part); err != nil {
 			t.Error(err)
 		}

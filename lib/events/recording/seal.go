@@ -123,12 +123,12 @@ func unseal(part []byte, ids []age.Identity) ([]byte, error) {
 		if len(ids) == 0 {
 			return nil, fault.New(fault.Denied, "the recording is sealed").WithHint("give the identity of one of its recipients with --identity FILE")
 		}
+		if _, err := age.ExtractHeader(bytes.NewReader(part)); err != nil {
+			return nil, fault.Wrap(fault.BadInput, err, "a sealed part of the recording is damaged")
+		}
 		plain, err := age.Decrypt(r, ids...)
 		if err != nil {
-			if _, ok := errors.AsType[*age.NoIdentityMatchError](err); ok {
-				return nil, fault.Wrap(fault.Denied, err, "no identity given opens the recording")
-			}
-			return nil, fault.Wrap(fault.BadInput, err, "a sealed part of the recording cannot be opened")
+			return nil, fault.Wrap(fault.Denied, err, "no identity given opens the recording")
 		}
 		r = plain
 	}
