@@ -73,7 +73,6 @@ type tampering struct {
 	name string
 	do   func(t *testing.T, dir string)
 	want []string
-	args []string
 }
 
 const (
