@@ -85,6 +85,9 @@ func New(cfg Config) (*Recorder, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	if cfg.MaxSession == nil {
+		cfg.MaxSession = func() int64 { return 0 }
+	}
 	if cfg.Log == nil {
 		cfg.Log = zap.NewNop()
 	}
@@ -172,6 +175,9 @@ func (r *Recorder) Begin(h Header) (*Recording, error) {
 	}
 	if h.Started.IsZero() {
 		h.Started = r.cfg.Now()
+	}
+	if h.Cluster == "" && r.cfg.Cluster != nil {
+		h.Cluster = r.cfg.Cluster()
 	}
 	s := &session{r: r, id: id, start: h.start()}
 	w := newRecording(s, h)

@@ -469,6 +469,33 @@ func TestF30ClockJumps(t *testing.T) {
 	}
 }
 
+// F30: a policy may bound what is recorded of a session. Beyond it prints fail, and
+// what was recorded is closed as ever.
+func TestF30MaxSession(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "spool")
+	limit := int64(0)
+	r := newRecorder(t, Config{Dir: dir, MaxSession: func() int64 { return limit }, Cluster: func() string { return "c" }})
+	h := header()
+	h.Cluster = ""
+	w, err := r.Begin(h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	print(t, w, strings.Repeat("x", 10_000))
+	limit = 15_000
+	print(t, w, "a little")
+	if err := w.Print(stdout, make([]byte, 5000)); fault.Public(err) != "the recording has reached the 15000 bytes that are allowed" || !fault.Is(err, fault.Unavailable) {
+		t.Errorf("Print = %v", err)
+	}
+	frames := playDir(t, dir, h.Session, closed(t, w))
+	if frames[0].GetStart().GetCluster() != "c" || len(printed(frames, stdout)) != 10_008 {
+		t.Errorf("start is %v, %d bytes were printed", frames[0], len(printed(frames, stdout)))
+	}
+	if gap := frames[len(frames)-2].GetGap(); gap.GetBytes() != 5000 || !strings.Contains(gap.GetReason(), "allowed") {
+		t.Errorf("the last but one frame is not a gap of 5000 bytes: %v", gap)
+	}
+}
+
 func TestSecondRecorderIsRefused(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "spool")
 	newRecorder(t, Config{Dir: dir})

@@ -54,6 +54,7 @@ type Recording struct {
 	told    bool  // onFail knows
 	retry   *time.Timer
 	at      uint64 // of the last frame
+	total   int64  // bytes of the frames
 	lost    uint64 // bytes that could not be written since the last gap
 	reason  string // why
 	closed  bool   // no more prints
@@ -177,6 +178,9 @@ func (w *Recording) prepareLocked(n int) (from int, err error) {
 	case w.err != nil:
 		return 0, w.err
 	}
+	if limit := w.r.cfg.MaxSession(); limit > 0 && w.total+int64(n) > limit {
+		return 0, fault.New(fault.Unavailable, "the recording has reached the %d bytes that are allowed", limit)
+	}
 	if err := w.r.room(n); err != nil {
 		return 0, err
 	}
@@ -237,7 +241,9 @@ func (w *Recording) flushLocked(from int) error {
 		w.dropLocked(p, err)
 		return err
 	}
-	w.r.used.Add(int64(len(p.records) - from))
+	n := int64(len(p.records) - from)
+	w.r.used.Add(n)
+	w.total += n
 	w.lost = 0
 	return nil
 }

@@ -45,6 +45,11 @@ type Config struct {
 	// Recipients returns for whom the next part is sealed: X25519 ("age1…"),
 	// ssh-ed25519 and ssh-rsa public keys. Nil, or nobody, means not sealed.
 	Recipients func() []string
+	// Cluster names the cluster in a header that does not; nil leaves it out.
+	Cluster func() string
+	// MaxSession returns how much of a session is recorded, in bytes of frames; nil,
+	// or zero, means all of it. Beyond it prints fail.
+	MaxSession func() int64
 	// Upload is where parts go; nil keeps them in the spool.
 	Upload Upload
 	// Quota bounds the spool, in bytes; zero means [DefaultQuota].
