@@ -5,6 +5,7 @@ package events
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"os"
@@ -232,6 +233,15 @@ func TestIndexIsRebuilt(t *testing.T) {
 		},
 		"garbage": func(t *testing.T, path string) { write(t, path, []byte(strings.Repeat("garbage", 1000))) },
 		"empty":   func(t *testing.T, path string) { write(t, path, nil) },
+		"of another version": func(t *testing.T, path string) {
+			db, err := sql.Open("sqlite", path)
+			if err == nil {
+				_, err = db.ExecContext(t.Context(), "DROP TABLE texts; PRAGMA user_version = 1")
+			}
+			if err = errors.Join(err, db.Close()); err != nil {
+				t.Fatal(err)
+			}
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir, key := t.TempDir(), newTestKey(t, "example.com/audit")
@@ -244,6 +254,7 @@ func TestIndexIsRebuilt(t *testing.T) {
 			harm(t, filepath.Join(dir, indexName))
 			l = openTestLog(t, dir, key)
 			checkSame(t, "query", contents(t, l, Filter{User: "alice"}), events)
+			checkSame(t, "query for words", contents(t, l, Filter{User: "alice", Words: wordsOf(t, "EXEC alice")}), events)
 			mustAppend(t, l, events...)
 			mustVerify(t, l, len(events))
 		})
@@ -273,6 +284,8 @@ func TestIndexIsCaughtUp(t *testing.T) {
 	l = openTestLog(t, dir, key)
 	mustAppend(t, l, events...)
 	checkSame(t, "query", contents(t, l, Filter{}), events)
+	// 300 stands in a block that two processes filled.
+	checkSame(t, "query for words", contents(t, l, Filter{Until: testTime.Add(301 * time.Second), Since: testTime.Add(299 * time.Second), Words: wordsOf(t, "EXEC alice")}), events[299:301])
 	mustVerify(t, l, len(events))
 }
 
