@@ -52,7 +52,7 @@ func (d *Daemon) startForwarder(ctx context.Context, tunnels *reversetunnel.Serv
 		return nil, err
 	}
 	f.keys = remote.NewHostKeys(func() ssh.Signer { return d.server.hostKey }, f.certs, nil)
-	recorder, err := d.openRecorder("forwarder", func() *seat { return d.server })
+	recorder, err := d.openRecorder(ctx, "forwarder", func() *seat { return d.server })
 	if err != nil {
 		return nil, err
 	}

@@ -48,7 +48,7 @@ func (d *Daemon) startNode(ctx context.Context) error {
 		return err
 	}
 	n := &nodeRole{}
-	recorder, err := d.openRecorder("node", func() *seat { return n.seat })
+	recorder, err := d.openRecorder(ctx, "node", func() *seat { return n.seat })
 	if err != nil {
 		return err
 	}

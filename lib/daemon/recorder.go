@@ -15,12 +15,20 @@ import (
 // openRecorder opens the recorder of one server of sessions, which keeps what is
 // not uploaded yet in a directory of that name. It uploads through the seat that
 // this process has when the recorder runs.
-func (d *Daemon) openRecorder(name string, at func() *seat) (*recording.Recorder, error) {
-	return recording.New(recording.Config{
-		Dir:    d.path("recordings-spool", name),
-		Upload: uploads{at}, Quota: d.cfg.Recordings.Quota,
+func (d *Daemon) openRecorder(ctx context.Context, name string, at func() *seat) (*recording.Recorder, error) {
+	r, err := recording.New(recording.Config{
+		Dir:        d.path("recordings-spool", name),
+		Cluster:    func() string { return *d.cluster.Load() },
+		MaxSession: func() int64 { return d.cache.RecordingSettings().MaxSession },
+		Recipients: func() []string { return d.cache.RecordingSettings().Recipients },
+		Upload:     uploads{at}, Quota: d.cfg.Recordings.Quota,
 		Registerer: prometheus.WrapRegistererWith(prometheus.Labels{"server": name}, d.metrics), Log: d.log.Named("recordings"),
 	})
+	if err != nil {
+		return nil, err
+	}
+	d.run.atStop(ctx, rankLog, "spool of recordings", r.Close)
+	return r, nil
 }
 
 // uploads takes recordings to the authority.

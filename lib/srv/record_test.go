@@ -209,7 +209,9 @@ func TestRecordTerminal(t *testing.T) {
 		if h := frames[0].GetStart(); !h.GetTerminal() || h.GetTerm() != "vt100" || h.GetColumns() != 80 || h.GetRows() != 24 || h.GetKind() != "shell" {
 			w.t.Errorf("begins with %v", h)
 		}
-		if !slices.ContainsFunc(frames, func(f *accessdv1.Frame) bool { return f.GetResize().GetColumns() == 132 && f.GetResize().GetRows() == 50 }) {
+		if !slices.ContainsFunc(frames, func(f *accessdv1.Frame) bool {
+			return f.GetResize().GetColumns() == 132 && f.GetResize().GetRows() == 50
+		}) {
 			w.t.Errorf("no resize in %v", frames)
 		}
 	})
@@ -264,6 +266,40 @@ func TestF05NoRoomToRecord(t *testing.T) {
 		start, gap := w.journal.named(events.SessionStart)[0], w.journal.named(events.RecordingGap)
 		if len(gap) != 1 || gap[0].SID != start.SID || gap[0].Success || gap[0].Fields["reason"] == "" {
 			w.t.Errorf("recording.gap %v, want one of %s", gap, start.SID)
+		}
+	})
+}
+
+// TestRecordingFails: when there is no room any more a strict session ends with
+// the reason before the person sees what is not recorded; with best_effort it
+// goes on, and the log says so once.
+func TestRecordingFails(t *testing.T) {
+	limited := func(c *recording.Config) { c.MaxSession = func() int64 { return 1 << 10 } }
+	long := strings.Repeat("x", 4<<10)
+	tape(t, services.RoleOptions{}, limited, func(w *taped) {
+		r := w.start(w.x, w.c)
+		_, _ = r.process.stdout.Write([]byte(long)) // fails when the session is cut
+		_ = r.Wait()
+		if strings.Contains(r.stdout.String(), "x") {
+			w.t.Error("the person saw what is not recorded")
+		}
+		synctest.Wait()
+		end := w.journal.named(events.SessionEnd)
+		if reason, _ := end[0].Fields["reason"].(string); !strings.HasPrefix(reason, "the session can be recorded no longer: ") || !strings.Contains(r.stderr.String(), reason) {
+			w.t.Errorf("reason %q, person reads %q", reason, &r.stderr)
+		}
+	})
+	tape(t, services.RoleOptions{Record: services.RecordBestEffort}, limited, func(w *taped) {
+		r := w.start(w.x, w.c)
+		write(w.t, r.process.stdout, long)
+		write(w.t, r.process.stdout, long)
+		r.process.end(w.t, Exit{})
+		if err := r.Wait(); err != nil || r.stdout.String() != long+long {
+			w.t.Errorf("Wait = %v, %d bytes seen", err, len(r.stdout.String()))
+		}
+		synctest.Wait()
+		if gap := w.journal.named(events.RecordingGap); len(gap) != 1 {
+			w.t.Errorf("%d events recording.gap, want 1", len(gap))
 		}
 	})
 }
