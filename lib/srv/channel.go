@@ -172,7 +172,7 @@ func (h *channel) resize(payload []byte) bool {
 	}
 	if h.process != nil {
 		h.process.Resize(w)
-		h.session.resize(w)
+		h.session.resize(h.ctx, w)
 	} else {
 		h.request.terminal.Window = w
 	}

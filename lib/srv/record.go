@@ -25,12 +25,12 @@ func (s *session) recordingMode() services.Recording {
 }
 
 // record begins the recording of s. An error says that s may not be without one.
-func (s *session) record() error {
+func (s *session) record(ctx context.Context) error {
 	s.recorded = s.recordingMode()
 	if s.recorded == services.RecordOff {
 		return nil
 	}
-	tape, err := s.client.m.cfg.Recorder.Begin(s.header())
+	tape, err := s.client.m.cfg.Recorder.Begin(s.header(ctx))
 	if err == nil {
 		s.tape = tape
 		return nil
@@ -43,12 +43,12 @@ func (s *session) record() error {
 }
 
 // header is what the recording of s begins with.
-func (s *session) header() recording.Header {
+func (s *session) header(ctx context.Context) recording.Header {
 	c, r, node := s.client, s.request, s.client.cfg.Node()
 	h := recording.Header{
 		Session: s.id, Started: s.started, User: c.cfg.Identity.User, Login: c.cfg.Login,
 		NodeID: node.ID, NodeName: string(node.Name), Kind: string(r.kind),
-		OnFail: func(err error) { _ = s.unrecordable(err) }, // it has ended the session, or is in the log
+		OnFail: func(err error) { _ = s.unrecordable(ctx, err) }, // it has ended the session, or is in the log
 	}
 	if r.kind == KindExec {
 		h.Command = r.line
@@ -60,12 +60,12 @@ func (s *session) header() recording.Header {
 }
 
 // print records what flows before it goes on. An error says that it must not.
-func (s *session) print(stream accessdv1.Stream, p []byte) error {
+func (s *session) print(ctx context.Context, stream accessdv1.Stream, p []byte) error {
 	if s.tape == nil {
 		return nil
 	}
 	if err := s.tape.Print(stream, p); err != nil {
-		return s.unrecordable(err)
+		return s.unrecordable(ctx, err)
 	}
 	if s.gap.Load() {
 		s.gap.Store(false)
@@ -74,26 +74,26 @@ func (s *session) print(stream accessdv1.Stream, p []byte) error {
 }
 
 // input records what the process is to read, where the role wants that.
-func (s *session) input(p []byte) error {
+func (s *session) input(ctx context.Context, p []byte) error {
 	if !s.decision.Options.RecordInput {
 		return nil
 	}
-	return s.print(accessdv1.Stream_STREAM_STDIN, p)
+	return s.print(ctx, accessdv1.Stream_STREAM_STDIN, p)
 }
 
 // resize records a new size of the terminal.
-func (s *session) resize(w sshwire.WindowChange) {
+func (s *session) resize(ctx context.Context, w sshwire.WindowChange) {
 	if s.tape == nil {
 		return
 	}
 	if err := s.tape.Resize(w.Columns, w.Rows); err != nil {
-		_ = s.unrecordable(err) // it has ended the session, or is in the log
+		_ = s.unrecordable(ctx, err) // it has ended the session, or is in the log
 	}
 }
 
 // unrecordable deals with what could not be recorded because of err: it ends the
 // session and returns why, or says in the log that something is missing.
-func (s *session) unrecordable(err error) error {
+func (s *session) unrecordable(ctx context.Context, err error) error {
 	if errors.Is(err, os.ErrClosed) {
 		return err // so has the session
 	}
@@ -103,17 +103,17 @@ func (s *session) unrecordable(err error) error {
 		return err
 	}
 	if !s.gap.Swap(true) {
-		s.reportGap(err)
+		s.reportGap(ctx, err)
 	}
 	return nil
 }
 
 // reportGap says in the log that a part of the recording is missing.
-func (s *session) reportGap(err error) {
+func (s *session) reportGap(ctx context.Context, err error) {
 	c := s.client
 	e := c.event(events.RecordingGap, c.place(), map[string]any{"reason": fault.Public(err)})
 	e.SID, e.Success, e.Error = s.id, false, err.Error()
-	if err := c.m.cfg.Events.Emit(context.Background(), e); err != nil {
+	if err := c.m.cfg.Events.Emit(context.WithoutCancel(ctx), e); err != nil {
 		c.m.cfg.Log.Error("a gap in a recording is not in the log", zap.String("sid", string(s.id)), zap.Error(err))
 	}
 }

@@ -307,7 +307,7 @@ func TestRecordingFails(t *testing.T) {
 // TestUnrecordablePublic: a person reads why, not where.
 func TestUnrecordablePublic(t *testing.T) {
 	s := &session{recorded: services.RecordStrict, cancel: func(error) {}}
-	err := s.unrecordable(fault.Wrap(fault.Unavailable, errors.New("write /var/lib/accessd/x: no space left on device"), "no space left on device"))
+	err := s.unrecordable(t.Context(), fault.Wrap(fault.Unavailable, errors.New("write /var/lib/accessd/x: no space left on device"), "no space left on device"))
 	if want := "the session can be recorded no longer: no space left on device"; fault.Public(err) != want {
 		t.Errorf("%q, want %q", fault.Public(err), want)
 	}

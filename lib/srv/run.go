@@ -163,7 +163,7 @@ func (h *channel) copy(s *session, dst io.Writer, src io.Reader, stream accessdv
 	for {
 		n, err := src.Read(buffer[:])
 		if n > 0 {
-			if err := s.see(stream, buffer[:n]); err != nil {
+			if err := s.see(h.ctx, stream, buffer[:n]); err != nil {
 				return err
 			}
 			if _, err := dst.Write(buffer[:n]); err != nil {
@@ -177,13 +177,13 @@ func (h *channel) copy(s *session, dst io.Writer, src io.Reader, stream accessdv
 }
 
 // see counts, records and shows to others what is about to flow in a stream.
-func (s *session) see(stream accessdv1.Stream, p []byte) error {
+func (s *session) see(ctx context.Context, stream accessdv1.Stream, p []byte) error {
 	if stream == accessdv1.Stream_STREAM_STDIN {
 		s.count(&s.in, len(p))
-		return s.input(p)
+		return s.input(ctx, p)
 	}
 	s.count(&s.out, len(p))
-	if err := s.print(stream, p); err != nil {
+	if err := s.print(ctx, stream, p); err != nil {
 		return err
 	}
 	s.stage.show(p, s.request.kind == KindShell)

@@ -115,7 +115,7 @@ func (c *Client) open(ctx context.Context, r request, cancel context.CancelCause
 		return nil, c.unrecorded(err)
 	}
 	if s.untaped != nil {
-		s.reportGap(s.untaped)
+		s.reportGap(ctx, s.untaped)
 	}
 	s.bind(s.decision.Options)
 	c.m.metrics.started.Inc()
@@ -139,11 +139,11 @@ func (s *session) admit(ctx context.Context) error {
 	}
 	// The policy may have changed since the decision, and the review that
 	// followed has not seen this session.
-	err := error(nil)
-	if d := s.review(); !d.Allow {
-		err = fault.New(fault.Denied, "%s", d.Reason)
+	var err error
+	if d := s.review(); d.Allow {
+		err = s.record(ctx)
 	} else {
-		err = s.record()
+		err = fault.New(fault.Denied, "%s", d.Reason)
 	}
 	if err != nil {
 		c.m.remove(s)
