@@ -239,6 +239,9 @@ func spooled(t *testing.T, dir string) []string {
 		if rel, _ := filepath.Rel(dir, path); err == nil && rel != "." && rel != lockName {
 			files = append(files, rel)
 		}
+		if errors.Is(err, fs.ErrNotExist) { // it went meanwhile
+			return nil
+		}
 		return err
 	})
 	if err != nil {

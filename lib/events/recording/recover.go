@@ -3,6 +3,7 @@
 package recording
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -64,7 +65,7 @@ func (r *Recorder) recoverSession(id names.SessionID) error {
 	if err := w.readState(); err != nil {
 		return err
 	}
-	if s.start == nil && w.last == 0 { // Begin had not returned
+	if w.unbegun() {
 		return r.dir.RemoveAll(string(id))
 	}
 	if err := w.rebuild(); err != nil {
@@ -89,6 +90,20 @@ func (r *Recorder) recoverSession(id names.SessionID) error {
 		s.forgetLocked()
 	}
 	return nil
+}
+
+// unbegun reports whether Begin had not returned: not even the first frame is on
+// disk.
+func (w *wreck) unbegun() bool {
+	if w.last > 1 || len(w.parts) > 0 || len(w.records) > 0 || len(w.damaged) > 0 {
+		return false
+	}
+	data, err := w.session.r.dir.read(w.session.path(journalName(1)), maxJournal)
+	if errors.Is(err, fs.ErrNotExist) {
+		return true
+	}
+	_, _, torn := nextRecord(data)
+	return err == nil && errors.Is(torn, errTorn)
 }
 
 // measure returns how much a session has in the spool, in bytes.
@@ -357,12 +372,15 @@ func (w *wreck) fromJournal(n uint32) error {
 	data, err := s.r.dir.read(s.path(name), maxJournal)
 	if errors.Is(err, errDamaged) {
 		w.damaged = append(w.damaged, name)
-		return w.makePart(n, appendFrame(nil, gapFrame(s.at, damagedJournal, 0)), n == w.last)
+		data, err = make([]byte, recordHeader), nil // a damaged record
 	}
 	if err != nil {
 		return err
 	}
 	records, damaged := salvage(data, s.at)
+	if n == 1 && damaged && s.start != nil && !bytes.HasPrefix(records, appendFrame(nil, startFrame(s.start))) {
+		records = append(appendFrame(nil, startFrame(s.start)), records...)
+	}
 	if damaged {
 		w.damaged = append(w.damaged, name)
 	} else {
