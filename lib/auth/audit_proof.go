@@ -24,7 +24,10 @@ func (s auditService) VerifyLog(ctx context.Context, req *connect.Request[access
 	}
 	res := &accessdv1.VerifyLogResponse{
 		Size: report.Size, RootHash: report.RootHash, Origin: report.Origin, VerifierKey: key,
-		Checkpoint: string(report.Checkpoint), Cosigned: string(report.Cosigned),
+		Checkpoint: string(report.Checkpoint),
+	}
+	for _, raw := range report.Cosigned {
+		res.Cosigned = append(res.Cosigned, string(raw))
 	}
 	if err != nil {
 		res.Fault = err.Error() // for the auditor, who asked what is wrong
