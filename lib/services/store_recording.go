@@ -52,9 +52,9 @@ type SessionRecording struct {
 	Last   time.Time     `json:"last"`             // when the newest came
 	End    *RecordingEnd `json:"end,omitempty"`    // nil while it goes on
 
-	Hold     string `json:"hold,omitempty"`     // why it must not be removed
-	Fault    string `json:"fault,omitempty"`    // what is wrong with it
-	Removing string `json:"removing,omitempty"` // why it is being removed; there are no others to see it
+	Hold     string            `json:"hold,omitempty"`     // why it must not be removed
+	Fault    string            `json:"fault,omitempty"`    // what is wrong with it
+	Removing *RecordingRemoval `json:"removing,omitempty"` // it is as good as gone
 
 	Revision int64 `json:"-"`
 }
@@ -65,6 +65,13 @@ type RecordingEnd struct {
 	Root      string    `json:"root"` // of the digest chain, hex
 	At        time.Time `json:"at"`
 	Recovered bool      `json:"recovered,omitempty"`
+}
+
+// RecordingRemoval marks a recording of which parts may be gone already.
+type RecordingRemoval struct {
+	By     string    `json:"by"`
+	Reason string    `json:"reason"`
+	At     time.Time `json:"at"`
 }
 
 // RecordingPart is one part of a recording as stored.
