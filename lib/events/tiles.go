@@ -24,6 +24,11 @@ const (
 	cosignedDir = "cosigned"
 	// maxWitnesses bounds how many of these are read.
 	maxWitnesses = 100
+
+	// mirrorState is how far a mirror is, in the form of treeState. It is written
+	// after the checkpoint, so that a verifier does not take what is on its way for
+	// entries whose checkpoint was replaced.
+	mirrorState = "mirror"
 )
 
 // tiles reads the files of a tlog-tiles tree. It follows no link out of its

@@ -174,11 +174,13 @@ func (v *verifier) checkpoint(ctx context.Context) (*log.Checkpoint, []byte, err
 }
 
 // written returns the size of the tree that the authority says it wrote, signed
-// or not; 0 when a copy does not have it.
+// or not, or that a mirror says it has; 0 when a copy has neither.
 func (v *verifier) written() uint64 {
-	s, err := v.state()
+	s, err := v.state(treeState)
 	if err != nil {
-		return 0
+		if s, err = v.state(mirrorState); err != nil {
+			return 0
+		}
 	}
 	return s.Size
 }

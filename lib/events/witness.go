@@ -120,9 +120,6 @@ func NewWitnesses(cfg WitnessesConfig) (*Witnesses, error) {
 
 // Run asks the witnesses for each new checkpoint, until ctx ends. It never fails.
 func (w *Witnesses) Run(ctx context.Context) error {
-	if len(w.all) == 0 {
-		return nil
-	}
 	w.recall()
 	defer w.client.CloseIdleConnections()
 	tick := time.NewTicker(w.cfg.Interval)
