@@ -71,6 +71,10 @@ func (d *spoolDir) create(name string) (*os.File, error) {
 
 // replace makes a file anew, whatever had its name.
 func (d *spoolDir) replace(name string) (*os.File, error) {
+	f, err := d.create(name)
+	if !errors.Is(err, fs.ErrExist) {
+		return f, err
+	}
 	if err := d.remove(name); err != nil {
 		return nil, err
 	}

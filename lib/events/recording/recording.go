@@ -26,7 +26,7 @@ const (
 	// maxWaiting bounds the parts of one recording that are full and not closed;
 	// as many are closed at once, so that they share the disk's commits. A print
 	// waits while there are more.
-	maxWaiting = 16
+	maxWaiting = 32
 	// maxAllWaiting is the same over all recordings; beyond it each has one.
 	maxAllWaiting = 128
 	// retryTime is the wait before a part that could not be closed is tried again
@@ -352,14 +352,14 @@ func (w *Recording) stored(n int, err error) (done bool, tell error) {
 // store makes parts durable under their names, and hands them to the uploads. It
 // may be called again for the same parts after an error.
 func (w *Recording) store(batch []*openPart) error {
-	for _, p := range batch {
-		if err := w.seal(p); err != nil {
-			return err
-		}
-	}
 	var writes errgroup.Group // the disk commits files together that are synced together
 	for _, p := range batch {
-		writes.Go(func() error { return w.write(p) })
+		writes.Go(func() error {
+			if err := w.seal(p); err != nil {
+				return err
+			}
+			return w.write(p)
+		})
 	}
 	if err := writes.Wait(); err != nil {
 		return err
