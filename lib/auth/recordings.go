@@ -95,6 +95,9 @@ func (s recordingService) UploadPart(ctx context.Context, req *connect.Request[a
 	if len(data) == 0 || len(data) > recording.MaxPart {
 		return nil, fault.New(fault.BadInput, "part of %d bytes: want 1 to %d", len(data), recording.MaxPart)
 	}
+	if m.GetPart() == 0 {
+		return nil, fault.New(fault.BadInput, "parts of a recording begin with 1")
+	}
 	part := services.RecordingPart{Number: m.GetPart(), Size: uint32(len(data)), Sum: sha256.Sum256(data)} //nolint:gosec // bounded above
 	r, err := s.own(ctx, id, part.Number, m.GetOf())
 	if err != nil {

@@ -2,6 +2,7 @@ package auth
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -9,6 +10,7 @@ import (
 
 	"github.com/accessd/accessd/lib/events"
 	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/services"
 )
 
@@ -28,10 +30,11 @@ type archive struct {
 
 	index *searchIndex
 	wake  chan struct{} // holds one token once there may be something to do
+	turn  chan struct{} // holds the turn to go through all recordings
 }
 
 func newArchive(a *Authority) *archive {
-	return &archive{Authority: a, index: newSearchIndex(a.cfg.Recordings.Dir), wake: make(chan struct{}, 1)}
+	return &archive{Authority: a, index: newSearchIndex(a.cfg.Recordings.Dir), wake: make(chan struct{}, 1), turn: make(chan struct{}, 1)}
 }
 
 func (k *archive) poke() {
@@ -61,6 +64,12 @@ func (k *archive) run(ctx context.Context) error {
 
 // tend goes through all recordings once.
 func (k *archive) tend(ctx context.Context) error {
+	select {
+	case k.turn <- struct{}{}:
+		defer func() { <-k.turn }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	list, err := k.cfg.Store.Recordings(ctx)
 	if err != nil {
 		return err
@@ -97,7 +106,7 @@ func (k *archive) retain(ctx context.Context, list []services.SessionRecording) 
 		default:
 			return false
 		}
-		if err := k.remove(ctx, r, why, ""); err != nil {
+		if err := k.remove(ctx, r, why, ""); err != nil && !fault.Is(err, fault.Conflict) { // or another authority does
 			k.cfg.Log.Warn("a recording was not removed", zap.String("session", string(r.Session)), zap.Error(err))
 			return false
 		}
@@ -106,32 +115,47 @@ func (k *archive) retain(ctx context.Context, list []services.SessionRecording) 
 	})
 }
 
-// remove removes r, of which nobody has removed anything yet, or goes on with a
-// removal that somebody has begun. First comes the event, then a mark, from which
-// on nobody sees the recording; then its lines, its parts and what is known of it.
+// remove removes r, or goes on with a removal that somebody has begun. A mark says
+// that it is being removed, from when on nobody sees it; of several that would
+// remove it one puts the mark. Then comes the event, and then its lines, its parts
+// and what is known of it go. Without its event it stays.
 func (k *archive) remove(ctx context.Context, r services.SessionRecording, why services.RecordingRemoval, addr string) error {
 	if r.Hold != "" {
 		return fault.New(fault.Conflict, "the recording of session %s is on hold: %s", r.Session, r.Hold)
 	}
+	why.At = k.cfg.Now()
+	r.Removing = &why
+	if err := k.cfg.Store.UpdateRecording(ctx, r); err != nil {
+		return err
+	}
 	ev := about(events.RecordingDelete, r)
-	ev.AddrRemote, ev.Fields["by"], ev.Fields["recording_bytes"] = addr, why.By, r.Size
+	ev.Success, ev.AddrRemote, ev.Fields["by"], ev.Fields["recording_bytes"] = true, addr, why.By, r.Size
 	ev.Fields["recording_parts"] = int64(r.Parts)
 	if r.End != nil {
 		ev.Fields["recording_parts"], ev.Fields["recording_root"] = int64(r.End.Parts), r.End.Root
 	}
 	set(ev, "reason", why.Reason)
-	return k.change(ctx, ev, func() error {
-		why.At = k.cfg.Now()
-		r.Removing = &why
-		if err := k.cfg.Store.UpdateRecording(ctx, r); err != nil {
-			return err
-		}
-		if err := k.index.forget(ctx, r.Session); err != nil {
-			return err
-		}
-		if err := k.cfg.Recordings.Store.DeleteAll(ctx, recordingDir(r.Session)); err != nil {
-			return err
-		}
-		return k.cfg.Store.DeleteRecording(ctx, r.Session)
-	})
+	if err := k.record(ctx, ev); err != nil {
+		_, undone := k.cfg.Store.ChangeRecording(ctx, r.Session, func(now *services.SessionRecording) error {
+			now.Removing = nil
+			return nil
+		})
+		return errors.Join(err, undone)
+	}
+	err := k.erase(ctx, r.Session)
+	if err != nil {
+		k.note(ctx, failed(ev, err))
+	}
+	return err
+}
+
+// erase removes what there is of a recording, the mark last.
+func (k *archive) erase(ctx context.Context, session names.SessionID) error {
+	if err := k.index.forget(ctx, session); err != nil {
+		return err
+	}
+	if err := k.cfg.Recordings.Store.DeleteAll(ctx, recordingDir(session)); err != nil {
+		return err
+	}
+	return k.cfg.Store.DeleteRecording(ctx, session)
 }

@@ -86,7 +86,7 @@ func (x *searchIndex) open(ctx context.Context) (*sql.DB, error) {
 }
 
 func (x *searchIndex) load(ctx context.Context) (*sql.DB, error) {
-	params := url.Values{"_pragma": {"journal_mode(wal)", "synchronous(normal)", "busy_timeout(10000)", "secure_delete(on)"}}
+	params := url.Values{"_pragma": {"journal_mode(wal)", "synchronous(normal)", "busy_timeout(10000)", "secure_delete(on)"}, "_txlock": {"immediate"}}
 	db, err := sql.Open("sqlite", "file:"+(&url.URL{Path: filepath.Join(x.dir, linesName)}).EscapedPath()+"?"+params.Encode())
 	if err != nil {
 		return nil, err
@@ -151,10 +151,13 @@ func (x *searchIndex) add(ctx context.Context, r services.SessionRecording, read
 	if err := tx.QueryRowContext(ctx, "SELECT coalesce(max(last), 0) + 1 FROM recordings").Scan(&first); err != nil {
 		return err
 	}
-	done, err := tx.ExecContext(ctx, "INSERT INTO recordings VALUES (NULL, ?, ?, ?, ?, ?, ?, ?)",
+	done, err := tx.ExecContext(ctx, "INSERT OR IGNORE INTO recordings VALUES (NULL, ?, ?, ?, ?, ?, ?, ?)",
 		r.Session, r.Started.UnixMicro(), r.User, r.NodeID, r.NodeName, first, first-1)
 	if err != nil {
 		return err
+	}
+	if n, err := done.RowsAffected(); err != nil || n == 0 {
+		return err // somebody else was faster
 	}
 	id, err := done.LastInsertId()
 	if err != nil {
