@@ -37,6 +37,7 @@ type auditLog interface {
 	Grown(ctx context.Context, after string) error
 	Tail(ctx context.Context, f events.Filter, backlog int, fn func(events [][]byte) error) error
 	Prove(ctx context.Context, uid string) ([]byte, error)
+	VerifyIndex(ctx context.Context) error
 }
 
 // Config configures an [Authority]. The fields up to Audit are required.

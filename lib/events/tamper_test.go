@@ -5,6 +5,7 @@ package events
 import (
 	"database/sql"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -116,6 +117,9 @@ func TestF28IndexTampering(t *testing.T) {
 	change("DELETE FROM uids WHERE uid = ?", second[:])
 	l := openTestLog(t, dir, s.key)
 	mustVerify(t, l, specimenSize)
+	if err := l.VerifyIndex(t.Context()); !strings.HasPrefix(fmt.Sprint(err), "entry 3 (index.db): event "+first.String()+" is not where the index says") {
+		t.Errorf("VerifyIndex = %v", err)
+	}
 	if _, err := l.Prove(t.Context(), first.String()); !fault.Is(err, fault.Internal) || !strings.Contains(err.Error(), "which it is not") {
 		t.Errorf("a proof by an index that lies: %v", err)
 	}
@@ -134,6 +138,23 @@ func TestF28IndexTampering(t *testing.T) {
 	for _, i := range []int{3, 4} {
 		if p, err := CheckProof(mustProve(t, l, s.events[i]), s.key.verifier); err != nil || p.Entry != uint64(i) {
 			t.Errorf("after the index was made anew: %+v, %v", p, err)
+		}
+	}
+	if err := l.VerifyIndex(t.Context()); err != nil {
+		t.Errorf("VerifyIndex = %v", err)
+	}
+
+	// Events are hidden from queries, block by block.
+	for _, c := range []struct{ undo, statement, want string }{
+		{"CREATE TABLE kept AS SELECT * FROM blocks", "DELETE FROM blocks WHERE block = 1", "entry 256 (index.db): its block is missing"},
+		{"INSERT OR REPLACE INTO blocks SELECT * FROM kept", "UPDATE blocks SET terms = zeroblob(1984) WHERE block = 2", "entry 512 (index.db): exec "},
+		{"INSERT OR REPLACE INTO blocks SELECT * FROM kept", "UPDATE blocks SET latest = earliest WHERE block = 0", "entry 1 (index.db): exec "},
+		{"INSERT OR REPLACE INTO blocks SELECT * FROM kept", "UPDATE texts SET grams = zeroblob(4032) WHERE block = 1", "entry 256 (index.db): exec "},
+	} {
+		change(c.undo)
+		change(c.statement)
+		if err := l.VerifyIndex(t.Context()); !strings.HasPrefix(fmt.Sprint(err), c.want) {
+			t.Errorf("%s: VerifyIndex = %v, want %q", c.statement, err, c.want)
 		}
 	}
 }
