@@ -349,7 +349,7 @@ func stepsChild() error {
 		if err != nil {
 			return err
 		}
-		if len(entries) == 1 { // the lock
+		if len(entries) == 2 { // the lock and the reserve
 			cancel()
 			return <-ended
 		}

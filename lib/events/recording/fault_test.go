@@ -54,10 +54,9 @@ func faultChild() error {
 	for i, after := 0, 0; after < 40 && i < 2000; i++ {
 		text := line(i, 20_000)
 		err := w.Print(stdout, text)
-		switch {
-		case err == nil:
+		if err == nil {
 			fmt.Println("print", i)
-		default:
+		} else {
 			fmt.Println("lost", len(text))
 			if err := failed(err); err != nil {
 				return err
@@ -193,7 +192,8 @@ func TestF05DiskFull(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	print(t, w, "before")
+	show(t, w, "before")
+	second, secondHeader := begin(t, r)
 	release := fill(t, filepath.Join(disk, "other"))
 
 	const full = "the recording cannot be written: no space left on device"
@@ -209,12 +209,12 @@ func TestF05DiskFull(t *testing.T) {
 	if err := <-told; fault.Public(err) != full {
 		t.Errorf("OnFail got %v", err)
 	}
-	if _, err := w.Close(); fault.Public(err) != full {
-		t.Errorf("Close = %v", err)
+	sum := closed(t, w) // in the room that was kept for it
+	playDir(t, r.cfg.Dir, secondHeader.Session, closed(t, second))
+	if _, err := r.Begin(header()); fault.Public(err) != full {
+		t.Errorf("Begin without the reserve = %v", err)
 	}
-
-	release()
-	frames := playDir(t, r.cfg.Dir, h.Session, closed(t, w))
+	frames := playDir(t, r.cfg.Dir, h.Session, sum)
 	if got := printed(frames, stdout); got != "before" {
 		t.Errorf("%q is recorded", got)
 	}
@@ -224,8 +224,9 @@ func TestF05DiskFull(t *testing.T) {
 	if len(told) > 0 {
 		t.Errorf("OnFail was called again: %v", <-told)
 	}
+	release()
 	again, _ := begin(t, r)
-	print(t, again, "after")
+	show(t, again, "after")
 	closed(t, again)
 }
 
@@ -262,7 +263,7 @@ func TestStoreFails(t *testing.T) {
 			t.Fatal(err)
 		}
 		w, h := begin(t, r)
-		print(t, w, "x")
+		show(t, w, "x")
 		sum := closed(t, w)
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
@@ -271,7 +272,7 @@ func TestStoreFails(t *testing.T) {
 			return context.Cause(ctx)
 		}
 		go func() { ended <- r.Run(ctx) }()
-		time.Sleep(uploadTimeout + time.Millisecond)
+		<-time.After(uploadTimeout + time.Millisecond)
 		synctest.Wait()
 		if n := store.calls; n != 1 {
 			t.Errorf("%d uploads after one timed out", n)
@@ -279,7 +280,7 @@ func TestStoreFails(t *testing.T) {
 		store.mu.Lock()
 		store.before = func(context.Context) error { return errors.New("away") }
 		store.mu.Unlock()
-		time.Sleep(time.Hour)
+		<-time.After(time.Hour)
 		synctest.Wait()
 		if n := store.calls; n < 100 || n > 250 {
 			t.Errorf("%d uploads in an hour", n)
@@ -302,7 +303,7 @@ func TestStoreFails(t *testing.T) {
 			return errors.Join(err, io.ErrUnexpectedEOF)
 		}
 		store.mu.Unlock()
-		time.Sleep(2 * maxBackoff)
+		<-time.After(2 * maxBackoff)
 		synctest.Wait()
 		if c := store.complete(h.Session); c.GetRoot() != sum.Root {
 			t.Errorf("Complete got %v", c)
@@ -354,14 +355,14 @@ func wound(t *testing.T, dir string) (names.SessionID, Summary) {
 	}
 	w, h := begin(t, r)
 	for i := range 3 {
-		print(t, w, fmt.Sprintf("part %d;", i+1))
+		show(t, w, fmt.Sprintf("part %d;", i+1))
 		w.mu.Lock()
 		w.fullLocked()
 		w.awaitLocked()
 		w.mu.Unlock()
 	}
-	print(t, w, "journal;")
-	print(t, w, "tail;")
+	show(t, w, "journal;")
+	show(t, w, "tail;")
 	w.open.timer.Stop()
 	sum := w.session.summary()
 	if err := errors.Join(w.open.journal.Close(), r.Close()); err != nil {
@@ -424,6 +425,7 @@ func TestDamagedSpool(t *testing.T) {
 		{"an empty journal", journalName(4), cutTo(0), "part 1;part 2;part 3;", 0, false},
 		{"a torn state", stateName, cutTo(-5), "part 1;part 2;part 3;journal;tail;", 0, false},
 		{"no state", stateName, cutTo(0), "part 1;part 2;part 3;journal;tail;", 0, false},
+		{"a damaged start", journalName(4), flip(1), "part 1;part 2;part 3;", 1, false},
 		{"a damaged state", stateName, flip(12), "part 1;part 2;part 3;journal;tail;", 1, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -515,7 +517,7 @@ func TestF34PlantedInSpool(t *testing.T) {
 		t.Errorf("Begin of a session whose name is a link = %v", err)
 	}
 	w, live := begin(t, r)
-	print(t, w, "x")
+	show(t, w, "x")
 	// Somebody plants links at the names that come next.
 	for _, name := range []string{partName(1) + tmpSuffix, partName(1), journalName(2)} {
 		if err := os.Symlink(victim, filepath.Join(dir, string(live.Session), name)); err != nil {
@@ -525,7 +527,7 @@ func TestF34PlantedInSpool(t *testing.T) {
 	w.mu.Lock()
 	w.fullLocked()
 	w.mu.Unlock()
-	print(t, w, "y")
+	show(t, w, "y")
 	if got := printed(playDir(t, dir, live.Session, closed(t, w)), stdout); got != "xy" {
 		t.Errorf("%q is recorded", got)
 	}

@@ -47,7 +47,7 @@ func TestChain(t *testing.T) {
 	}
 	for _, p := range parts {
 		digest := sha256.Sum256(p)
-		next := sha256.Sum256(append(d, digest[:]...))
+		next := sha256.Sum256(slices.Concat(d, digest[:]))
 		d = next[:]
 		c.Add(p)
 	}

@@ -13,7 +13,6 @@ import (
 
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
-
 	"google.golang.org/protobuf/proto"
 
 	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
@@ -138,14 +137,14 @@ func (w *Recording) failedLocked(err error, lost int) error {
 	err = unwritable(err)
 	w.r.metrics.failures.Inc()
 	w.r.metrics.lost.Add(float64(lost))
-	w.lost += uint64(lost) //nolint:gosec // never negative
+	w.lost += uint64(lost)
 	w.reason = fault.Public(err)
 	return err
 }
 
 // nowLocked returns the time of a frame.
 func (w *Recording) nowLocked() uint64 {
-	w.at = max(w.at, uint64(max(0, w.r.cfg.Now().Sub(w.started).Microseconds()))) //nolint:gosec // not negative
+	w.at = max(w.at, uint64(max(0, w.r.cfg.Now().Sub(w.started).Microseconds())))
 	w.open.at = w.at
 	return w.at
 }
@@ -219,7 +218,7 @@ func (w *Recording) openLocked() (from int, err error) {
 		if err != nil {
 			return 0, err
 		}
-		buffer, _ := w.r.buffers.Get().(*[]byte) //nolint:errcheck // New makes nothing else
+		buffer, _ := w.r.buffers.Get().(*[]byte)
 		p := &openPart{partRecord: partRecord{number: w.next}, journal: journal, buffer: buffer, records: (*buffer)[:0]}
 		p.timer = time.AfterFunc(partTime, func() { w.timeUp(p) })
 		w.open = p
@@ -481,19 +480,29 @@ func (s *session) state(batch []*openPart) error {
 func (w *Recording) Close() (Summary, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if err := w.endLocked(); err != nil {
-		err = w.failedLocked(err, 0)
+	err := w.closeLocked()
+	if w.r.giveReserve(err) {
+		err = w.closeLocked()
+	}
+	if err != nil {
 		if w.retry == nil {
 			w.retry = time.AfterFunc(retryTime, w.closeAgain)
 		}
 		return Summary{}, err
 	}
+	return w.session.summary(), nil
+}
+
+func (w *Recording) closeLocked() error {
+	if err := w.endLocked(); err != nil {
+		return w.failedLocked(err, 0)
+	}
 	w.closePartsLocked()
 	w.awaitLocked()
 	if len(w.full) > 0 {
-		return Summary{}, cmp.Or(w.err, error(errShut))
+		return cmp.Or(w.err, error(errShut))
 	}
-	return w.session.summary(), nil
+	return nil
 }
 
 // closeAgain ends a recording that could not be closed in time.

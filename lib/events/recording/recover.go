@@ -30,7 +30,11 @@ func (r *Recorder) Recover() (map[names.SessionID]Summary, error) {
 	var again []names.SessionID
 	var errs []error
 	for _, id := range r.left {
-		if err := r.recoverSession(id); err != nil {
+		err := r.recoverSession(id)
+		if r.giveReserve(err) {
+			err = r.recoverSession(id)
+		}
+		if err != nil {
 			again = append(again, id)
 			errs = append(errs, fmt.Errorf("recover the recording of session %s: %w", id, unwritable(err)))
 		}
@@ -137,7 +141,7 @@ func (w *wreck) list() error {
 		}
 		suffix := path.Ext(name)
 		number, err := strconv.ParseUint(strings.TrimSuffix(name, suffix), 10, 32)
-		n := uint32(number) //nolint:gosec // of 32 bits
+		n := uint32(number)
 		switch {
 		case name == stateName:
 			continue
@@ -414,7 +418,7 @@ func salvage(data []byte, at uint64) (records []byte, damaged bool) {
 			break
 		}
 		if err != nil {
-			missing += uint64(n) //nolint:gosec // never negative
+			missing += uint64(n)
 		} else {
 			if missing > 0 && !damaged {
 				records, damaged = appendFrame(records, gapFrame(at, damagedJournal, missing)), true
