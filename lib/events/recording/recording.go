@@ -364,7 +364,7 @@ func (w *Recording) store(batch []*openPart) error {
 		return err
 	}
 	s := w.session
-	if err := s.state(batch); err != nil {
+	if err := errors.Join(s.state(batch), s.syncEnd(batch[len(batch)-1])); err != nil {
 		return err
 	}
 	for _, p := range batch {
@@ -473,6 +473,16 @@ func (s *session) state(batch []*openPart) error {
 		}
 	}
 	return nil
+}
+
+// syncEnd makes the state durable when p ends the recording: its root is told.
+func (s *session) syncEnd(p *openPart) error {
+	if p.flags&flagLast == 0 {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.syncStateLocked(p.number)
 }
 
 // Close ends the recording. When it returns nil the last part is durable. After an
