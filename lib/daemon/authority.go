@@ -61,6 +61,9 @@ func (d *Daemon) startAuthority(ctx context.Context) error {
 	if err := d.startCopies(ctx, log); err != nil {
 		return err
 	}
+	if err := d.startSinks(ctx, log); err != nil {
+		return err
+	}
 	if d.engine, err = authz.New(authz.Config{Policy: d.cache}); err != nil {
 		return err
 	}

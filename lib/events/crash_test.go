@@ -35,6 +35,8 @@ func child(what string) int {
 	switch what { // in its working directory
 	case "crash":
 		err = crashChild(".")
+	case "sink":
+		err = sinkChild(".")
 	case "full":
 		err = fullChild(".")
 	case "steps":
