@@ -3,10 +3,13 @@ package integration
 import (
 	"crypto/rand"
 	"encoding/binary"
+	"encoding/csv"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -386,4 +389,49 @@ func TestAuditFilters(t *testing.T) {
 		t.Errorf("the list is not in order: %q", got)
 	}
 	f.Verify()
+}
+
+// The events go out of the log as lines that others read, from any place in it.
+func TestAuditExport(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, "accessd")
+	must(t, f.jump("accessd").ssh(t, nil, "echo exported"))
+	wantEvent(t, f.Cluster, map[string]string{"user": "alice"}, "--event", "session.end")
+	until := f.Events("--event", "session.end")[0].Str("time")
+	want := f.Events("--limit", "10000", "--until", until)
+	export := func(format string) string { return f.Admin("audit", "export", "--format", format, "--until", until) }
+
+	var uids []string
+	for line := range strings.Lines(export("jsonl")) {
+		var e harness.Event
+		if err := json.Unmarshal([]byte(line), &e); err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		uids = append(uids, e.Str("uid"))
+	}
+	slices.Sort(uids)
+	if !slices.Equal(uids, sortedUIDs(want)) {
+		t.Errorf("%d events as JSON lines, want the %d of the list", len(uids), len(want))
+	}
+	rows, err := csv.NewReader(strings.NewReader(export("csv"))).ReadAll()
+	if err != nil || len(rows) != len(want)+1 || !slices.Contains(rows[0], "uid") {
+		t.Errorf("%d rows of CSV, want %d and a head: %v", len(rows), len(want), err)
+	}
+	text := export("syslog")
+	if n := len(regexp.MustCompile(`<\d{1,3}>1 \d{4}-\d\d-\d\dT\S+ \S+ accessd `).FindAllString(text, -1)); n != len(want) || !strings.Contains(text, "echo exported") {
+		t.Errorf("%d messages of RFC 5424, want %d: %.300q", n, len(want), text)
+	}
+	for line := range strings.Lines(export("otlp")) {
+		if !json.Valid([]byte(line)) || !strings.Contains(line, "resourceLogs") {
+			t.Errorf("no OTLP: %.300q", line)
+		}
+	}
+}
+
+func sortedUIDs(list []harness.Event) (uids []string) {
+	for _, e := range list {
+		uids = append(uids, e.Str("uid"))
+	}
+	slices.Sort(uids)
+	return uids
 }
