@@ -30,10 +30,11 @@ func escaped(s string) string {
 		return s
 	}
 	var b strings.Builder
-	for i, r := range s {
+	for len(s) > 0 {
+		r, n := utf8.DecodeRuneInString(s)
 		switch {
-		case r == utf8.RuneError && s[i] < 0xe0:
-			fmt.Fprintf(&b, `\x%02x`, s[i])
+		case r == utf8.RuneError && n == 1:
+			fmt.Fprintf(&b, `\x%02x`, s[0])
 		case !harmless(r) && r < 0x100:
 			fmt.Fprintf(&b, `\x%02x`, r)
 		case !harmless(r):
@@ -41,6 +42,7 @@ func escaped(s string) string {
 		default:
 			b.WriteRune(r)
 		}
+		s = s[n:]
 	}
 	return b.String()
 }
