@@ -158,7 +158,7 @@ func crashChild() error {
 	for range 3 {
 		go func() {
 			for {
-				if err := crashSession(r, rand.IntN(40), rand.IntN(60_000)); err != nil {
+				if err := crashSession(r, rand.IntN(40)*rand.IntN(2), rand.IntN(60_000)); err != nil {
 					fail(err)
 				}
 			}

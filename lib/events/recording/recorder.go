@@ -174,7 +174,7 @@ func (r *Recorder) startSealer(seal func()) bool {
 	return !r.closed
 }
 
-// Begin begins a recording. When it returns nil the start frame is on disk.
+// Begin begins a recording. When it returns nil what it is of is on disk.
 func (r *Recorder) Begin(h Header) (*Recording, error) {
 	id, err := names.ParseSessionID(string(h.Session))
 	if err != nil {
@@ -187,30 +187,24 @@ func (r *Recorder) Begin(h Header) (*Recording, error) {
 		h.Cluster = r.cfg.Cluster()
 	}
 	s := &session{r: r, id: id, start: h.start()}
-	w := newRecording(s, h)
-	if err := r.begin(w); err != nil {
+	if err := r.begin(s); err != nil {
 		r.metrics.failures.Inc()
 		return nil, unwritable(err)
 	}
-	return w, nil
+	return newRecording(s, h), nil
 }
 
-func (r *Recorder) begin(w *Recording) error {
+func (r *Recorder) begin(s *session) error {
 	if err := errors.Join(r.room(maxData), r.reserve()); err != nil {
 		return err
 	}
-	s := w.session
 	switch err := r.dir.Mkdir(string(s.id), 0o700); {
 	case errors.Is(err, fs.ErrExist):
 		return fault.New(fault.Conflict, "session %s has a recording", s.id)
 	case err != nil:
 		return err
 	}
-	err := s.createState()
-	if err == nil {
-		err = w.begin()
-	}
-	if err != nil {
+	if err := s.createState(); err != nil {
 		_ = r.dir.RemoveAll(string(s.id)) // what stays is removed by Recover
 		return err
 	}

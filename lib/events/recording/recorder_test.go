@@ -569,6 +569,7 @@ func TestMemoryOfRecordings(t *testing.T) {
 	before := heap()
 	for range n {
 		w, _ := begin(t, r)
+		show(t, w, "$ ")
 		all = append(all, w)
 	}
 	if each := (heap() - before) / n; each > 300<<10 {

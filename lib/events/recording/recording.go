@@ -49,6 +49,7 @@ type Recording struct {
 	open    *openPart // nil when nothing was written since the last was full
 	full    []*openPart
 	sealing bool  // somebody closes the full ones
+	first   *time.Timer
 	err     error // why they cannot be closed
 	told    bool  // onFail knows
 	retry   *time.Timer
@@ -83,14 +84,25 @@ var errShut = fault.New(fault.Unavailable, "the recorder is shut")
 func newRecording(s *session, h Header) *Recording {
 	w := &Recording{session: s, r: s.r, started: h.Started, onFail: h.OnFail, next: 1}
 	w.changed.L = &w.mu
+	w.first = time.AfterFunc(partTime, w.introduce)
 	return w
 }
 
-// begin writes the start frame.
-func (w *Recording) begin() error {
+// introduce opens the first part of a session that has printed nothing yet, so that
+// the store knows of it.
+func (w *Recording) introduce() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.writeLocked(startFrame(w.session.start))
+	if w.closed || w.open != nil || w.next > 1 {
+		return
+	}
+	_, err := w.openLocked()
+	if err == nil {
+		err = w.flushLocked(0)
+	}
+	if err == nil {
+		w.fullLocked()
+	} // else the first print says so
 }
 
 // Print records bytes of a stream. They are on disk when it returns nil. After an
@@ -225,6 +237,9 @@ func (w *Recording) openLocked() (from int, err error) {
 		w.next++
 	}
 	from = len(w.open.records)
+	if from == 0 && w.open.number == 1 { // at its own time, before any other
+		w.open.records = appendFrame(w.open.records, startFrame(w.session.start))
+	}
 	if w.lost > 0 {
 		w.open.records = appendFrame(w.open.records, gapFrame(w.nowLocked(), w.reason, w.lost))
 	}
@@ -540,6 +555,7 @@ func (w *Recording) endLocked() error {
 		return nil
 	}
 	w.closed = true // but the end may be tried again
+	w.first.Stop()
 	from, err := w.openLocked()
 	if err != nil {
 		return err

@@ -69,7 +69,7 @@ func (r *Recorder) recoverSession(id names.SessionID) error {
 	if err := w.readState(); err != nil {
 		return err
 	}
-	if w.unbegun() {
+	if s.start == nil && w.last == 0 { // Begin had not returned
 		return r.dir.RemoveAll(string(id))
 	}
 	if err := w.rebuild(); err != nil {
@@ -94,20 +94,6 @@ func (r *Recorder) recoverSession(id names.SessionID) error {
 		s.forgetLocked()
 	}
 	return nil
-}
-
-// unbegun reports whether Begin had not returned: not even the first frame is on
-// disk.
-func (w *wreck) unbegun() bool {
-	if w.last > 1 || len(w.parts) > 0 || len(w.records) > 0 || len(w.damaged) > 0 {
-		return false
-	}
-	data, err := w.session.r.dir.read(w.session.path(journalName(1)), maxJournal)
-	if errors.Is(err, fs.ErrNotExist) {
-		return true
-	}
-	_, _, torn := nextRecord(data)
-	return err == nil && errors.Is(torn, errTorn)
 }
 
 // measure returns how much a session has in the spool, in bytes.
@@ -382,8 +368,10 @@ func (w *wreck) fromJournal(n uint32) error {
 		return err
 	}
 	records, damaged := salvage(data, s.at)
-	if n == 1 && damaged && s.start != nil && !bytes.HasPrefix(records, appendFrame(nil, startFrame(s.start))) {
-		records = append(appendFrame(nil, startFrame(s.start)), records...)
+	if n == 1 && s.start != nil {
+		if start := appendFrame(nil, startFrame(s.start)); !bytes.HasPrefix(records, start) { // damaged, or nothing was printed
+			records = append(start, records...)
+		}
 	}
 	if damaged {
 		w.damaged = append(w.damaged, name)

@@ -140,6 +140,7 @@ func TestRecipientsRotate(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "spool")
 	r := newRecorder(t, Config{Dir: dir, Recipients: func() []string { return recipients }})
 	w, h := begin(t, r)
+	show(t, w, "x")
 	next := func(with ...string) {
 		w.mu.Lock()
 		w.fullLocked()
