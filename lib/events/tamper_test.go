@@ -158,3 +158,44 @@ func TestF28IndexTampering(t *testing.T) {
 		}
 	}
 }
+
+// F29: a file of the log is moved away while it is open, as a rotation by rename
+// would do. What is acknowledged then is in the log, what is not is taken again, and
+// when the file is back the log is whole.
+func TestF29LogFilesMovedAway(t *testing.T) {
+	for _, name := range []string{
+		"checkpoint", treeState, "tile/entries/001.p/44", "tile/0/001.p/44", "tile/1/000.p/1", "tile/entries/000", "tile", ".state",
+	} {
+		t.Run(name, func(t *testing.T) {
+			key := newTestKey(t, "example.com/audit")
+			dir := t.TempDir()
+			l := openTestLog(t, dir, key)
+			events := numbered(t, 0, 310)
+			mustAppend(t, l, events[:olderSize]...)
+			mustVerify(t, l, olderSize)
+			kept := read(t, dir, "checkpoint")
+			file := filepath.Join(dir, filepath.FromSlash(name))
+			if err := os.Rename(file, file+".away"); err != nil {
+				t.Fatal(err)
+			}
+			err := l.Append(t.Context(), events[olderSize:])
+			if err != nil && !fault.Is(err, fault.Unavailable) {
+				t.Errorf("Append = %v", err)
+			}
+			if _, made := os.Stat(file); made != nil || err != nil {
+				if err := os.RemoveAll(file); err != nil { // of .state what was made anew
+					t.Fatal(err)
+				}
+				if err := os.Rename(file+".away", file); err != nil {
+					t.Fatal(err)
+				}
+			}
+			mustAppend(t, l, events[olderSize:]...) // as a spool does; the log knows the uids
+			mustVerify(t, l, len(events))
+			if _, err := l.Verify(t.Context(), kept); err != nil {
+				t.Errorf("Verify = %v", err)
+			}
+			checkSame(t, "query", contents(t, l, Filter{}), events)
+		})
+	}
+}
