@@ -215,7 +215,7 @@ func TestQueryReadsLittle(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		blocks, _, err := m.index.find(t.Context(), sel, s, true)
+		blocks, _, err := m.index.find(t.Context(), walk{sel, s, true})
 		if err != nil || uint64(len(blocks)) > most {
 			t.Errorf("%s: %d blocks, %v; want at most %d", name, len(blocks), err, most)
 		}

@@ -202,7 +202,7 @@ func (s *Sinks) step(ctx context.Context, one *outlet) (more bool, err error) {
 func (s *Sinks) deliver(ctx context.Context, one *outlet, page Page) error {
 	limited, stop := context.WithTimeout(ctx, s.cfg.Timeout)
 	defer stop()
-	if err := one.receiver.deliver(limited, page.Events); err != nil {
+	if err := one.deliver(limited, page.Events); err != nil {
 		return err
 	}
 	s.events.WithLabelValues(one.name).Add(float64(len(page.Events)))

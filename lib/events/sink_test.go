@@ -97,6 +97,7 @@ func uidOf(t testing.TB, data []byte) string {
 
 // takeLines is a webhook.
 func (g *got) takeLines(t testing.TB, r *http.Request) {
+	t.Helper()
 	body, err := io.ReadAll(r.Body)
 	if err != nil || r.Header.Get("Content-Type") != "application/x-ndjson" {
 		t.Errorf("request of %q: %v", r.Header, err)
@@ -131,6 +132,7 @@ func runSinks(t testing.TB, l *Log, dir string, list ...SinkConfig) (r *promethe
 
 // frames reads octet-counted messages.
 func frames(t testing.TB, r io.Reader) (out []string) {
+	t.Helper()
 	b := bufio.NewReader(r)
 	for {
 		size, err := b.ReadString(' ')
@@ -153,6 +155,7 @@ func frames(t testing.TB, r io.Reader) (out []string) {
 
 // syslogd takes messages on ln until it closes.
 func syslogd(t testing.TB, ln net.Listener, g *got) {
+	t.Helper()
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {
@@ -284,7 +287,7 @@ func TestSinkReceiverFails(t *testing.T) {
 	events := numbered(t, 0, 700)
 	mustAppend(t, l, events...)
 	good, bad := newGot(), newGot()
-	recover := make(chan struct{})
+	well := make(chan struct{})
 	failures := []func(w http.ResponseWriter, r *http.Request){
 		func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) },
 		func(_ http.ResponseWriter, r *http.Request) { // does not answer in time
@@ -325,7 +328,7 @@ func TestSinkReceiverFails(t *testing.T) {
 		case i < len(failures):
 			failures[i](w, r)
 		case i == len(failures):
-			<-recover
+			<-well
 			fallthrough
 		default:
 			bad.takeLines(t, r)
@@ -354,7 +357,7 @@ func TestSinkReceiverFails(t *testing.T) {
 		"# TYPE accessd_audit_sink_failures_total counter\n"+want), "accessd_audit_sink_failures_total"); err != nil {
 		t.Error(err)
 	}
-	close(recover)
+	close(well)
 	bad.await(t, events)
 	settled(t, dir, "700", "good", "bad")
 	stop()
