@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -244,6 +245,69 @@ func recordedShell(t *testing.T, x target) {
 	}) {
 		t.Error("the new size of the terminal is not recorded")
 	}
+	watched(t, x.Cluster, r, "resized-2")
+	row := listed(t, x.Cluster, r.sid)
+	if of := row.Of; of.User != "alice" || of.Login != login || of.NodeName != x.node || of.Kind != "shell" || !of.Terminal || row.Root != r.end.Str("recording_root") {
+		t.Errorf("recordings ls shows %+v", row)
+	}
+}
+
+// watched plays and exports a recording in every form.
+func watched(t *testing.T, c *harness.Cluster, r recorded, word string) {
+	t.Helper()
+	plays(t, c, r, word)
+	if lines := c.Admin("recordings", "play", r.sid, "--format", "json"); !strings.Contains(lines, r.sid) || !json.Valid([]byte(strings.SplitN(lines, "\n", 2)[0])) {
+		t.Errorf("play --format json: %.300q", lines)
+	}
+	cast := c.Admin("recordings", "export", r.sid, "--format", "asciicast")
+	var header struct{ Version, Width, Height int }
+	if err := json.Unmarshal([]byte(strings.SplitN(cast, "\n", 2)[0]), &header); err != nil || header.Version != 2 || header.Width != 80 || header.Height != 24 {
+		t.Errorf("the asciicast begins with %.200q: %v", cast, err)
+	}
+	file := c.File(r.sid+".cast", cast)
+	k := harness.Sit(t, exec.Command("asciinema", "play", "--speed", "1000", "--idle-time-limit", "0.01", file))
+	k.Expect(word)
+	if got := k.Wait(); got.Code != 0 {
+		t.Errorf("asciinema play: exit %d", got.Code)
+	}
+}
+
+// plays wants a recording's text to have word, and nothing that drives a terminal.
+func plays(t *testing.T, c *harness.Cluster, r recorded, word string, flags ...string) {
+	t.Helper()
+	text := c.Admin(append([]string{"recordings", "play", r.sid, "--format", "text"}, flags...)...)
+	if !strings.Contains(text, word) || strings.Contains(text, "\x1b") {
+		t.Errorf("play --format text %q: %.500q, want %q and no escape sequences", flags, text, word)
+	}
+}
+
+// listing is a recording as "recordings ls --format json" shows it.
+type listing struct {
+	Session, Ended, Root string
+
+	Of struct {
+		User, Login, Kind, Command string
+
+		NodeName string `json:"node_name"`
+		Terminal bool
+	}
+}
+
+// listed returns a recording that is complete as the list shows it.
+func listed(t *testing.T, c *harness.Cluster, sid string) (row listing) {
+	t.Helper()
+	harness.Eventually(t, "recordings ls shows "+sid, func() bool {
+		var rows []listing
+		if err := json.Unmarshal([]byte(c.Admin("recordings", "ls", "--format", "json", "--in-progress=false")), &rows); err != nil {
+			t.Fatal(err)
+		}
+		i := slices.IndexFunc(rows, func(r listing) bool { return r.Session == sid })
+		if i >= 0 {
+			row = rows[i]
+		}
+		return i >= 0
+	})
+	return row
 }
 
 // recordedExec runs a command without a terminal; input is what is recorded of
@@ -261,6 +325,7 @@ func recordedExec(t *testing.T, x target, user, input string) {
 			t.Errorf("%v is %q, want %q", of, got, want)
 		}
 	}
+	plays(t, x.Cluster, r, "to-out-"+user)
 }
 
 // With recipients no file of any machine has what was on the screen, and each
@@ -272,6 +337,8 @@ func TestSealedRecordings(t *testing.T) {
 	must(t, harness.Run(t, nil, "age-keygen", "-o", identities["X25519"]))
 	must(t, harness.Run(t, nil, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "auditor", "-f", identities["ed25519"]))
 	must(t, harness.Run(t, nil, "ssh-keygen", "-q", "-t", "rsa", "-b", "3072", "-N", "", "-C", "", "-f", identities["rsa"]))
+	stranger := keys + "/stranger"
+	must(t, harness.Run(t, nil, "age-keygen", "-o", stranger))
 	config := fmt.Sprintf("recordings:\n  recipients:\n    - %s\n    - %s\n    - %s\n", strings.TrimSpace(must(t, harness.Run(t, nil, "age-keygen", "-y", identities["X25519"]))),
 		strings.TrimSpace(read(t, identities["ed25519"]+".pub")), strings.TrimSpace(read(t, identities["rsa"]+".pub")))
 	file := filepath.Join(keys, "accessd.yaml")
@@ -292,6 +359,12 @@ func TestSealedRecordings(t *testing.T) {
 			for name, identity := range identities {
 				if out := stream(r.frames(t, identity), stdout); !strings.HasPrefix(out, marker+"\n1\n2\n") || !strings.HasSuffix(out, "\n999999\n1000000\n") {
 					t.Errorf("opened with %s: %.100q", name, out)
+				}
+				plays(t, f.Cluster, r, marker, "--identity", identity)
+			}
+			for name, args := range map[string][]string{"without an identity": nil, "with a stranger's": {"--identity", stranger}} {
+				if r := f.Try(append([]string{"recordings", "play", r.sid, "--format", "text"}, args...)...); r.Code == 0 || strings.Contains(r.Stdout, marker) || !strings.Contains(r.Stderr, "--identity") && !strings.Contains(r.Stderr, "identit") {
+					t.Errorf("play %s: exit %d %.100q %q", name, r.Code, r.Stdout, r.Stderr)
 				}
 			}
 			for _, dir := range []string{f.Dir, f.Nodes["n1"].DataDir()} {
@@ -359,6 +432,7 @@ func TestKillMidRecording(t *testing.T) {
 					t.Errorf("the recording ends with %v, want it marked recovered", frames[len(frames)-1])
 				}
 				ticks(t, stream(frames, stdout), out)
+				plays(t, f.Cluster, r, "tick 1\n")
 			}
 			f.Verify()
 		})
@@ -523,4 +597,93 @@ func TestRecordingWithoutAuthority(t *testing.T) {
 		t.Errorf("the recording has %d bytes, want the %d of the session", len(got), len(body))
 	}
 	c.Verify()
+}
+
+// hostileOutput is what a terminal must not be made to do by somebody's command.
+const hostileOutput = "\x1b]52;c;aGk=\x07\x1b]0;title\x07\x1b[2J\x1bP+q544e\x1b\\\u202egnp\x9b31m\xff\x07"
+
+// Names, commands and output that drive a terminal reach the auditor's only as
+// something to read.
+func TestHostileRecordings(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, recordingKinds...)
+	for _, kind := range recordingKinds {
+		t.Run(kind, func(t *testing.T) {
+			x := f.jump(kind)
+			command := "printf '%s\\n' '" + hostileOutput + "' # " + kind + "\n: accepted for root"
+			must(t, x.ssh(t, nil, command))
+			var sid string
+			harness.Eventually(t, "the session began", func() bool {
+				for _, e := range f.Events("--event", "session.start", "--node", x.node) {
+					if strings.Contains(e.Str("command"), "# "+kind+"\n") {
+						sid = e.Str("sid")
+					}
+				}
+				return sid != ""
+			})
+			r := kept(t, f.Cluster, sid)
+			if out := stream(r.frames(t, ""), stdout); out != hostileOutput+"\n" {
+				t.Errorf("recorded %q, want the bytes as they were", out)
+			}
+			plain := func(what, text string, lines bool) {
+				t.Helper()
+				for _, c := range text {
+					if c < ' ' && c != '\n' && c != '\t' || c == 0x7f || c >= 0x80 && c < 0xa0 || c == '\u202e' || c == '\ufffd' && !lines {
+						t.Errorf("%s has the character %U: %q", what, c, text)
+						return
+					}
+				}
+				if lines && strings.Contains(text, "\n: accepted for root") {
+					t.Errorf("%s: a command made a line of its own: %q", what, text)
+				}
+			}
+			plain("recordings ls", f.Admin("recordings", "ls"), true)
+			plain("audit ls", f.Admin("audit", "ls", "--session", sid), true)
+			plain("play --format text", f.Admin("recordings", "play", sid, "--format", "text"), false)
+			k := harness.Sit(t, exec.Command(harness.Binary(t), "--data-dir", f.Dir, "recordings", "play", sid))
+			for _, sequence := range []string{"\x1b]52", "\x1b]0;", "\x1bP", "\x9b31m"} {
+				if screen := k.Wait().Stderr; strings.Contains(screen, sequence) {
+					t.Errorf("play sends %q to the auditor's terminal: %q", sequence, screen)
+				}
+			}
+			if row := listed(t, f.Cluster, sid); !strings.Contains(row.Of.Command, "\x1b]52") {
+				t.Errorf("as JSON the command is %q", row.Of.Command)
+			}
+		})
+	}
+}
+
+// A part that was changed, or is gone, does not play, and the one who plays is
+// told which it is.
+func TestTamperedRecording(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, "accessd")
+	x := f.jump("accessd")
+	must(t, x.ssh(t, nil, "seq 1000000"))
+	r := kept(t, f.Cluster, started(t, f.Cluster, "alice", "n1", "seq 1000000"))
+	if len(r.parts) < 3 {
+		t.Fatalf("%d parts, want several", len(r.parts))
+	}
+	body := read(t, r.parts[1])
+	other := read(t, r.parts[2])
+	for name, edit := range map[string]func(){
+		"a byte is changed": func() {
+			harness.WriteFile(t, r.parts[1], body[:len(body)/2]+string(body[len(body)/2]^1)+body[len(body)/2+1:])
+		},
+		"its end is cut": func() { harness.WriteFile(t, r.parts[1], body[:len(body)-10]) },
+		"it is gone":     func() { _ = os.Remove(r.parts[1]) },
+		"it is another":  func() { harness.WriteFile(t, r.parts[1], other) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			edit()
+			got := f.Try("recordings", "play", r.sid, "--format", "text")
+			if got.Code == 0 || !strings.Contains(got.Stderr, "part 2") {
+				t.Errorf("play: exit %d, %q; want a failure that names part 2", got.Code, got.Stderr)
+			}
+			harness.WriteFile(t, r.parts[1], body)
+			if got := f.Try("recordings", "play", r.sid, "--format", "text"); got.Code != 0 || !strings.HasSuffix(strings.TrimSpace(got.Stdout), "1000000") {
+				t.Errorf("as it was it does not play: exit %d %q", got.Code, got.Stderr)
+			}
+		})
+	}
 }
