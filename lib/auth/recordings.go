@@ -98,7 +98,7 @@ func (s recordingService) UploadPart(ctx context.Context, req *connect.Request[a
 	if m.GetPart() == 0 {
 		return nil, fault.New(fault.BadInput, "parts of a recording begin with 1")
 	}
-	part := services.RecordingPart{Number: m.GetPart(), Size: uint32(len(data)), Sum: sha256.Sum256(data)} //nolint:gosec // bounded above
+	part := services.RecordingPart{Number: m.GetPart(), Size: uint32(len(data)), Sum: sha256.Sum256(data)}
 	r, err := s.own(ctx, id, part.Number, m.GetOf())
 	if err != nil {
 		return nil, err
@@ -107,7 +107,7 @@ func (s recordingService) UploadPart(ctx context.Context, req *connect.Request[a
 	case err == nil && known == part:
 		return done, nil
 	case err == nil:
-		return nil, s.reject(ctx, r, part.Number, "part %d is there already, with other content", part.Number)
+		return nil, s.reject(ctx, r, part.Number, fmt.Sprintf("part %d is there already, with other content", part.Number))
 	case !fault.Is(err, fault.NotFound):
 		return nil, err
 	}
@@ -115,11 +115,12 @@ func (s recordingService) UploadPart(ctx context.Context, req *connect.Request[a
 		return nil, err
 	}
 	if err := s.cfg.Recordings.Store.Put(ctx, partKey(id, part.Number), data); fault.Is(err, fault.Conflict) {
-		return nil, s.reject(ctx, r, part.Number, "part %d is in the store already, with other content", part.Number)
+		return nil, s.reject(ctx, r, part.Number, fmt.Sprintf("part %d is in the store already, with other content", part.Number))
 	} else if err != nil {
 		return nil, err
 	}
-	err = s.cfg.Store.AddRecordingPart(ctx, id, part, recording.IsSealed(data), func(now services.SessionRecording) error {
+	part.Sealed = recording.IsSealed(data)
+	err = s.cfg.Store.AddRecordingPart(ctx, id, part, func(now services.SessionRecording) error {
 		return s.open(ctx, now, part.Number)
 	})
 	if err != nil {
@@ -131,14 +132,14 @@ func (s recordingService) UploadPart(ctx context.Context, req *connect.Request[a
 // open refuses parts of a recording that takes no more.
 func (s recordingService) open(ctx context.Context, r services.SessionRecording, number uint32) error {
 	if r.End != nil || r.Removing != nil {
-		return s.reject(ctx, r, number, "it was complete before part %d came", number)
+		return s.reject(ctx, r, number, fmt.Sprintf("it was complete before part %d came", number))
 	}
 	return nil
 }
 
 // reject records that the calling member's upload is refused, for ever.
-func (s recordingService) reject(ctx context.Context, r services.SessionRecording, number uint32, format string, args ...any) error {
-	c, why := callerOf(ctx), fmt.Sprintf(format, args...)
+func (s recordingService) reject(ctx context.Context, r services.SessionRecording, number uint32, why string) error {
+	c := callerOf(ctx)
 	ev := about(events.RecordingRejected, r)
 	ev.AddrRemote, ev.Fields["by"], ev.Fields["reason"] = c.addr, c.by, why
 	if number > 0 {
@@ -257,7 +258,7 @@ func (s recordingService) CompleteRecording(ctx context.Context, req *connect.Re
 	case r.End != nil:
 		return done, nil
 	case end.Parts < r.Parts:
-		return nil, s.reject(ctx, r, 0, "it has %d parts, not %d", r.Parts, end.Parts)
+		return nil, s.reject(ctx, r, 0, fmt.Sprintf("it has %d parts, not %d", r.Parts, end.Parts))
 	}
 	parts, err := s.cfg.Store.RecordingParts(ctx, id, 1)
 	if err != nil {

@@ -32,7 +32,7 @@ func (l *lineReader) frame(f *accessdv1.Frame) error {
 	if s != accessdv1.Stream_STREAM_STDOUT && s != accessdv1.Stream_STREAM_STDERR {
 		return nil
 	}
-	at := time.Duration(f.GetAtUs()) * time.Microsecond //nolint:gosec // 292 years
+	at := time.Duration(f.GetAtUs()) * time.Microsecond
 	for len(data) > 0 {
 		if len(l.pending[s]) == 0 {
 			l.began[s] = at
@@ -55,18 +55,23 @@ func (l *lineReader) frame(f *accessdv1.Frame) error {
 
 // flush tells of what is pending of a stream, without what drives a terminal.
 func (l *lineReader) flush(s accessdv1.Stream) error {
-	text := ansi.Strip(strings.ToValidUTF8(string(l.pending[s]), "\ufffd"))
-	l.pending[s] = l.pending[s][:0]
-	text = strings.TrimSpace(strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
-			return ' '
+	var text []rune
+	for _, r := range ansi.Strip(strings.ToValidUTF8(string(l.pending[s]), "\ufffd")) {
+		switch {
+		case r == '\b': // so a shell takes back what was typed
+			text = text[:max(len(text)-1, 0)]
+		case unicode.IsControl(r):
+			text = append(text, ' ')
+		default:
+			text = append(text, r)
 		}
-		return r
-	}, text))
-	if text == "" {
+	}
+	l.pending[s] = l.pending[s][:0]
+	line := strings.TrimSpace(string(text))
+	if line == "" {
 		return nil
 	}
-	return l.emit(l.began[s], text)
+	return l.emit(l.began[s], line)
 }
 
 // close tells of the lines that never ended.

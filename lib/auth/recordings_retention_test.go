@@ -314,11 +314,12 @@ func TestLines(t *testing.T) {
 	frame(2*time.Second, accessdv1.Stream_STREAM_STDERR, "err\n")
 	frame(3*time.Second, accessdv1.Stream_STREAM_STDIN, "password\n")
 	frame(4*time.Second, accessdv1.Stream_STREAM_STDOUT, "more\r\n\r\n\x1b]0;title\a\xff\x00x\n")
+	frame(4*time.Second, accessdv1.Stream_STREAM_STDOUT, "\b\b$ cat paswx\b \b\b \bswd\n")
 	frame(5*time.Second, accessdv1.Stream_STREAM_STDOUT, strings.Repeat("y", maxLine+1))
 	if err := l.close(); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"2s err", "1s out more", "4s \ufffd x", "5s " + strings.Repeat("y", maxLine), "5s y"}
+	want := []string{"2s err", "1s out more", "4s \ufffd x", "4s $ cat passwd", "5s " + strings.Repeat("y", maxLine), "5s y"}
 	if !slices.Equal(got, want) {
 		t.Errorf("lines are %.300q, want %.300q", got, want)
 	}

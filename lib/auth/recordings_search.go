@@ -266,7 +266,7 @@ func (x *searchIndex) search(ctx context.Context, m *accessdv1.SearchRecordingsR
 // parseWords returns what was asked for as words of a query that has no operators.
 func parseWords(s string) ([]string, error) {
 	var out []string
-	for _, w := range strings.Fields(s) {
+	for w := range strings.FieldsSeq(s) {
 		if strings.ContainsFunc(w, func(r rune) bool { return unicode.IsLetter(r) || unicode.IsDigit(r) }) {
 			out = append(out, `"`+strings.ReplaceAll(w, `"`, `""`)+`"`)
 		}

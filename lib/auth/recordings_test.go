@@ -681,7 +681,7 @@ func TestRecordingSettings(t *testing.T) {
 	if got := third.policy.RecordingSettings(); !got.Same(services.RecordingSettings{}) {
 		t.Errorf("after the change %+v, want none", got)
 	}
-	if got := named(third.rec.take(), events.RecordingSettings); len(got) != 1 || !slices.Equal(got[0].Fields["recipients_before"].([]string), want.Recipients) { //nolint:forcetypeassert // or the test ends
+	if got := named(third.rec.take(), events.RecordingSettings); len(got) != 1 || !slices.Equal(got[0].Fields["recipients_before"].([]string), want.Recipients) {
 		t.Errorf("events of the change %+v, want one", got)
 	}
 	third.stop()

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log" //nolint:depguard // what httputil takes
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -48,7 +49,7 @@ func startServer(t *testing.T) *server {
 	if err != nil {
 		t.Fatalf("build the S3 server: %v", err)
 	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // it is closed at once
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -267,9 +268,7 @@ func TestBucketsOfAnotherKind(t *testing.T) {
 			rec := httptest.NewRecorder()
 			next.ServeHTTP(rec, r)
 			rec.Header().Set("ETag", `"opaque"`)
-			for k, v := range rec.Header() {
-				w.Header()[k] = v
-			}
+			maps.Copy(w.Header(), rec.Header())
 			w.WriteHeader(rec.Code)
 			return true
 		},
