@@ -435,3 +435,44 @@ func sortedUIDs(list []harness.Event) (uids []string) {
 	slices.Sort(uids)
 	return uids
 }
+
+// What the log says of a recording goes on to be proven when the recording is
+// gone: the oldest go by size, what is held stays.
+func TestRetention(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "accessd.yaml")
+	harness.WriteFile(t, file, "limits: {no_penalties: true}\nauth: {argon2: {time: 1, memory_kib: 8192, threads: 1}}\nrecordings: {max_size: 1500000}\n")
+	f := newFleetWith(t, file, "accessd")
+	x := f.jump("accessd")
+	harness.WriteFile(t, filepath.Join(f.dir, "noise"), string(noise(700_000)))
+	must(t, harness.Run(t, nil, "chmod", "644", filepath.Join(f.dir, "noise")))
+	record := func(name string) recorded {
+		command := "cat " + f.dir + "/noise; : " + name
+		must(t, x.ssh(t, nil, command))
+		return kept(t, f.Cluster, started(t, f.Cluster, "alice", "n1", command))
+	}
+	held := record("held")
+	f.Admin("recordings", "hold", held.sid, "--reason", "a case in court")
+	gone := record("gone")
+	last := record("last")
+	wantEvent(t, f.Cluster, map[string]string{"sid": gone.sid}, "--event", "recording.delete")
+	harness.Eventually(t, "the files are gone", func() bool { return len(stored(t, f.Cluster, gone.sid)) == 0 })
+	for _, r := range []recorded{held, last} {
+		if n := len(stored(t, f.Cluster, r.sid)); n != len(r.parts) {
+			t.Errorf("%d of %d parts are left of one that stays", n, len(r.parts))
+		}
+	}
+	if r := f.Try("recordings", "play", gone.sid, "--format", "text"); r.Code == 0 {
+		t.Errorf("what is gone plays: %.100q", r.Stdout)
+	}
+	key := f.File("audit.pub", f.Admin("ca", "export", "--type", "audit"))
+	proof := filepath.Join(f.Home, "proof")
+	f.Admin("audit", "prove", gone.end.Str("uid"), "--out", proof)
+	if text := must(t, harness.Run(t, nil, harness.Binary(t), "audit", "check", proof, "--key", key)); !strings.Contains(text, gone.end.Str("recording_root")) {
+		t.Errorf("the proof does not name the root: %s", text)
+	}
+	if f.Try("recordings", "rm", held.sid, "--reason", "space").Code == 0 {
+		t.Error("a recording that is held was removed")
+	}
+	f.Verify()
+}
