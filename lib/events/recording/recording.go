@@ -48,7 +48,7 @@ type Recording struct {
 	next    uint32    // number of the next part
 	open    *openPart // nil when nothing was written since the last was full
 	full    []*openPart
-	sealing bool  // somebody closes the full ones
+	sealing bool // somebody closes the full ones
 	first   *time.Timer
 	err     error // why they cannot be closed
 	told    bool  // onFail knows
