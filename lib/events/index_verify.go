@@ -3,11 +3,11 @@
 package events
 
 import (
-	"bytes"
 	"context"
 	"database/sql"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/google/uuid"
 )
@@ -34,7 +34,7 @@ func (l *Log) VerifyIndex(ctx context.Context) error {
 			return unavailable(err)
 		}
 		entries = entries[:min(uint64(len(entries)), indexed-block*blockSize)]
-		if err := l.index.verifyBlock(ctx, block, entries); err != nil {
+		if err := l.verifyBlock(ctx, block, entries); err != nil {
 			return err
 		}
 	}
@@ -43,56 +43,98 @@ func (l *Log) VerifyIndex(ctx context.Context) error {
 
 // verifyBlock checks what the index has of the entries of a block, or of its
 // beginning. It may say "perhaps" to more than that.
-func (x *index) verifyBlock(ctx context.Context, block uint64, entries [][]byte) error {
+func (l *Log) verifyBlock(ctx context.Context, block uint64, entries [][]byte) error {
 	first := int64(block * blockSize)
 	var (
 		earliest, latest int64
 		terms, grams     []byte
 	)
-	err := x.db.QueryRowContext(ctx, "SELECT earliest, latest, terms, grams FROM blocks LEFT JOIN texts USING (block) WHERE block = ?", block).
+	err := l.index.db.QueryRowContext(ctx, "SELECT earliest, latest, terms, grams FROM blocks LEFT JOIN texts USING (block) WHERE block = ?", block).
 		Scan(&earliest, &latest, &terms, &grams)
 	if errors.Is(err, sql.ErrNoRows) {
 		return &TamperedError{indexName, first, "its block is missing" + anew}
 	} else if err != nil {
 		return unavailable(err)
 	}
+	var (
+		all  summary
+		list = make([]entry, len(entries))
+	)
 	for i, data := range entries {
-		e, err := parseEntry(data)
-		if err != nil {
-			continue // [Verify] and the start of the log say so
-		}
-		var one summary
-		one.add(e)
-		if one.earliest < earliest || one.latest > latest || !covers(terms, one.terms[:]) || grams != nil && !covers(grams, one.grams[:]) {
-			return &TamperedError{indexName, first + int64(i), fmt.Sprintf("%s %s would not be found%s", e.event.Name, e.uid, anew)}
-		}
-		if err := x.verifyUID(ctx, e.uid, first+int64(i), entries); err != nil {
-			return err
+		if list[i], err = parseEntry(data); err == nil { // else [Verify] and the start of the log say so
+			all.add(list[i])
 		}
 	}
-	return nil
+	knows := func(s *summary) bool {
+		return !s.used || s.earliest >= earliest && s.latest <= latest && covers(terms, s.terms[:]) && (grams == nil || covers(grams, s.grams[:]))
+	}
+	if !knows(&all) {
+		for i, e := range list {
+			var one summary
+			if e.data != nil {
+				one.add(e)
+			}
+			if !knows(&one) {
+				return &TamperedError{indexName, first + int64(i), fmt.Sprintf("%s %s would not be found%s", e.event.Name, e.uid, anew)}
+			}
+		}
+	}
+	return l.verifyUIDs(ctx, first, list)
 }
 
 // anew ends what is wrong with an index.
 const anew = "; delete the index while accessd is stopped, and it is made anew"
 
-// verifyUID checks that uid leads to its entry. Of entries with one uid, which a
-// crash of long ago may have left, it leads to the first.
-func (x *index) verifyUID(ctx context.Context, uid uuid.UUID, entry int64, entries [][]byte) error {
-	var found int64
-	err := x.db.QueryRowContext(ctx, "SELECT entry FROM uids WHERE uid = ?", uid[:]).Scan(&found)
-	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+// verifyUIDs checks that the uids of a block's entries lead to them. Of entries
+// with one uid, which a crash of long ago may have left, it leads to the first.
+func (l *Log) verifyUIDs(ctx context.Context, first int64, list []entry) error {
+	uids := make([]any, len(list))
+	for i := range list {
+		uids[i] = list[i].uid[:]
+	}
+	rows, err := l.index.db.QueryContext(ctx, "SELECT uid, entry FROM uids WHERE uid IN (?"+strings.Repeat(",?", len(list)-1)+")", uids...)
+	if err != nil {
 		return unavailable(err)
 	}
-	if err == nil && found == entry {
-		return nil
-	}
-	if err == nil && found < entry && found >= entry-entry%blockSize {
-		if e, err := parseEntry(entries[found%blockSize]); err == nil && e.uid == uid {
-			return nil
+	defer rows.Close()
+	found := make(map[uuid.UUID]int64, len(list))
+	for rows.Next() {
+		var (
+			uid   sql.RawBytes
+			entry int64
+		)
+		if err := rows.Scan(&uid, &entry); err != nil {
+			return unavailable(err)
+		}
+		if id, err := uuid.FromBytes(uid); err == nil {
+			found[id] = entry
 		}
 	}
-	return &TamperedError{indexName, entry, fmt.Sprintf("event %s is not where the index says%s", uid, anew)}
+	if err := rows.Err(); err != nil {
+		return unavailable(err)
+	}
+	for i, e := range list {
+		at, ok := found[e.uid]
+		if e.data == nil || ok && (at == first+int64(i) || at < first+int64(i) && l.isEntry(uint64(at), e.uid)) {
+			continue
+		}
+		return &TamperedError{indexName, first + int64(i), fmt.Sprintf("event %s is not where the index says%s", e.uid, anew)}
+	}
+	return nil
+}
+
+// isEntry reports whether an entry is the event with that uid.
+func (l *Log) isEntry(at uint64, uid uuid.UUID) bool {
+	size, _, _ := l.state()
+	if at >= size {
+		return false
+	}
+	entries, _, err := l.tiles.bundle(at/blockSize, size)
+	if err != nil {
+		return false
+	}
+	e, err := parseEntry(entries[at%blockSize])
+	return err == nil && e.uid == uid
 }
 
 // covers reports whether set has all the bits of part.
@@ -100,9 +142,10 @@ func covers(set, part []byte) bool {
 	if len(set) != len(part) {
 		return false
 	}
-	both := make([]byte, len(part))
 	for i := range part {
-		both[i] = set[i] & part[i]
+		if part[i]&^set[i] != 0 {
+			return false
+		}
 	}
-	return bytes.Equal(both, part)
+	return true
 }
