@@ -92,11 +92,12 @@ func (l *Log) verifyUIDs(ctx context.Context, first int64, list []entry) error {
 	for i := range list {
 		uids[i] = list[i].uid[:]
 	}
-	rows, err := l.index.db.QueryContext(ctx, "SELECT uid, entry FROM uids WHERE uid IN (?"+strings.Repeat(",?", len(list)-1)+")", uids...)
+	question := "SELECT uid, entry FROM uids WHERE uid IN (?" + strings.Repeat(",?", len(list)-1) + ")" //nolint:gosec // question marks only
+	rows, err := l.index.db.QueryContext(ctx, question, uids...)
 	if err != nil {
 		return unavailable(err)
 	}
-	defer rows.Close()
+	defer func() { _ = rows.Close() }()
 	found := make(map[uuid.UUID]int64, len(list))
 	for rows.Next() {
 		var (
