@@ -230,6 +230,39 @@ func TestF05DiskFull(t *testing.T) {
 	closed(t, again)
 }
 
+// A recording that could not be closed when its session ended is closed once that
+// is possible, without a restart.
+func TestCloseIsTriedAgain(t *testing.T) {
+	store := newMemory()
+	r := newRecorder(t, Config{Upload: store})
+	printed, printedHeader := begin(t, r)
+	show(t, printed, "x")
+	silent, silentHeader := begin(t, r)
+	for _, h := range []Header{printedHeader, silentHeader} {
+		dir := filepath.Join(r.cfg.Dir, string(h.Session))
+		if err := os.Rename(dir, dir+".away"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, w := range []*Recording{printed, silent} {
+		if _, err := w.Close(); fault.Public(err) != "the recording cannot be written: no such file or directory" {
+			t.Errorf("Close = %v", err)
+		}
+	}
+	for _, h := range []Header{printedHeader, silentHeader} {
+		dir := filepath.Join(r.cfg.Dir, string(h.Session))
+		if err := os.Rename(dir+".away", dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	runUntil(t, r, func() bool {
+		return store.complete(printedHeader.Session) != nil && store.complete(silentHeader.Session) != nil
+	})
+	for _, w := range []*Recording{printed, silent} {
+		play(t, store.recording(t, w.session.id), closed(t, w).Root)
+	}
+}
+
 // fill writes to path until the disk is full, and returns what makes room again.
 func fill(t *testing.T, path string) (release func()) {
 	t.Helper()

@@ -53,12 +53,13 @@ type Recording struct {
 	err     error // why they cannot be closed
 	told    bool  // onFail knows
 	retry   *time.Timer
-	at      uint64 // of the last frame
-	total   int64  // bytes of the frames
-	lost    uint64 // bytes that could not be written since the last gap
-	reason  string // why
-	closed  bool   // no more prints
-	ended   bool   // the end frame was written
+	again   *time.Timer // closes after a Close that failed
+	at      uint64      // of the last frame
+	total   int64       // bytes of the frames
+	lost    uint64      // bytes that could not be written since the last gap
+	reason  string      // why
+	closed  bool        // no more prints
+	ended   bool        // the end frame was written
 }
 
 // openPart is a part on its way to its file.
@@ -510,8 +511,8 @@ func (w *Recording) Close() (Summary, error) {
 		err = w.closeLocked()
 	}
 	if err != nil {
-		if w.retry == nil {
-			w.retry = time.AfterFunc(retryTime, w.closeAgain)
+		if !w.ended && w.again == nil { // else the full parts are tried again
+			w.again = time.AfterFunc(retryTime, w.closeAgain)
 		}
 		return Summary{}, err
 	}
@@ -533,7 +534,7 @@ func (w *Recording) closeLocked() error {
 // closeAgain ends a recording that could not be closed in time.
 func (w *Recording) closeAgain() {
 	w.mu.Lock()
-	w.retry = nil
+	w.again = nil
 	w.mu.Unlock()
 	if w.r.isClosed() {
 		return
