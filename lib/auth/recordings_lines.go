@@ -20,10 +20,11 @@ type lineReader struct {
 	emit    func(at time.Duration, line string) error
 	pending map[accessdv1.Stream][]byte // of each stream, what has no end yet
 	began   map[accessdv1.Stream]time.Duration
+	told    []byte // the line before; one that is the same again is not told again
 }
 
 func newLineReader(emit func(at time.Duration, line string) error) *lineReader {
-	return &lineReader{emit, map[accessdv1.Stream][]byte{}, map[accessdv1.Stream]time.Duration{}}
+	return &lineReader{emit: emit, pending: map[accessdv1.Stream][]byte{}, began: map[accessdv1.Stream]time.Duration{}}
 }
 
 // frame takes the next frame. What was typed is not searched.
@@ -55,6 +56,12 @@ func (l *lineReader) frame(f *accessdv1.Frame) error {
 
 // flush tells of what is pending of a stream, without what drives a terminal.
 func (l *lineReader) flush(s accessdv1.Stream) error {
+	// A line feed behind a carriage return ends nothing.
+	if again := bytes.Equal(l.pending[s], l.told); again || len(bytes.TrimSpace(l.pending[s])) == 0 {
+		l.pending[s] = l.pending[s][:0]
+		return nil
+	}
+	l.told = append(l.told[:0], l.pending[s]...)
 	var text []rune
 	for _, r := range ansi.Strip(strings.ToValidUTF8(string(l.pending[s]), "\ufffd")) {
 		switch {

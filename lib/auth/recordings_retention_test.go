@@ -324,3 +324,30 @@ func TestLines(t *testing.T) {
 		t.Errorf("lines are %.300q, want %.300q", got, want)
 	}
 }
+
+// A flood of output costs the index no more than its bound, and what came before
+// is found.
+func TestLinesOfAFlood(t *testing.T) {
+	w := newWorld(t, plan{})
+	m := w.join(sshca.KindNode, "web-1")
+	tp := w.newTape(m, "before\n"+strings.Repeat("accessd\n", 20_000))
+	for i := range 30 { // of 200 KB each, in lines that differ
+		var text strings.Builder
+		for n := range 50 {
+			text.WriteString(strings.Repeat("x", 4000) + " " + string(rune('a'+i)) + string(rune('a'+n%26)) + string(rune('a'+n/26)) + "\n")
+		}
+		tp.parts = append(tp.parts, w.newTape(m, text.String()).parts...)
+	}
+	tp.parts = append(tp.parts, w.newTape(m, "after\n").parts...)
+	w.upload(m, tp)
+	w.tend()
+	for words, want := range map[string]int{"before": 1, "accessd": 1, "after": 0} {
+		if got := len(must(t, w.admin().SearchRecordings, &accessdv1.SearchRecordingsRequest{Words: words}).GetMatches()); got != want {
+			t.Errorf("%q is found %d times, want %d", words, got, want)
+		}
+	}
+	info, err := os.Stat(filepath.Join(w.cfg.Recordings.Dir, linesName))
+	if err != nil || info.Size() > 8*maxLines {
+		t.Errorf("the index has %d bytes, %v; want its bound, about", info.Size(), err)
+	}
+}

@@ -31,8 +31,13 @@ const (
 	// linesVersion changes with the form, and with what a line is; an index of
 	// another version is made anew.
 	linesVersion = 1
-	// maxLines bounds the text of one recording that can be searched, in bytes.
-	maxLines = 64 << 20
+	// maxLines bounds the text of one recording that can be searched, in bytes, of
+	// which each line takes lineCost more than it has.
+	maxLines = 4 << 20
+	lineCost = 64
+	// paced is after how many lines the index rests for as long as they took: people's
+	// sessions come first.
+	paced = 500
 	// Bounds of a search.
 	defaultMatches = 100
 	maxMatches     = 1000
@@ -86,7 +91,7 @@ func (x *searchIndex) open(ctx context.Context) (*sql.DB, error) {
 }
 
 func (x *searchIndex) load(ctx context.Context) (*sql.DB, error) {
-	params := url.Values{"_pragma": {"journal_mode(wal)", "synchronous(normal)", "busy_timeout(10000)", "secure_delete(on)"}, "_txlock": {"immediate"}}
+	params := url.Values{"_pragma": {"journal_mode(wal)", "synchronous(normal)", "busy_timeout(60000)", "secure_delete(on)"}, "_txlock": {"immediate"}}
 	db, err := sql.Open("sqlite", "file:"+(&url.URL{Path: filepath.Join(x.dir, linesName)}).EscapedPath()+"?"+params.Encode())
 	if err != nil {
 		return nil, err
@@ -168,22 +173,39 @@ func (x *searchIndex) add(ctx context.Context, r services.SessionRecording, read
 		return err
 	}
 	defer func() { _ = insert.Close() }()
-	last, size := first-1, 0
+	last, size, began := first-1, 0, time.Now()
 	err = read(func(at time.Duration, line string) error {
-		if size += len(line); strings.TrimSpace(line) == "" || size > maxLines {
-			return nil
+		if size += lineCost + len(line); size > maxLines {
+			return errEnoughLines
 		}
 		last++
-		_, err := insert.ExecContext(ctx, last, line, at.Microseconds(), id)
+		if _, err := insert.ExecContext(ctx, last, line, at.Microseconds(), id); err != nil || (last-first)%paced != paced-1 {
+			return err
+		}
+		err := rest(ctx, time.Since(began))
+		began = time.Now()
 		return err
 	})
-	if err != nil {
+	if err != nil && !errors.Is(err, errEnoughLines) {
 		return err
 	}
 	if _, err := tx.ExecContext(ctx, "UPDATE recordings SET last = ? WHERE id = ?", last, id); err != nil {
 		return err
 	}
 	return tx.Commit()
+}
+
+// errEnoughLines ends the reading of a recording of which no more can be searched.
+var errEnoughLines = errors.New("enough lines")
+
+// rest waits for d.
+func rest(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // forget removes the lines of a recording, and what they left in the file.
