@@ -476,3 +476,40 @@ func TestRetention(t *testing.T) {
 	}
 	f.Verify()
 }
+
+// A copy of the log in a bucket is a log by itself: an auditor verifies it with
+// the key alone, and it outlives what is done to the authority's own.
+func TestMirroredLog(t *testing.T) {
+	t.Parallel()
+	bucket := filepath.Join(t.TempDir(), "bucket")
+	if err := os.Mkdir(bucket, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	config := filepath.Join(t.TempDir(), "accessd.yaml")
+	harness.WriteFile(t, config, "audit: {mirror: \"file://"+bucket+"\"}\n")
+	c := harness.New(t, "--config", config)
+	c.Admin("tokens", "add")
+	key := c.File("audit.pub", c.Admin("ca", "export", "--type", "audit"))
+	saved := filepath.Join(c.Home, "saved")
+	must(t, c.Try("audit", "verify", "--save", saved))
+	verify := func(dir string) harness.Result {
+		return harness.Run(t, nil, harness.Binary(t), "audit", "verify", "--log", dir, "--key", key, "--since", saved)
+	}
+	var mirror string
+	harness.Eventually(t, "the bucket has the log as far as it was saved", func() bool {
+		dirs, err := filepath.Glob(filepath.Join(bucket, "audit", "*"))
+		if err != nil || len(dirs) != 1 {
+			return false
+		}
+		mirror = dirs[0]
+		return verify(mirror).Code == 0
+	})
+	if code := c.Main.Stop(); code != 0 {
+		t.Fatalf("stop = %d", code)
+	}
+	own := filepath.Join(c.Dir, "audit")
+	must(t, verify(own))
+	edit(t, filepath.Join(own, "checkpoint"), func(s string) string { return resigned(t, s) })
+	found(t, verify(own), "checkpoint")
+	must(t, verify(mirror))
+}
