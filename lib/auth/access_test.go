@@ -184,7 +184,7 @@ func TestGatekeeperStandsBeforeEveryHandler(t *testing.T) {
 	h := rpc.Local(w.Handler(), rpc.Peer{})
 	for procedure := range accessTable() {
 		for kind, err := range map[string]error{"unary": unary(t, h, procedure), "stream": stream(t, h, procedure)} {
-			isStream := slices.Contains([]string{"TailEvents", "WatchPolicy", "Instructions", "ReadRecording"}, procedure[strings.LastIndex(procedure, "/")+1:])
+			isStream := slices.Contains([]string{"TailEvents", "WatchPolicy", "Instructions", "ReadRecording", "ExportEvents"}, procedure[strings.LastIndex(procedure, "/")+1:])
 			if (kind == "stream") == isStream && !fault.Is(err, fault.Denied) {
 				t.Errorf("%s %s as nobody: %v, want a denial", kind, procedure, err)
 			}
