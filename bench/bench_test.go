@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"errors"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -137,5 +138,12 @@ func TestReportSaysWhatIsMissing(t *testing.T) {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("the page does not say %q:\n%s", want, b.String())
 		}
+	}
+}
+
+func TestQueryTimes(t *testing.T) {
+	got := queryTimes("goos: linux\nBenchmarkQueryDay/none:_user-2   \t       5\t   1500000 ns/op\t         0 found\nBenchmarkQueryDay/all-2 5 20 ns/op\nBenchmarkQueryDay/whole_log-2 5 99 ns/op\nPASS\n")
+	if want := map[string]float64{"none: user": 1.5, "all": 0.00002}; !maps.Equal(got, want) {
+		t.Errorf("times = %v, want %v", got, want)
 	}
 }

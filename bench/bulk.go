@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"strings"
 	"time"
 )
@@ -106,7 +107,12 @@ func meter(s *side) func() (took, cpu time.Duration) {
 func bulkDown(ctx context.Context, s *side, config string, size int) (took, cpu time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	cmd := stock(ctx, config, "n1", fmt.Sprintf("echo go >&2; exec dd if=/dev/zero bs=65536 count=%d status=none", size*16))
+	return down(s, stock(ctx, config, "n1", fmt.Sprintf("echo go >&2; exec dd if=/dev/zero bs=65536 count=%d status=none", size*16)))
+}
+
+// down runs a command of the stock client, which says "go" on stderr before it
+// sends, and returns how long that took from then on, and the CPU time of the proxy.
+func down(s *side, cmd *exec.Cmd) (took, cpu time.Duration, err error) {
 	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
 	if err != nil {
 		return 0, 0, err

@@ -28,6 +28,7 @@ type lab struct {
 	dir     string
 	quick   bool
 	link    bool
+	index   int
 	login   string
 	stderr  io.Writer
 
@@ -49,7 +50,7 @@ func newLab(o options, stderr io.Writer) (*lab, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &lab{accessd: binary, dir: dir, quick: o.quick, link: o.link, login: me.Username, stderr: stderr, shared: map[string]*side{}}, nil
+	return &lab{accessd: binary, dir: dir, quick: o.quick, link: o.link, index: o.index, login: me.Username, stderr: stderr, shared: map[string]*side{}}, nil
 }
 
 // pick returns how much of something to do.
@@ -97,6 +98,7 @@ type side struct {
 	tunnel      *process // where it is a process of its own
 	addr        string   // of the proxy
 	user        string   // at the proxy
+	role        string   // of the user, where it is not access
 	login       string   // at the node
 	target      string   // what a jump asks the proxy for
 	key         ssh.Signer

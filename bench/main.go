@@ -62,6 +62,9 @@ func scenarios() []scenario {
 		{"decide", "13", measureDecisions},
 		{"events", "14", measureEvents},
 		{"certs", "15", measureCertificates},
+		{"audit", "14", measureAudit},
+		{"index", "14", measureIndex},
+		{"recording", "16", measureRecording},
 		{"footprint", "17", measureFootprint},
 	}
 }
@@ -69,6 +72,7 @@ func scenarios() []scenario {
 type options struct {
 	accessd, out, run string
 	quick, link       bool
+	index             int
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
@@ -86,6 +90,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	fl.StringVar(&o.run, "run", "", "run only the scenarios whose name matches this regular expression")
 	fl.BoolVar(&o.quick, "quick", false, "small counts: a minute in all, and rough figures")
 	fl.BoolVar(&o.link, "link", true, "also measure over an emulated slow link, where this user may make one")
+	fl.IntVar(&o.index, "index", 200_000, "events of the log whose index is asked; 10000000 takes minutes and 5 GB to make")
 	if err := fl.Parse(args); err != nil {
 		return 2
 	}

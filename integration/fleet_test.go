@@ -85,9 +85,15 @@ options: {plain_keys: true}
 // newFleet builds a fleet. only names the kinds of node to have, all by default.
 func newFleet(t *testing.T, only ...string) *fleet {
 	t.Helper()
+	return newFleetWith(t, noPenalties(t), only...)
+}
+
+// newFleetWith builds a fleet whose authority and proxy have a configuration.
+func newFleetWith(t *testing.T, config string, only ...string) *fleet {
+	t.Helper()
 	f := &fleet{host: harness.NewHost(t), dir: open(t), user: "alice", screen: &sync.Once{}, sshds: map[string]*harness.Sshd{}}
 	f.host.Account(login, "--shell", "/bin/bash", "--uid", "4801")
-	f.Cluster = harness.New(t, "--config", noPenalties(t))
+	f.Cluster = harness.New(t, "--config", config)
 	f.base = f.host.Sshd(t)
 	if f.kinds = only; only == nil {
 		f.kinds = []string{"accessd", "sshd", "ssh -R"}
@@ -240,6 +246,11 @@ func (f *fleet) hosts(b *strings.Builder, node string) {
 	fmt.Fprintf(b, "Host %s-jump\n  HostName %[1]s\n  User %s\n  ProxyJump proxy\n", node, login)
 	fmt.Fprintf(b, "Host %s-command\n  HostName %[1]s\n  User %s\n  ProxyCommand ssh -F %s -W %%h:%%p proxy\n", node, login, filepath.Join(f.Home, "fleet-config"))
 	fmt.Fprintf(b, "Host %s-at\n  HostName %s\n  Port %s\n  User %s@%[1]s\n", node, host, port, login)
+}
+
+// jump is a node of a kind by the stock way.
+func (f *fleet) jump(kind string) target {
+	return target{fleet: f, kind: kind, way: "jump", node: kinds[kind]}
 }
 
 // long bounds a client's run, on a machine that other scenarios share.

@@ -31,10 +31,11 @@ var layers = map[string]int{
 
 	"lib/srv": 4,
 
-	"lib/authz":         3,
-	"lib/events":        3,
-	"lib/srv/sftp":      3,
-	"lib/srv/sshserver": 3,
+	"lib/authz":            3,
+	"lib/events":           3,
+	"lib/events/recording": 3,
+	"lib/srv/sftp":         3,
+	"lib/srv/sshserver":    3,
 
 	"lib/rpc":          2,
 	"lib/menu":         2,
@@ -46,6 +47,7 @@ var layers = map[string]int{
 	"lib/relay":   1,
 	"lib/seal":    1,
 	"lib/sshca":   1,
+	"lib/store":   1,
 
 	"lib/srv/child": 1,
 

@@ -102,6 +102,7 @@ func (c *Cluster) Admin(args ...string) string {
 	if r.Code != 0 {
 		c.T.Fatalf("accessd %q: exit %d\n%s", args, r.Code, r.Stderr)
 	}
+	printed(args, r.Stdout)
 	return r.Stdout
 }
 
@@ -218,6 +219,7 @@ func (c *Cluster) Key(name string) string {
 	if r := Run(c.T, nil, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", key); r.Code != 0 {
 		c.T.Fatalf("ssh-keygen: %s", r.Stderr)
 	}
+	privateKey(c.T, key)
 	return key
 }
 

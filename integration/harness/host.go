@@ -109,12 +109,18 @@ func (h *Host) Account(name string, flags ...string) {
 // Etc returns the path, as the test sees it, of a file of the host's /etc.
 func (h *Host) Etc(name string) string { return filepath.Join(h.etc, name) }
 
+// Start runs the binary on the host and waits for its ready line.
+func (h *Host) Start(args ...string) *Process {
+	h.t.Helper()
+	p, ready := launch(h.t, h.Command(Binary(h.t), args...))
+	p.await(ready)
+	return p
+}
+
 // NodeOn joins and starts a node that runs on a host.
 func (c *Cluster) NodeOn(h *Host, name string, extra ...string) *Process {
 	c.T.Helper()
-	args := c.NodeArgs(name, c.T.TempDir(), extra...)
-	p, ready := launch(c.T, h.Command(Binary(c.T), args...))
-	p.await(ready)
+	p := h.Start(c.NodeArgs(name, c.T.TempDir(), extra...)...)
 	c.Nodes[name] = p
 	c.WaitOnline(name)
 	return p

@@ -140,6 +140,7 @@ func Launch(t testing.TB, args ...string) (*Process, <-chan string) {
 
 func launch(t testing.TB, cmd *exec.Cmd) (*Process, <-chan string) {
 	t.Helper()
+	searched(t, cmd.Args)
 	p := &Process{t: t, cmd: cmd, done: make(chan struct{}), log: &buffer{}}
 	p.cmd.Env = append(os.Environ(), "GORACE=halt_on_error=0 exitcode=66")
 	p.cmd.Stderr = p.log
@@ -165,6 +166,9 @@ func launch(t testing.TB, cmd *exec.Cmd) (*Process, <-chan string) {
 	}()
 	t.Cleanup(func() {
 		p.Kill()
+		for _, what := range LeaksIn([]byte(p.log.String())) {
+			t.Errorf("%q: readable in its diagnostics: %s", cmd.Args, what)
+		}
 		if log := p.log.String(); strings.Contains(log, "DATA RACE") || t.Failed() {
 			t.Logf("%q:\n%s", cmd.Args, tail(log, 8000))
 			if strings.Contains(log, "DATA RACE") {
@@ -187,6 +191,17 @@ func (p *Process) Log() string { return p.log.String() }
 
 // Pid returns the process's id.
 func (p *Process) Pid() int { return p.cmd.Process.Pid }
+
+// Again runs the command of a process that has ended once more.
+func (p *Process) Again() *Process {
+	p.t.Helper()
+	again, ready := launch(p.t, exec.Command(p.cmd.Args[0], p.cmd.Args[1:]...))
+	again.await(ready)
+	return again
+}
+
+// DataDir returns the process's data directory.
+func (p *Process) DataDir() string { return dataDir(p.cmd.Args) }
 
 // Signal sends sig to the process alone.
 func (p *Process) Signal(sig syscall.Signal) {

@@ -95,6 +95,7 @@ func (k *Terminal) Expect(re string) []string {
 		if m := want.FindStringSubmatchIndex(text[k.seen:]); m != nil {
 			groups := want.FindStringSubmatch(text[k.seen:])
 			k.seen += m[1]
+			shown(groups)
 			return groups
 		}
 		select {

@@ -11,17 +11,13 @@ import (
 	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
 	"github.com/accessd/accessd/lib/events"
 	"github.com/accessd/accessd/lib/fault"
-	"github.com/accessd/accessd/lib/names"
 )
 
-// Bounds of an answer. Events are read in batches whose size is certain to stay
-// below what one message may hold, and joined while they fit.
+// Bounds of an answer. What the log gives at once fits into a message.
 const (
 	defaultEvents = 1000
 	maxEvents     = 10_000
-	batchEvents   = 32      // of at most events.MaxEvent bytes each
-	maxAnswer     = 3 << 20 // bytes of events; a message has 4 MiB
-	maxBacklog    = 1000    // events a tail begins with
+	maxBacklog    = 1000 // events a tail begins with
 )
 
 // flushTimeout bounds how long a reader waits for what this process emitted a
@@ -43,34 +39,19 @@ func (s auditService) ListEvents(ctx context.Context, req *connect.Request[acces
 	if limit < 0 || limit > maxEvents {
 		return nil, fault.New(fault.BadInput, "limit %d: want 1 to %d", limit, maxEvents)
 	}
+	if req.Msg.GetBefore() != "" && req.Msg.GetAfter() != "" {
+		return nil, fault.New(fault.BadInput, "before and after exclude each other")
+	}
 	s.flush(ctx)
-	list, next, err := s.query(ctx, filter, limit, req.Msg.GetBefore())
+	read, place := s.cfg.Audit.Query, req.Msg.GetBefore()
+	if req.Msg.GetAfter() != "" {
+		read, place = s.cfg.Audit.Read, req.Msg.GetAfter()
+	}
+	page, err := read(ctx, filter, limit, place)
 	if err != nil {
 		return nil, err
 	}
-	return connect.NewResponse(&accessdv1.ListEventsResponse{Events: list, NextBefore: next}), nil
-}
-
-// query reads batches from the newest to older ones while they fit.
-func (s auditService) query(ctx context.Context, f events.Filter, limit int, before string) (list [][]byte, next string, err error) {
-	size := 0
-	for next = before; limit > 0; {
-		batch, older, err := s.cfg.Audit.Query(ctx, f, min(limit, batchEvents), next)
-		if err != nil {
-			return nil, "", err
-		}
-		for _, e := range batch {
-			size += len(e)
-		}
-		if size > maxAnswer && len(list) > 0 {
-			break // this batch begins the next page
-		}
-		list, next, limit = append(batch, list...), older, limit-len(batch)
-		if older == "" {
-			break
-		}
-	}
-	return list, next, nil
+	return connect.NewResponse(&accessdv1.ListEventsResponse{Events: page.Events, NextBefore: page.Before, NextAfter: page.After}), nil
 }
 
 // flush waits, for a while, until the log has what this process emitted.
@@ -79,6 +60,34 @@ func (a *Authority) flush(ctx context.Context) {
 	defer cancel()
 	if err := a.cfg.Events.Flush(ctx); err != nil {
 		a.cfg.Log.Warn("the newest events may be missing from an answer", zap.Error(err))
+	}
+}
+
+// ExportEvents streams what matches in the order of the log.
+func (s auditService) ExportEvents(ctx context.Context, req *connect.Request[accessdv1.ExportEventsRequest], stream *connect.ServerStream[accessdv1.ExportEventsResponse]) error {
+	filter, err := parseFilter(req.Msg.GetFilter())
+	if err != nil {
+		return err
+	}
+	s.flush(ctx)
+	for after := req.Msg.GetAfter(); ; {
+		page, err := s.cfg.Audit.Read(ctx, filter, maxEvents, after)
+		if err != nil {
+			return err
+		}
+		if err := stream.Send(&accessdv1.ExportEventsResponse{Events: page.Events, After: page.After}); err != nil {
+			return err
+		}
+		after = page.After
+		switch {
+		case page.More:
+		case !req.Msg.GetFollow():
+			return nil
+		default:
+			if err := s.cfg.Audit.Grown(ctx, after); err != nil {
+				return err
+			}
+		}
 	}
 }
 
@@ -94,50 +103,27 @@ func (s auditService) TailEvents(ctx context.Context, req *connect.Request[acces
 	}
 	s.flush(ctx)
 	return s.cfg.Audit.Tail(ctx, filter, backlog, func(list [][]byte) error {
-		for len(list) > 0 {
-			n := min(len(list), batchEvents)
-			if err := stream.Send(&accessdv1.TailEventsResponse{Events: list[:n]}); err != nil {
-				return err
-			}
-			list = list[n:]
-		}
-		return nil
+		return stream.Send(&accessdv1.TailEventsResponse{Events: list})
 	})
 }
 
-// VerifyLog checks this authority's log from its files.
-func (s auditService) VerifyLog(ctx context.Context, _ *connect.Request[accessdv1.VerifyLogRequest]) (*connect.Response[accessdv1.VerifyLogResponse], error) {
-	s.flush(ctx)
-	key := s.cfg.Keys.verifierKey
-	report, err := events.Verify(ctx, s.cfg.AuditDir, key)
-	if ctx.Err() != nil {
-		return nil, fault.Wrap(fault.Unavailable, err, "verification was given up")
-	}
-	res := &accessdv1.VerifyLogResponse{Size: report.Size, RootHash: report.RootHash, Origin: report.Origin, VerifierKey: key}
-	if err != nil {
-		res.Fault = err.Error() // for the auditor, who asked what is wrong
-	}
-	return connect.NewResponse(res), nil
-}
-
 func parseFilter(m *accessdv1.EventFilter) (events.Filter, error) {
-	f := events.Filter{Since: timeOf(m.GetSince()), Until: timeOf(m.GetUntil()), Node: m.GetNode(), Event: m.GetEvent()}
-	var err error
-	if m.GetUser() != "" {
-		if f.User, err = names.ParseUserName(m.GetUser()); err != nil {
-			return f, err
+	text := events.FilterText{
+		User: m.GetUser(), Login: m.GetLogin(), Node: m.GetNode(), Event: m.GetEvent(), Session: m.GetSession(),
+		Labels: m.GetLabels(), Address: m.GetAddress(), Text: m.GetText(),
+	}
+	if m != nil && m.Success != nil {
+		text.Outcome = string(events.Failure)
+		if m.GetSuccess() {
+			text.Outcome = string(events.Success)
 		}
 	}
-	if m.GetSession() != "" {
-		if f.Session, err = names.ParseSessionID(m.GetSession()); err != nil {
-			return f, err
-		}
+	f, err := text.Parse()
+	if err != nil {
+		return f, err
 	}
-	const longest = 253 // bytes of a node's name; an event's name is shorter
-	if len(f.Node) > longest || len(f.Event) > longest {
-		return f, fault.New(fault.BadInput, "filter: node or event is longer than %d bytes", longest)
-	}
-	return f, nil
+	f.Since, f.Until = timeOf(m.GetSince()), timeOf(m.GetUntil())
+	return f, f.Check()
 }
 
 // timeOf returns the zero time for none.

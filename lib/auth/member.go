@@ -75,7 +75,7 @@ func (a *Authority) removed(ctx context.Context, m *record, u *accessdv1.PolicyU
 func wantedBy(m *record) func(resourceKey) bool {
 	return func(k resourceKey) bool {
 		switch k.kind {
-		case services.KindRole, services.KindUser, services.KindCA:
+		case services.KindRole, services.KindUser, services.KindCA, services.KindSettings:
 			return true
 		case services.KindNode:
 			return m.Kind != sshca.KindNode || k.name == string(m.ID)
@@ -190,6 +190,7 @@ func writers() map[events.Name]sshca.Kind {
 		sshca.KindNode: {
 			events.SessionStart, events.SessionEnd, events.SessionJoin, events.SessionLeave, events.Exec,
 			events.Port, events.SFTP, events.SCP, events.AccountCreate, events.AccountDelete,
+			events.RecordingGap,
 		},
 		sshca.KindProxy: {events.TunnelUp, events.TunnelDown, events.NodeHostKey},
 	} {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,22 +17,31 @@ import (
 )
 
 func auditCommand(e *env) *cobra.Command {
-	return noun("audit", "Read and prove the audit log", auditList(e), auditTail(e), auditVerify(e))
+	return noun("audit", "Read and prove the audit log", auditList(e), auditTail(e), auditExport(e), auditVerify(e), auditProve(e), auditCheck(e))
 }
 
 // auditFilter are the flags that select events.
 type auditFilter struct {
 	since, until               string
 	user, node, event, session string
+	login, address, text       string
+	labels                     []string
+	success, failed            bool
 }
 
 func (o *auditFilter) flags(c *cobra.Command) {
 	c.Flags().StringVar(&o.since, "since", "", "not before this time, or this long ago")
-	c.Flags().StringVar(&o.until, "until", "", "not after this time, or this long ago")
+	c.Flags().StringVar(&o.until, "until", "", "before this time, or this long ago")
 	c.Flags().StringVar(&o.user, "user", "", "person")
+	c.Flags().StringVar(&o.login, "login", "", "operating-system account")
 	c.Flags().StringVar(&o.node, "node", "", "node, by name or id")
+	c.Flags().StringArrayVar(&o.labels, "label", nil, "label of the node, key=value or a key; repeat it for more, which all must be there")
+	c.Flags().StringVar(&o.address, "address", "", "client's address: IP, IP:PORT or a network such as 10.0.0.0/8")
 	c.Flags().StringVar(&o.event, "event", "", `event, such as session.start, or a family, such as "session.*"`)
 	c.Flags().StringVar(&o.session, "session", "", "session id")
+	c.Flags().StringVar(&o.text, "text", "", "words that all occur in the event, in any case")
+	c.Flags().BoolVar(&o.success, "success", false, "only what went well")
+	c.Flags().BoolVar(&o.failed, "failed", false, "only what did not")
 }
 
 func (o *auditFilter) message() (*accessdv1.EventFilter, error) {
@@ -44,7 +54,17 @@ func (o *auditFilter) message() (*accessdv1.EventFilter, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &accessdv1.EventFilter{Since: since, Until: until, User: o.user, Node: o.node, Event: o.event, Session: o.session}, nil
+	if o.success && o.failed {
+		return nil, fault.New(fault.BadInput, "--success and --failed exclude each other")
+	}
+	m := &accessdv1.EventFilter{
+		Since: since, Until: until, User: o.user, Login: o.login, Node: o.node, Labels: o.labels,
+		Address: o.address, Event: o.event, Session: o.session, Text: o.text,
+	}
+	if o.success || o.failed {
+		m.Success = &o.success
+	}
+	return m, nil
 }
 
 // maxRemoteEvents bounds a list of events at a proxy, which holds all of it.
@@ -52,54 +72,138 @@ const maxRemoteEvents = 1000
 
 func auditList(e *env) *cobra.Command {
 	var (
-		o     auditFilter
-		limit int32
-		f     format
+		o auditFilter
+		p auditPage
+		f format
 	)
 	c := &cobra.Command{
 		Use:   "ls",
 		Short: "List events, the newest that match, oldest first",
-		Args:  want(),
+		Long: "List the newest events that match, oldest first.\n\n" +
+			"The last line on stderr says where the next page begins: --before for older events,\n" +
+			"--after for those that came into the log later, so that a script can go on there.",
+		Args: want(),
 		RunE: verb(func(ctx context.Context, _ []string) error {
 			filter, err := o.message()
 			if err != nil {
 				return err
 			}
-			if limit < 1 {
-				return fault.New(fault.BadInput, "--limit: %d: want at least 1", limit)
+			if err := p.check(e); err != nil {
+				return err
 			}
-			if e.call != nil && limit > maxRemoteEvents {
-				return fault.New(fault.BadInput, "--limit: %d: want at most %d at a proxy", limit, maxRemoteEvents).WithHint("page with --until")
-			}
-			found, err := e.listEvents(ctx, filter, limit)
+			found, err := e.listEvents(ctx, filter, &p)
 			if err != nil {
 				return err
 			}
-			return e.printEvents(found, f)
+			if err := p.sort(found); err != nil {
+				return err
+			}
+			if err := e.printEvents(found, f); err != nil {
+				return err
+			}
+			p.say(e)
+			return nil
 		}),
 	}
 	o.flags(c)
-	c.Flags().Int32Var(&limit, "limit", 1000, "how many at most")
+	p.flags(c)
 	addFormat(c, &f)
 	return c
 }
 
-// listEvents collects pages until limit events are there or no more match.
-func (e *env) listEvents(ctx context.Context, filter *accessdv1.EventFilter, limit int32) ([][]byte, error) {
-	var (
-		found  [][]byte
-		before string
-	)
-	for {
-		res, err := e.audit().ListEvents(ctx, connect.NewRequest(&accessdv1.ListEventsRequest{
-			Filter: filter, Limit: limit - int32(len(found)), Before: before,
-		}))
+// auditPage are the flags that say which part of a list is shown, and how.
+type auditPage struct {
+	limit         int32
+	before, after string
+	order         string
+	reverse       bool
+}
+
+func (p *auditPage) flags(c *cobra.Command) {
+	c.Flags().Int32Var(&p.limit, "limit", 1000, "how many at most")
+	c.Flags().StringVar(&p.before, "before", "", "older ones than this page, as the page said")
+	c.Flags().StringVar(&p.after, "after", "", "the oldest that came after this page, as the page said")
+	c.Flags().StringVar(&p.order, "order", "time", "time, or log for the order in which they came into it")
+	_ = c.Flags().SetAnnotation("order", valuesAnnotation, []string{"time", "log"}) // the flag exists
+	c.Flags().BoolVar(&p.reverse, "reverse", false, "newest first")
+}
+
+func (p *auditPage) check(e *env) error {
+	switch {
+	case p.limit < 1:
+		return fault.New(fault.BadInput, "--limit: %d: want at least 1", p.limit)
+	case e.call != nil && p.limit > maxRemoteEvents:
+		return fault.New(fault.BadInput, "--limit: %d: want at most %d at a proxy", p.limit, maxRemoteEvents).WithHint("page with --before")
+	case p.before != "" && p.after != "":
+		return fault.New(fault.BadInput, "--before and --after exclude each other")
+	case p.order != "time" && p.order != "log":
+		return fault.New(fault.BadInput, "--order: %q: want time or log", p.order)
+	}
+	return nil
+}
+
+// sort brings found, which is in the order of the log, into the order asked for.
+func (p *auditPage) sort(found [][]byte) error {
+	if p.order == "time" {
+		times := make(map[*byte]time.Time, len(found))
+		for _, b := range found {
+			ev, err := events.ParseEvent(b)
+			if err != nil {
+				return err
+			}
+			times[&b[0]] = ev.Time
+		}
+		slices.SortStableFunc(found, func(a, b []byte) int { return times[&a[0]].Compare(times[&b[0]]) })
+	}
+	if p.reverse {
+		slices.Reverse(found)
+	}
+	return nil
+}
+
+// say says where the pages beside this one are.
+func (p *auditPage) say(e *env) {
+	e.sayPlaces(p.before, p.after)
+}
+
+func (e *env) sayPlaces(before, after string) {
+	var places []string
+	if before != "" {
+		places = append(places, "older: --before "+before)
+	}
+	if after != "" {
+		places = append(places, "newer: --after "+after)
+	}
+	if len(places) > 0 {
+		e.say("%s", events.Display(strings.Join(places, "   ")))
+	}
+}
+
+// listEvents collects pages until p.limit events are there or no more match. It
+// makes the places in p those of the pages beside.
+func (e *env) listEvents(ctx context.Context, filter *accessdv1.EventFilter, p *auditPage) (found [][]byte, err error) {
+	var older, newer string
+	req := &accessdv1.ListEventsRequest{Filter: filter, Limit: p.limit, Before: p.before, After: p.after}
+	forward := p.after != ""
+	for first := true; ; first = false {
+		res, err := e.audit().ListEvents(ctx, connect.NewRequest(req))
 		if err != nil {
 			return nil, err
 		}
-		found = append(res.Msg.GetEvents(), found...)
-		before = res.Msg.GetNextBefore()
-		if before == "" || int32(len(found)) >= limit {
+		page := res.Msg.GetEvents()
+		if first || !forward {
+			older = res.Msg.GetNextBefore()
+		}
+		if first || forward {
+			newer = res.Msg.GetNextAfter()
+		}
+		if req.Limit -= int32(len(page)); forward {
+			req.After, found = newer, append(found, page...)
+		} else {
+			req.Before, found = older, append(page, found...)
+		}
+		if req.Limit <= 0 || forward && len(page) == 0 || !forward && older == "" {
+			p.before, p.after = older, newer
 			return found, nil
 		}
 	}
@@ -233,77 +337,4 @@ func tailLine(ev events.Event) string {
 		row[i] = dash(events.Display(row[i]))
 	}
 	return fmt.Sprintf("%s  %-16s %-3s %-10s %-8s %-12s %-21s %s", row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7])
-}
-
-func auditVerify(e *env) *cobra.Command {
-	var (
-		dir, keyFile string
-		f            format
-	)
-	c := &cobra.Command{
-		Use:   "verify [--log DIR --key FILE]",
-		Short: "Check that nothing in the log was changed, dropped or reordered",
-		Long: "Check every entry, tile and checkpoint of the audit log.\n\n" +
-			"With --log and --key the check reads only that directory, which may be a copy,\n" +
-			"and the public key that \"accessd ca export --type audit\" prints; it needs no\n" +
-			"running cluster. Without them the running authority checks its own log.",
-		Args: want(),
-		RunE: verb(func(ctx context.Context, _ []string) error {
-			if (dir == "") != (keyFile == "") {
-				return fault.New(fault.BadInput, "--log and --key come together")
-			}
-			res := &accessdv1.VerifyLogResponse{}
-			if dir == "" {
-				got, err := e.audit().VerifyLog(ctx, connect.NewRequest(&accessdv1.VerifyLogRequest{}))
-				if err != nil {
-					return err
-				}
-				res = got.Msg
-			} else if err := verifyCopy(ctx, dir, keyFile, res); err != nil {
-				return err
-			}
-			return e.printVerdict(res, f)
-		}),
-	}
-	c.Flags().StringVar(&dir, "log", "", "directory of the log, or of a copy")
-	c.Flags().StringVar(&keyFile, "key", "", "file with the log's verifier key")
-	addFormat(c, &f)
-	return c
-}
-
-// verifyCopy checks a log from its files alone.
-func verifyCopy(ctx context.Context, dir, keyFile string, res *accessdv1.VerifyLogResponse) error {
-	key, err := readBounded(keyFile, maxKeyFile)
-	if err != nil {
-		return err
-	}
-	res.VerifierKey = strings.TrimSpace(string(key))
-	report, err := events.Verify(ctx, dir, res.GetVerifierKey())
-	if err != nil {
-		res.Fault = fault.Public(err)
-		return nil
-	}
-	res.Size, res.RootHash, res.Origin = report.Size, report.RootHash, report.Origin
-	return nil
-}
-
-// printVerdict prints res; a log with a fault is an error.
-func (e *env) printVerdict(res *accessdv1.VerifyLogResponse, f format) error {
-	if f != formatTable {
-		b, err := messageJSON(res)
-		if err != nil {
-			return err
-		}
-		if err := printValue(e.stdout, f, b); err != nil {
-			return err
-		}
-	}
-	if res.GetFault() != "" {
-		return fault.New(fault.Conflict, "the audit log does not verify: %s", res.GetFault())
-	}
-	if f == formatTable {
-		_, err := fmt.Fprintf(e.stdout, "verified %d events, origin %s, root %s\n", res.GetSize(), res.GetOrigin(), res.GetRootHash())
-		return err
-	}
-	return nil
 }

@@ -267,7 +267,7 @@ func (q *quickstart) events(ctx context.Context, began time.Time) ([][]byte, err
 	defer cancel()
 	filter := &accessdv1.EventFilter{Since: timestamppb.New(began), User: q.person}
 	for tick := time.NewTicker(settle / 100); ; {
-		found, err := q.e.listEvents(ctx, filter, 1000)
+		found, err := q.e.listEvents(ctx, filter, &auditPage{limit: 1000})
 		if err != nil || count(found, events.SessionStart) <= count(found, events.SessionEnd) {
 			tick.Stop()
 			return found, err

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -37,7 +38,9 @@ func TestMain(m *testing.M) {
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{Dir: "testdata/script", Setup: func(env *testscript.Env) error {
 		env.Setenv("ESCAPE", "\x1b]0;owned\x07")
-		return nil
+		golden, err := filepath.Abs(filepath.Join("..", "events", "testdata"))
+		env.Setenv("GOLDEN", golden)
+		return err
 	}})
 }
 

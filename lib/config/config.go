@@ -31,6 +31,8 @@ type Config struct {
 	Storage         Storage       `yaml:"storage" doc:"Where the auth role keeps its state."`
 	Keys            Keys          `yaml:"keys" doc:"How private keys are sealed at rest."`
 	Auth            Auth          `yaml:"auth" doc:"The auth role."`
+	Recordings      Recordings    `yaml:"recordings" doc:"What is recorded of sessions, and where it is kept."`
+	Audit           Audit         `yaml:"audit" doc:"On the auth role: who else vouches for the audit log, and where else it is."`
 	TLS             TLS           `yaml:"tls" doc:"TLS on the listener."`
 	ProxyProtocol   ProxyHeaders  `yaml:"proxy_protocol" doc:"Load balancers in front of the listener."`
 	Limits          Limits        `yaml:"limits" doc:"Bounds for peers that have not authenticated."`
@@ -115,6 +117,52 @@ type Argon2 struct {
 	Threads   uint8  `yaml:"threads" doc:"Lanes." default:"2"`
 }
 
+// Recordings configures recorders, on every process that serves sessions, and on
+// the auth role the store and what it keeps. Roles say which sessions are
+// recorded.
+type Recordings struct {
+	Store      string        `yaml:"store" doc:"On the auth role: where recordings are kept, a folder as file:///PATH or a bucket: s3://BUCKET?region=REGION and other URLs of gocloud.dev/blob." default:"a folder, DATA_DIR/recordings"`
+	Recipients []string      `yaml:"recipients" doc:"On the auth role: public keys that recordings are sealed for (age1…, ssh-ed25519 …, ssh-rsa …), at most 32. With any, nothing on the server opens them, and there is no search in them." default:"none: not sealed"`
+	Retain     time.Duration `yaml:"retain" doc:"On the auth role: remove what is older, such as 2160h for 90 days, unless it is on hold." default:"for ever"`
+	MaxSize    int64         `yaml:"max_size" doc:"On the auth role: bytes of all recordings, past which the oldest are removed unless they are on hold." default:"no bound"`
+	Quota      int64         `yaml:"quota" doc:"Bytes that wait on this machine's disk to be uploaded; past it nothing further is recorded, and sessions that must be end." default:"10737418240"`
+	MaxSession int64         `yaml:"max_session" doc:"On the auth role: bytes of one session's recording, at which it counts as one that cannot be written." default:"no bound"`
+}
+
+// Audit configures what goes beyond this machine of the audit log.
+type Audit struct {
+	Witnesses []Witness `yaml:"witnesses" doc:"Witnesses that cosign checkpoints (C2SP tlog-witness)."`
+	Mirror    string    `yaml:"mirror" doc:"A folder or bucket that the log is copied to, a URL as for recordings.store." default:"none"`
+	Sinks     []Sink    `yaml:"sinks" doc:"Where events go besides, each at least once and in order."`
+}
+
+// Sink is where events go as they are logged.
+type Sink struct {
+	Name        string     `yaml:"name" doc:"a-z, 0-9 and -; how far it has got is kept under this name."`
+	Type        string     `yaml:"type" doc:"webhook, syslog, otlp or file."`
+	URL         string     `yaml:"url" doc:"Where to."`
+	HeadersFile string     `yaml:"headers_file" doc:"File with a line \"Name: value\" for each header to send, such as a token."`
+	Filter      SinkFilter `yaml:"filter" doc:"Which events; what is left out selects all."`
+}
+
+// SinkFilter selects events as the flags of "accessd audit ls" do.
+type SinkFilter struct {
+	Event   string   `yaml:"event" doc:"A name, or its beginning up to a dot."`
+	User    string   `yaml:"user" doc:"A user."`
+	Login   string   `yaml:"login" doc:"A login."`
+	Node    string   `yaml:"node" doc:"A node's name or id."`
+	Labels  []string `yaml:"labels" doc:"KEY=VALUE that the node has."`
+	Address string   `yaml:"address" doc:"An address or a network."`
+	Outcome string   `yaml:"outcome" doc:"success or failure."`
+	Text    string   `yaml:"text" doc:"Words that are in it."`
+}
+
+// Witness cosigns checkpoints.
+type Witness struct {
+	URL string `yaml:"url" doc:"https://HOST/PREFIX; /add-checkpoint follows."`
+	Key string `yaml:"key" doc:"Its verifier key, as for C2SP signed notes."`
+}
+
 // TLS configures the listener's certificate.
 type TLS struct {
 	CertFile string `yaml:"cert_file" doc:"PEM file of the certificate chain." default:"a self-signed one"`
@@ -187,6 +235,7 @@ func (c *Config) withDefaults() {
 	set(&c.Limits.SignInTimeout, defaults.SignInTimeout)
 	set(&c.Limits.ParkedSignIns, 200)
 	set(&c.Limits.ChannelsPerConn, 128)
+	set(&c.Recordings.Quota, 10<<30)
 	for k, cmd := range c.Node.LabelCommands {
 		set(&cmd.Interval, time.Minute)
 		c.Node.LabelCommands[k] = cmd

@@ -3,6 +3,7 @@ package config_test
 import (
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -47,6 +48,7 @@ node:
   labels: {env: dev}
   label_commands: {kernel: {command: [uname, -r]}}
 limits: {login_timeout: 45s, exempt: [192.0.2.0/24]}
+recordings: {store: "s3://bucket?region=x", recipients: [age1abc], retain: 2160h, max_size: 1099511627776, max_session: 1073741824}
 `)
 	c, err := config.Load(path)
 	if err != nil {
@@ -60,6 +62,13 @@ limits: {login_timeout: 45s, exempt: [192.0.2.0/24]}
 	}
 	if got, want := c.Limits.Exempt[0].String(), "192.0.2.0/24"; got != want {
 		t.Errorf("Exempt[0] = %v, want %v", got, want)
+	}
+	want := config.Recordings{
+		Store: "s3://bucket?region=x", Recipients: []string{"age1abc"}, Retain: 90 * 24 * time.Hour, MaxSize: 1 << 40,
+		Quota: 10 << 30, MaxSession: 1 << 30,
+	}
+	if got := c.Recordings; !reflect.DeepEqual(got, want) {
+		t.Errorf("Recordings = %+v, want %+v", got, want)
 	}
 	if got, want := c.Node.LabelCommands["kernel"].Interval, time.Minute; got != want {
 		t.Errorf("label command interval = %v, want %v", got, want)
@@ -86,6 +95,17 @@ func TestEveryMistakeIsNamedWithItsPlace(t *testing.T) {
 		{"shell in a host name", "listen: \"a$(id):22\"\n", []string{"not a host name or address"}},
 		{"files that are not there", "tls: {cert_file: /nonexistent/c.pem}\n", []string{"tls.cert_file: stat /nonexistent/c.pem", "tls: cert_file and key_file come together"}},
 		{"limits", "limits: {startups_begin: 10, startups_full: 5, startups_rate: 500, per_source: -1}\n", []string{"limits.startups_full: 5", "limits.startups_rate: 500", "limits.per_source: negative"}},
+		{"sinks", "audit: {sinks: [{name: A, type: mail, url: here, headers_file: /nonexistent/h}, {name: b, type: file, url: \"file:///x\"}, {name: b, type: file, url: \"file:///x\"}]}\n", []string{
+			`audit.sinks[0].name: "A"`, `audit.sinks[0].type: "mail": want one of webhook`, `audit.sinks[0].url: "here"`,
+			"audit.sinks[0].headers_file: stat", `audit.sinks[2].name: "b"`,
+		}},
+		{"audit", "audit: {mirror: x, witnesses: [{url: w.example.com}]}\n", []string{
+			`audit.mirror: "x": want a URL`, `audit.witnesses[0].url: "w.example.com"`, "audit.witnesses[0].key: none",
+		}},
+		{"recordings", "recordings: {store: /var/x, retain: 5m, max_size: -1, quota: 100, max_session: 9}\n", []string{
+			`recordings.store: "/var/x": want a URL`, "recordings.retain: 5m0s: want at least an hour",
+			"recordings.max_size: -1 bytes", "recordings.quota: 100 bytes", "recordings.max_session: 9 bytes",
+		}},
 	}
 	for _, tc := range cases {
 		t.Run(tc.name, func(t *testing.T) {

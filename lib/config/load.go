@@ -6,18 +6,23 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
 )
+
+// minRecordings is the least bound on recordings, in bytes: a few parts.
+const minRecordings = 1 << 20
 
 // maxFile bounds a configuration file, in bytes.
 const maxFile = 1 << 20
@@ -93,6 +98,7 @@ func (c *Config) Check() error {
 	c.checkNode(&m)
 	c.checkFiles(&m)
 	c.checkLimits(&m)
+	c.checkRecordings(&m)
 	m.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	if c.Log.Format != "" {
 		m.oneOf("log.format", c.Log.Format, "console", "json")
@@ -125,6 +131,12 @@ func (m *mistakes) hostPort(field, s string) {
 	}
 	if strings.ContainsAny(host, " /@%\"'`$;&|<>") {
 		m.add("%s: %q: not a host name or address", field, s)
+	}
+}
+
+func (m *mistakes) storeURL(field, s string) {
+	if u, err := url.Parse(s); s != "" && (err != nil || u.Scheme == "") {
+		m.add("%s: %q: want a URL, such as file:///var/lib/recordings or s3://bucket?region=eu-central-1", field, s)
 	}
 }
 
@@ -222,6 +234,9 @@ func (c *Config) checkFiles(m *mistakes) {
 		{"tls.cert_file", c.TLS.CertFile},
 		{"tls.key_file", c.TLS.KeyFile},
 	}
+	for i, s := range c.Audit.Sinks {
+		files = append(files, struct{ field, path string }{fmt.Sprintf("audit.sinks[%d].headers_file", i), s.HeadersFile})
+	}
 	for _, f := range files {
 		if f.path == "" {
 			continue
@@ -241,6 +256,52 @@ func (c *Config) checkFiles(m *mistakes) {
 	}
 	if !strings.HasPrefix(e.Prefix, "/") || strings.HasSuffix(e.Prefix, "/") {
 		m.add("storage.etcd.prefix: %q: want a path that begins and does not end with a slash", e.Prefix)
+	}
+}
+
+var sinkGrammar = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
+
+// checkSinks leaves the filters to who reads events.
+func (c *Config) checkSinks(m *mistakes) {
+	seen := map[string]bool{}
+	for i, s := range c.Audit.Sinks {
+		at := fmt.Sprintf("audit.sinks[%d].", i)
+		if !sinkGrammar.MatchString(s.Name) || seen[s.Name] {
+			m.add("%sname: %q: want 1 to 63 of a-z, 0-9 and -, and no other sink's", at, s.Name)
+		}
+		seen[s.Name] = true
+		m.oneOf(at+"type", s.Type, "webhook", "syslog", "otlp", "file")
+		if u, err := url.Parse(s.URL); err != nil || u.Scheme == "" {
+			m.add("%surl: %q: want a URL", at, s.URL)
+		}
+	}
+}
+
+// checkRecordings checks what concerns recordings and what leaves of the log. It
+// leaves the keys to who knows their forms.
+func (c *Config) checkRecordings(m *mistakes) {
+	r := c.Recordings
+	m.storeURL("recordings.store", r.Store)
+	m.storeURL("audit.mirror", c.Audit.Mirror)
+	for i, w := range c.Audit.Witnesses {
+		if u, err := url.Parse(w.URL); err != nil || (u.Scheme != "https" && u.Scheme != "http") || u.Host == "" {
+			m.add("audit.witnesses[%d].url: %q: want https://HOST/PREFIX", i, w.URL)
+		}
+		if w.Key == "" {
+			m.add("audit.witnesses[%d].key: none; without it nobody knows whose signature it is", i)
+		}
+	}
+	c.checkSinks(m)
+	if r.Retain != 0 && r.Retain < time.Hour {
+		m.add("recordings.retain: %v: want at least an hour", r.Retain)
+	}
+	for _, p := range []struct {
+		field string
+		n     int64
+	}{{"max_size", r.MaxSize}, {"quota", r.Quota}, {"max_session", r.MaxSession}} {
+		if p.n < 0 || p.n > 0 && p.n < minRecordings {
+			m.add("recordings.%s: %d bytes: want at least %d", p.field, p.n, minRecordings)
+		}
 	}
 }
 

@@ -52,14 +52,19 @@ func (d *Daemon) startForwarder(ctx context.Context, tunnels *reversetunnel.Serv
 		return nil, err
 	}
 	f.keys = remote.NewHostKeys(func() ssh.Signer { return d.server.hostKey }, f.certs, nil)
+	recorder, err := d.openRecorder(ctx, "forwarder", func() *seat { return d.server })
+	if err != nil {
+		return nil, err
+	}
 	f.server, err = node.New(node.Config{
-		Name: "forwarder", Trust: d.trust, Engine: d.engine, Changed: d.cache.Changed, Events: d.events, Ledger: ledger,
+		Name: "forwarder", Trust: d.trust, Engine: d.engine, Changed: d.cache.Changed, Events: d.events, Ledger: ledger, Recorder: recorder,
 		Grace: d.cfg.Grace, Algorithms: sshserver.Algorithms{Ciphers: d.cfg.SSH.Ciphers}, Registerer: d.metrics, Log: d.log,
 	})
 	if err != nil {
 		return nil, err
 	}
 	d.run.start(ctx, rankTraffic, "forwarded sessions", f.server.Run)
+	d.run.start(ctx, rankEvents, "forwarded recordings", recorder.Run)
 	return f, nil
 }
 

@@ -10,6 +10,7 @@ import (
 	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
 	"github.com/accessd/accessd/lib/authz"
 	"github.com/accessd/accessd/lib/events"
+	"github.com/accessd/accessd/lib/events/recording"
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/reversetunnel"
@@ -47,7 +48,11 @@ func (d *Daemon) startNode(ctx context.Context) error {
 		return err
 	}
 	n := &nodeRole{}
-	if n.server, err = d.newNode(ctx, m); err != nil {
+	recorder, err := d.openRecorder(ctx, "node", func() *seat { return n.seat })
+	if err != nil {
+		return err
+	}
+	if n.server, err = d.newNode(ctx, m, recorder); err != nil {
 		return err
 	}
 	c.serve = d.serveClient(n.server)
@@ -56,6 +61,7 @@ func (d *Daemon) startNode(ctx context.Context) error {
 		return err
 	}
 	d.node = n
+	d.run.start(ctx, rankEvents, "recordings", recorder.Run)
 	if d.edge == nil {
 		d.followPolicy(ctx, n.seat)
 	}
@@ -72,7 +78,7 @@ func (d *Daemon) serveClient(server *node.Server) func(context.Context, net.Conn
 }
 
 // newNode returns the SSH server of the node, its old sessions ended.
-func (d *Daemon) newNode(ctx context.Context, m *member) (*node.Server, error) {
+func (d *Daemon) newNode(ctx context.Context, m *member, recorder *recording.Recorder) (*node.Server, error) {
 	ledger, err := events.NewOpenSessions(d.path("sessions"))
 	if err != nil {
 		return nil, err
@@ -90,7 +96,7 @@ func (d *Daemon) newNode(ctx context.Context, m *member) (*node.Server, error) {
 	}
 	return node.New(node.Config{
 		Host: host, Trust: d.trust, Engine: d.engine, Changed: d.cache.Changed,
-		Events: d.events, Ledger: ledger, MaxSessions: d.cfg.Node.MaxSessions,
+		Events: d.events, Ledger: ledger, Recorder: recorder, MaxSessions: d.cfg.Node.MaxSessions,
 		OutliveCertificate: d.cfg.Node.OutliveCert, Grace: d.cfg.Grace, Registerer: d.metrics, Log: d.log,
 	})
 }

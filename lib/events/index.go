@@ -7,6 +7,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"math"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -20,15 +21,18 @@ import (
 const (
 	indexName = "index.db"
 	// indexVersion changes with the form; an index of another version is rebuilt.
-	indexVersion = 1
+	indexVersion = 2
 )
 
 // indexForm is the index. uids answers "is it there already?"; blocks answers
-// "where may it be?" for 256 entries at a time. One row of progress says how far
-// the index got, and which uid the last entry had.
+// "where may it be?" for 256 entries at a time, spans finds blocks by their times,
+// and texts has the grams of whole blocks. One row of progress says how far the
+// index got, and which uid the last entry had.
 const indexForm = `
 CREATE TABLE uids (uid BLOB PRIMARY KEY, entry INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE blocks (block INTEGER PRIMARY KEY, earliest INTEGER NOT NULL, latest INTEGER NOT NULL, terms BLOB NOT NULL);
+CREATE INDEX spans ON blocks (latest, earliest);
+CREATE TABLE texts (block INTEGER PRIMARY KEY, grams BLOB NOT NULL);
 CREATE TABLE progress (one INTEGER PRIMARY KEY CHECK (one = 1), size INTEGER NOT NULL, last BLOB NOT NULL);
 INSERT INTO progress VALUES (1, 0, x'');
 `
@@ -119,7 +123,7 @@ func (x *index) load(ctx context.Context) error {
 	return err
 }
 
-// summary returns the summary of a block.
+// summary returns the summary of a block that is not whole.
 func (x *index) summary(ctx context.Context, block uint64) (summary, error) {
 	s := summary{used: true}
 	var terms []byte
@@ -129,33 +133,71 @@ func (x *index) summary(ctx context.Context, block uint64) (summary, error) {
 		err = fmt.Errorf("summary of block %d has %d bytes", block, len(terms))
 	}
 	copy(s.terms[:], terms)
+	s.forget()
 	return s, err
 }
 
-// find calls fn for the blocks up to and with the given one that may hold an
-// event that f selects, newest first, until fn returns false.
-func (x *index) find(ctx context.Context, f Filter, block uint64, fn func(block uint64) (bool, error)) error {
-	rows, err := x.db.QueryContext(ctx, "SELECT block, earliest, latest, terms FROM blocks WHERE block <= ? ORDER BY block DESC", block)
+// window returns the blocks of s between the first and the last that hold events
+// of the right time.
+func (x *index) window(ctx context.Context, f Filter, s span) (span, error) {
+	if f.Since.IsZero() && f.Until.IsZero() {
+		return s, nil
+	}
+	since, until := int64(math.MinInt64), int64(math.MaxInt64)
+	if !f.Since.IsZero() {
+		since = f.Since.UnixMicro()
+	}
+	if !f.Until.IsZero() {
+		until = f.Until.UnixMicro()
+	}
+	var first, last sql.Null[uint64]
+	err := x.db.QueryRowContext(ctx, "SELECT min(block), max(block) FROM blocks INDEXED BY spans WHERE latest >= ? AND earliest <= ?", since, until).
+		Scan(&first, &last)
+	if err != nil || !first.Valid {
+		return span{}, err
+	}
+	return span{max(s.from, first.V), min(s.end, last.V+1)}, nil
+}
+
+// find returns at most atOnce of the blocks of w that may hold an event that is
+// selected, and the part that is left.
+func (x *index) find(ctx context.Context, w walk) (found []uint64, rest span, err error) {
+	const atOnce = 64
+	sel, s, back := w.sel, w.span, w.back
+	if s.from >= s.end {
+		return nil, span{}, nil
+	}
+	what, from, order := "block, earliest, latest, terms, NULL", "blocks", "block"
+	if len(sel.grams) > 0 {
+		what, from = "block, earliest, latest, terms, grams", "blocks LEFT JOIN texts USING (block)"
+	}
+	if back {
+		order = "block DESC"
+	}
+	rows, err := x.db.QueryContext(ctx, "SELECT "+what+" FROM "+from+" WHERE block >= ? AND block < ? ORDER BY "+order, s.from, s.end)
 	if err != nil {
-		return err
+		return nil, span{}, err
 	}
 	defer func() { _ = rows.Close() }()
-	terms := f.terms()
 	for rows.Next() {
-		s := summary{used: true}
-		var bits sql.RawBytes
-		if err := rows.Scan(&block, &s.earliest, &s.latest, &bits); err != nil {
-			return err
+		var block uint64
+		var earliest, latest int64
+		var terms, grams sql.RawBytes
+		if err := rows.Scan(&block, &earliest, &latest, &terms, &grams); err != nil {
+			return nil, span{}, err
 		}
-		copy(s.terms[:], bits)
-		if !s.mayHold(f, terms) {
+		if !sel.during(earliest, latest) || !hasTerms(terms, sel.terms) || grams != nil && !hasGrams(grams, sel.grams) {
 			continue
 		}
-		if more, err := fn(block); err != nil || !more {
-			return err
+		if found = append(found, block); len(found) < atOnce {
+			continue
 		}
+		if back {
+			return found, span{s.from, block}, nil
+		}
+		return found, span{block + 1, s.end}, nil
 	}
-	return rows.Err()
+	return found, span{}, rows.Err()
 }
 
 // addition is a change of the index that is not committed yet. Its entries are
@@ -168,7 +210,7 @@ type addition struct {
 	last    uuid.UUID
 	tail    summary
 	uids    *sql.Stmt
-	changed map[uint64]summary
+	changed map[uint64]*summary
 }
 
 // begin begins an addition; only one may be open.
@@ -181,7 +223,7 @@ func (x *index) begin(ctx context.Context) (*addition, error) {
 	if err != nil {
 		return nil, errors.Join(err, tx.Rollback())
 	}
-	return &addition{Tx: tx, x: x, size: x.size, last: x.last, tail: x.tail, uids: uids, changed: map[uint64]summary{}}, nil
+	return &addition{Tx: tx, x: x, size: x.size, last: x.last, tail: x.tail, uids: uids, changed: map[uint64]*summary{}}, nil
 }
 
 // add adds e as the next entry; fresh is false, and nothing is added, when its
@@ -194,7 +236,7 @@ func (a *addition) add(ctx context.Context, e entry) (fresh bool, err error) {
 	if n, err := done.RowsAffected(); err != nil || n == 0 {
 		return false, err
 	}
-	a.tail.add(e.event.Time, e.event.terms())
+	a.tail.add(e)
 	a.advance(e.uid)
 	return true, nil
 }
@@ -202,10 +244,11 @@ func (a *addition) add(ctx context.Context, e entry) (fresh bool, err error) {
 // advance ends the next entry's place in the index.
 func (a *addition) advance(uid uuid.UUID) {
 	block := a.size / blockSize
-	a.changed[block] = a.tail
+	a.changed[block] = &a.tail
 	a.last = uid
 	if a.size++; a.size%blockSize == 0 {
-		a.tail = summary{}
+		whole := a.tail
+		a.changed[block], a.tail = &whole, summary{}
 	}
 }
 
@@ -214,6 +257,12 @@ func (a *addition) commit(ctx context.Context) error {
 	for block, s := range a.changed {
 		if _, err := a.ExecContext(ctx, "INSERT OR REPLACE INTO blocks VALUES (?, ?, ?, ?)",
 			block, s.earliest, s.latest, s.terms[:]); err != nil {
+			return errors.Join(err, a.Rollback())
+		}
+		if (block+1)*blockSize > a.size { // not whole: its grams are still to come
+			continue
+		}
+		if _, err := a.ExecContext(ctx, "INSERT OR REPLACE INTO texts VALUES (?, ?)", block, s.grams[:]); err != nil {
 			return errors.Join(err, a.Rollback())
 		}
 	}

@@ -5,6 +5,7 @@ package events
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"os"
@@ -93,15 +94,15 @@ func contents(t testing.TB, l *Log, f Filter) [][]byte {
 	var all [][]byte
 	before := ""
 	for {
-		page, next, err := l.Query(t.Context(), f, 0, before)
+		page, err := l.Query(t.Context(), f, 0, before)
 		if err != nil {
 			t.Fatalf("Query: %v", err)
 		}
-		all = append(page, all...)
-		if next == "" {
+		all = append(page.Events, all...)
+		if page.Before == "" {
 			return all
 		}
-		before = next
+		before = page.Before
 	}
 }
 
@@ -232,6 +233,15 @@ func TestIndexIsRebuilt(t *testing.T) {
 		},
 		"garbage": func(t *testing.T, path string) { write(t, path, []byte(strings.Repeat("garbage", 1000))) },
 		"empty":   func(t *testing.T, path string) { write(t, path, nil) },
+		"of another version": func(t *testing.T, path string) {
+			db, err := sql.Open("sqlite", path)
+			if err == nil {
+				_, err = db.ExecContext(t.Context(), "DROP TABLE texts; PRAGMA user_version = 1")
+			}
+			if err = errors.Join(err, db.Close()); err != nil {
+				t.Fatal(err)
+			}
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir, key := t.TempDir(), newTestKey(t, "example.com/audit")
@@ -244,6 +254,7 @@ func TestIndexIsRebuilt(t *testing.T) {
 			harm(t, filepath.Join(dir, indexName))
 			l = openTestLog(t, dir, key)
 			checkSame(t, "query", contents(t, l, Filter{User: "alice"}), events)
+			checkSame(t, "query for words", contents(t, l, Filter{User: "alice", Words: wordsOf(t, "EXEC alice")}), events)
 			mustAppend(t, l, events...)
 			mustVerify(t, l, len(events))
 		})
@@ -273,6 +284,8 @@ func TestIndexIsCaughtUp(t *testing.T) {
 	l = openTestLog(t, dir, key)
 	mustAppend(t, l, events...)
 	checkSame(t, "query", contents(t, l, Filter{}), events)
+	// 300 stands in a block that two processes filled.
+	checkSame(t, "query for words", contents(t, l, Filter{Until: testTime.Add(301 * time.Second), Since: testTime.Add(299 * time.Second), Words: wordsOf(t, "EXEC alice")}), events[299:301])
 	mustVerify(t, l, len(events))
 }
 
@@ -343,18 +356,30 @@ func scene(t testing.TB, n int) (all []Event, lines [][]byte) {
 			Name: kinds[i%len(kinds)], User: users[i%len(users)], Success: true,
 			Time:     testTime.Add(time.Duration(i-i%50*60) * time.Second),
 			ServerID: fmt.Sprintf("00000000-0000-4000-8000-%012d", i%7), ServerHostname: fmt.Sprintf("web-%d", i%7),
+			Login: names.Login([]string{"root", "deploy", ""}[i%3]), AddrRemote: fmt.Sprintf("10.%d.%d.7:%d", i%3, i%11, 50000+i%4),
 			Fields: map[string]any{},
+		}
+		labels := map[string]string{"env": []string{"prod", "dev"}[i/6%2], "rack": fmt.Sprint(i % 13)}
+		switch i % 100 {
+		case 1:
+			e.AddrRemote = "[2001:db8:0:1::7]:22"
+		case 2:
+			e.AddrRemote = ""
+		case 3:
+			e.Success, e.Error = false, "Zertifikat ÜBERFÄLLIG, \"K\u212a\" \\ back"
 		}
 		switch e.Name {
 		case SessionStart, SessionEnd:
 			e.SID = names.SessionID(uuid.NewSHA1(uuid.Nil, fmt.Append(nil, i/6)).String())
-			e.Fields["kind"] = "shell"
+			e.Fields["kind"], e.Fields["node_labels"] = "shell", labels
 		case NodeJoin:
+			e.Fields["labels"] = map[string]string{"env": "joined"}
 			e.Fields["name"] = fmt.Sprintf("db-%d", i%5)
 		case TunnelUp:
 			e.Fields["node_name"] = fmt.Sprintf("db-%d", i%5)
 		case Exec:
-			e.Fields["command"] = `","user":"bob","sid":"x` // F31: looks like another's
+			e.Fields["command"], e.AddrRemote = `","user":"bob","sid":"x,"addr.remote":"10.9.9.9:1`, "" // F31: looks like another's
+			e.Fields["exit_code"] = 4711 + i
 		}
 		line := encode(t, e)
 		parsed, err := ParseEvent(line)
@@ -388,6 +413,33 @@ func TestQueryFilters(t *testing.T) {
 		"window":            {Since: at(500), Until: at(600)},
 		"future":            {Since: at(1e6)},
 		"past":              {Until: at(-1e6)},
+		"login":             {Login: "deploy"},
+		"failure":           {Outcome: Failure},
+		"success":           {Outcome: Success, User: "bob"},
+		"either":            {Outcome: Either, User: "bob"},
+		"label":             {Labels: labelsOf(t, "env=prod", "rack=4")},
+		"label of a key":    {Labels: labelsOf(t, "rack")},
+		"label of a join":   {Labels: labelsOf(t, "env=joined")},
+		"label of none":     {Labels: labelsOf(t, "env=pro")},
+		"address":           {Address: addressOf(t, "10.1.4.7")},
+		"address and port":  {Address: addressOf(t, "10.1.4.7:50002")},
+		"address as mapped": {Address: addressOf(t, "::ffff:10.1.4.7")},
+		"address of none":   {Address: addressOf(t, "10.9.9.9")},
+		"network":           {Address: addressOf(t, "10.1.4.0/24")},
+		"narrow network":    {Address: addressOf(t, "10.1.4.4/30")},
+		"wide network":      {Address: addressOf(t, "10.0.0.0/11")},
+		"every address":     {Address: addressOf(t, "0.0.0.0/0")},
+		"IPv6":              {Address: addressOf(t, "2001:db8:0:1::7")},
+		"IPv6 network":      {Address: addressOf(t, "2001:db8::/32")},
+		"words":             {Words: wordsOf(t, "ALICE web-3")},
+		"words, no match":   {Words: wordsOf(t, "alice mallory")},
+		"word beyond ASCII": {Words: wordsOf(t, "überfällig")},
+		"word of a sign":    {Words: wordsOf(t, "K\u212a")},
+		"word with a quote": {Words: wordsOf(t, `"user":"bob`)},
+		"backslash":         {Words: wordsOf(t, `\`)},
+		"short word":        {Words: wordsOf(t, "b")},
+		"number":            {Words: wordsOf(t, "4719")},
+		"no field's name":   {Words: wordsOf(t, "exit_code")},
 		"user and event":    {User: "alice", Event: "session.start"},
 		"never together":    {User: "alice", Event: "session.end"},
 		"everything at one": {User: all[606].User, Event: "session.*", Session: all[606].SID, Node: all[606].ServerHostname, Since: all[606].Time, Until: all[606].Time.Add(1)},
@@ -398,45 +450,109 @@ func TestQueryFilters(t *testing.T) {
 				want = append(want, lines[i])
 			}
 		}
-		t.Run(name, func(t *testing.T) { checkSame(t, name, contents(t, l, f), want) })
+		t.Run(name, func(t *testing.T) {
+			checkSame(t, "Query", contents(t, l, f), want)
+			checkSame(t, "Read", readAll(t, l, f), want)
+			none := []string{"nobody", "no session", "user as a node", "future", "past", "never together", "label of none", "address of none", "words, no match", "no field's name"}
+			if (len(want) == 0) != slices.Contains(none, name) {
+				t.Errorf("%d events match", len(want))
+			}
+		})
 	}
+}
+
+func labelsOf(t testing.TB, list ...string) []Label {
+	t.Helper()
+	labels, err := ParseLabels(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return labels
+}
+
+func addressOf(t testing.TB, s string) Address {
+	t.Helper()
+	a, err := ParseAddress(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+func wordsOf(t testing.TB, s string) Words {
+	t.Helper()
+	w, err := ParseWords(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// readAll returns all entries of the log that f selects, by [Log.Read].
+func readAll(t testing.TB, l *Log, f Filter) [][]byte {
+	t.Helper()
+	var all [][]byte
+	for page := (Page{More: true}); page.More; {
+		var err error
+		if page, err = l.Read(t.Context(), f, 100, page.After); err != nil {
+			t.Fatalf("Read: %v", err)
+		}
+		all = append(all, page.Events...)
+	}
+	return all
 }
 
 func TestQueryPages(t *testing.T) {
 	l := openTestLog(t, t.TempDir(), newTestKey(t, "example.com/audit"))
 	events := numbered(t, 0, 1000)
 	mustAppend(t, l, events...)
-	page, next, err := l.Query(t.Context(), Filter{}, 300, "")
+	page, err := l.Query(t.Context(), Filter{}, 300, "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	checkSame(t, "first page", page, events[700:])
-	mustAppend(t, l, numbered(t, 1000, 50)...) // what comes meanwhile moves no page
+	checkSame(t, "first page", page.Events, events[700:])
+	if page.After != "1000" {
+		t.Errorf("after %q, want the end of the log", page.After)
+	}
+	newest := page.After
+	numbers := numbered(t, 1000, 50)
+	mustAppend(t, l, numbers...) // what comes meanwhile moves no page
 	for end := 700; end > 0; end = max(end-300, 0) {
-		if page, next, err = l.Query(t.Context(), Filter{}, 300, next); err != nil {
+		if page, err = l.Query(t.Context(), Filter{}, 300, page.Before); err != nil {
 			t.Fatal(err)
 		}
-		checkSame(t, "page", page, events[max(end-300, 0):end])
+		checkSame(t, "page", page.Events, events[max(end-300, 0):end])
 	}
-	if next != "" {
-		t.Errorf("next = %q after the last page, want none", next)
+	if page.Before != "" {
+		t.Errorf("before = %q after the last page, want none", page.Before)
 	}
-	if page, next, err = l.Query(t.Context(), Filter{User: "alice", Until: testTime.Add(10 * time.Second)}, 10, ""); err != nil || next != "" {
-		t.Errorf("next = %q, %v though no older event matches", next, err)
+	if page, err = l.Query(t.Context(), Filter{User: "alice", Until: testTime.Add(10 * time.Second)}, 10, ""); err != nil || page.Before != "" {
+		t.Errorf("before = %q, %v though no older event matches", page.Before, err)
 	}
-	checkSame(t, "exact page", page, events[:10])
+	checkSame(t, "exact page", page.Events, events[:10])
+	if page, err = l.Read(t.Context(), Filter{}, 20, newest); err != nil || !page.More || page.Before != "1000" {
+		t.Errorf("Read: more %v, before %q, %v", page.More, page.Before, err)
+	}
+	checkSame(t, "newer", page.Events, numbers[:20])
+	if page, err = l.Read(t.Context(), Filter{}, 30, page.After); err != nil || page.More || page.After != "1050" {
+		t.Errorf("Read to the end: more %v, after %q, %v", page.More, page.After, err)
+	}
+	checkSame(t, "newest", page.Events, numbers[20:])
 	for _, before := range []string{"x", "-1", "1051", "1e3", "18446744073709551616"} {
-		if _, _, err := l.Query(t.Context(), Filter{}, 0, before); !fault.Is(err, fault.BadInput) {
+		if _, err := l.Query(t.Context(), Filter{}, 0, before); !fault.Is(err, fault.BadInput) {
 			t.Errorf("before %q: %v, want bad input", before, err)
+		}
+		if _, err := l.Read(t.Context(), Filter{}, 0, before); !fault.Is(err, fault.BadInput) {
+			t.Errorf("after %q: %v, want bad input", before, err)
 		}
 	}
 	for _, limit := range []int{-1, maxLimit + 1} {
-		if _, _, err := l.Query(t.Context(), Filter{}, limit, ""); !fault.Is(err, fault.BadInput) {
+		if _, err := l.Query(t.Context(), Filter{}, limit, ""); !fault.Is(err, fault.BadInput) {
 			t.Errorf("limit %d: %v, want bad input", limit, err)
 		}
 	}
 	for _, f := range []Filter{{Event: "session.strat"}, {Event: "session"}, {Event: "*"}, {Event: ".*"}, {Since: testTime, Until: testTime.Add(-1)}} {
-		if _, _, err := l.Query(t.Context(), f, 0, ""); !fault.Is(err, fault.BadInput) {
+		if _, err := l.Query(t.Context(), f, 0, ""); !fault.Is(err, fault.BadInput) {
 			t.Errorf("filter %+v: %v, want bad input", f, err)
 		}
 	}
@@ -450,13 +566,13 @@ func TestPagesAreBounded(t *testing.T) {
 		events = append(events, encode(t, Event{Name: Exec, Fields: map[string]any{"command": strings.Repeat("\x01", maxCommand)}}))
 	}
 	mustAppend(t, l, events...)
-	page, next, err := l.Query(t.Context(), Filter{}, 0, "")
+	page, err := l.Query(t.Context(), Filter{}, 0, "")
 	size := 0
-	for _, e := range page {
+	for _, e := range page.Events {
 		size += len(e)
 	}
-	if err != nil || next == "" || size > pageBytes || len(page) == 0 {
-		t.Errorf("a page of %d events and %d bytes, next %q, %v", len(page), size, next, err)
+	if err != nil || page.Before == "" || size > pageBytes || len(page.Events) == 0 {
+		t.Errorf("a page of %d events and %d bytes, before %q, %v", len(page.Events), size, page.Before, err)
 	}
 	checkSame(t, "all pages", contents(t, l, Filter{}), events)
 	seen := 0
@@ -534,7 +650,7 @@ func TestTailEndsWhenTheLogCloses(t *testing.T) {
 	if err := <-done; !fault.Is(err, fault.Unavailable) {
 		t.Errorf("Tail = %v, want unavailable", err)
 	}
-	if _, _, err := l.Query(t.Context(), Filter{}, 0, ""); !fault.Is(err, fault.Unavailable) {
+	if _, err := l.Query(t.Context(), Filter{}, 0, ""); !fault.Is(err, fault.Unavailable) {
 		t.Errorf("Query = %v, want unavailable", err)
 	}
 }

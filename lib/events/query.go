@@ -3,6 +3,7 @@
 package events
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -25,50 +26,138 @@ const (
 	pageBytes = 2 << 20
 )
 
+// Page is some of the events that match a filter, oldest first. A page of very
+// long events is shorter than was asked for.
+type Page struct {
+	Events [][]byte
+	Before string // the place that older events are before; "" when no older one matches
+	After  string // the place behind all that was looked at, that newer events are after
+	More   bool   // a newer one matched already
+}
+
 // Query returns the newest events that match f and came into the log before the
-// place that before names, oldest first. An empty before is the log's end; limit 0
-// means 1000. next is the before of the page of older events, "" when no
-// older one matches. A page of very long events is shorter than limit.
-func (l *Log) Query(ctx context.Context, f Filter, limit int, before string) (events [][]byte, next string, err error) {
-	if err := f.Check(); err != nil {
-		return nil, "", err
-	}
-	if limit < 0 || limit > maxLimit {
-		return nil, "", fault.New(fault.BadInput, "limit %d: want 0 to %d", limit, maxLimit)
-	}
-	if limit == 0 {
-		limit = defaultLimit
+// place that before names. An empty before is the log's end; limit 0 means 1000.
+func (l *Log) Query(ctx context.Context, f Filter, limit int, before string) (Page, error) {
+	limit, err := checkPage(f, limit)
+	if err != nil {
+		return Page{}, err
 	}
 	size, _, _ := l.state()
-	end := size
-	if before != "" {
-		if end, err = strconv.ParseUint(before, 10, 64); err != nil || end > size {
-			return nil, "", fault.New(fault.BadInput, "before %q: want what the previous page gave", clip(before))
-		}
+	end, err := parsePlace("before", before, size, size)
+	if err != nil {
+		return Page{}, err
 	}
+	page := Page{After: formatPlace(end)}
 	bytes, oldest := 0, end
-	err = l.backward(ctx, f, end, func(at uint64, data []byte) bool {
-		if len(events) == limit || len(events) > 0 && bytes+len(data) > pageBytes {
-			next = strconv.FormatUint(oldest, 10)
+	err = l.walk(ctx, walk{newSelector(f), span{0, end}, true}, func(at uint64, data []byte) bool {
+		if len(page.Events) == limit || len(page.Events) > 0 && bytes+len(data) > pageBytes {
+			page.Before = formatPlace(oldest)
 			return false
 		}
-		events = append(events, data)
+		page.Events = append(page.Events, data)
 		bytes += len(data)
 		oldest = at
 		return true
 	})
-	slices.Reverse(events)
-	return events, next, err
+	slices.Reverse(page.Events)
+	return page, err
 }
 
-// backward calls fn with the entries before end that match f, newest first,
-// until fn returns false.
-func (l *Log) backward(ctx context.Context, f Filter, end uint64, fn func(at uint64, data []byte) bool) error {
-	if end == 0 {
+// Read returns the oldest events that match f and came into the log after the
+// place that after names. An empty after is the log's beginning; limit 0 means
+// 1000.
+func (l *Log) Read(ctx context.Context, f Filter, limit int, after string) (Page, error) {
+	limit, err := checkPage(f, limit)
+	if err != nil {
+		return Page{}, err
+	}
+	size, _, _ := l.state()
+	from, err := parsePlace("after", after, 0, size)
+	if err != nil {
+		return Page{}, err
+	}
+	page := Page{Before: formatPlace(from), After: formatPlace(size)}
+	bytes := 0
+	err = l.walk(ctx, walk{newSelector(f), span{from, size}, false}, func(at uint64, data []byte) bool {
+		if len(page.Events) == limit || len(page.Events) > 0 && bytes+len(data) > pageBytes {
+			page.After, page.More = formatPlace(at), true
+			return false
+		}
+		page.Events = append(page.Events, data)
+		bytes += len(data)
+		return true
+	})
+	return page, err
+}
+
+// Grown returns when events came into the log after the place that after names,
+// or with an error when ctx ends or the log closes before.
+func (l *Log) Grown(ctx context.Context, after string) error {
+	for {
+		size, _, changed := l.state()
+		from, err := parsePlace("after", after, 0, size)
+		if err != nil || from < size {
+			return err
+		}
+		if l.isClosed() {
+			return errLogClosed()
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		}
+	}
+}
+
+func errLogClosed() error { return fault.New(fault.Unavailable, "the audit log is closed") }
+
+// checkPage checks what a page is asked for by.
+func checkPage(f Filter, limit int) (int, error) {
+	if limit < 0 || limit > maxLimit {
+		return 0, fault.New(fault.BadInput, "limit %d: want 0 to %d", limit, maxLimit)
+	}
+	if limit == 0 {
+		limit = defaultLimit
+	}
+	return limit, f.Check()
+}
+
+// parsePlace reads a place in a log of the given size: the number of the entry
+// that follows it.
+func parsePlace(what, s string, empty, size uint64) (uint64, error) {
+	if s == "" {
+		return empty, nil
+	}
+	at, err := strconv.ParseUint(s, 10, 64)
+	if err != nil || at > size {
+		return 0, fault.New(fault.BadInput, "%s %q: want what the previous page gave", what, clip(s))
+	}
+	return at, nil
+}
+
+func formatPlace(at uint64) string { return strconv.FormatUint(at, 10) }
+
+// walk is a way through what sel selects of entries or blocks, in their order or
+// back.
+type walk struct {
+	sel  *selector
+	span span
+	back bool
+}
+
+// walk calls fn with the entries of w until fn returns false.
+func (l *Log) walk(ctx context.Context, w walk, fn func(at uint64, data []byte) bool) error {
+	s := w.span
+	if s.from >= s.end {
 		return nil
 	}
 	size, indexed, _ := l.state()
-	needles := f.needles()
+	blocks := span{s.from / blockSize, (s.end-1)/blockSize + 1}
+	known := span{blocks.from, min(blocks.end, indexed/blockSize)} // whole, and in the index
+	if known.from >= known.end {
+		known = span{blocks.from, blocks.from}
+	}
 	visit := func(block uint64) (bool, error) {
 		if err := ctx.Err(); err != nil {
 			return false, err
@@ -77,31 +166,60 @@ func (l *Log) backward(ctx context.Context, f Filter, end uint64, fn func(at uin
 		if err != nil {
 			return false, err
 		}
-		for i, data := range slices.Backward(entries) {
+		for i := range entries {
+			if w.back {
+				i = len(entries) - 1 - i
+			}
 			at := block*blockSize + uint64(i)
-			if at < end && f.selects(data, needles) && !fn(at, data) {
+			if at >= s.from && at < s.end && w.sel.selects(entries[i]) && !fn(at, entries[i]) {
 				return false, nil
 			}
 		}
 		return true, nil
 	}
-	block := (end - 1) / blockSize
-	for ; block > indexed/blockSize || block == indexed/blockSize && size > indexed; block-- { // the index does not know it yet
-		more, err := visit(block)
-		if err != nil || !more || block == 0 {
-			return unavailable(err)
-		}
+	newest := func() (bool, error) { return eachBlock(span{known.end, blocks.end}, w.back, visit) }
+	older := func() (bool, error) { return l.eachFound(ctx, walk{w.sel, known, w.back}, visit) }
+	first, second := older, newest
+	if w.back {
+		first, second = newest, older
 	}
-	return unavailable(l.index.find(ctx, f, block, visit))
+	more, err := first()
+	if err == nil && more {
+		_, err = second()
+	}
+	return unavailable(err)
 }
 
-// selects reports whether f selects the event in canonical form that data holds.
-func (f Filter) selects(data []byte, needles [][]byte) bool {
-	if !containsAll(data, needles) {
-		return false
+// eachBlock calls visit with the blocks of s until it returns false.
+func eachBlock(s span, back bool, visit func(block uint64) (bool, error)) (more bool, err error) {
+	for block := s.from; block < s.end; block++ {
+		this := block
+		if back {
+			this = s.from + s.end - 1 - block
+		}
+		if more, err := visit(this); err != nil || !more {
+			return false, err
+		}
 	}
-	e, err := ParseEvent(data)
-	return err == nil && f.matches(e)
+	return true, nil
+}
+
+// eachFound calls visit with the blocks of w that may hold what is selected until
+// it returns false.
+func (l *Log) eachFound(ctx context.Context, w walk, visit func(block uint64) (bool, error)) (more bool, err error) {
+	w.span, err = l.index.window(ctx, w.sel.Filter, w.span)
+	for err == nil && w.span.from < w.span.end {
+		var found []uint64
+		if found, w.span, err = l.index.find(ctx, w); err != nil {
+			break
+		}
+		for _, block := range found {
+			if more, err := visit(block); err != nil || !more {
+				return false, err
+			}
+		}
+	}
+	return err == nil, err
 }
 
 func unavailable(err error) error {
@@ -126,7 +244,7 @@ func (l *Log) Tail(ctx context.Context, f Filter, backlog int, fn func(events []
 	cursor := size
 	if backlog > 0 {
 		found := 0
-		if err := l.backward(ctx, f, size, func(at uint64, _ []byte) bool {
+		if err := l.walk(ctx, walk{newSelector(f), span{0, size}, true}, func(at uint64, _ []byte) bool {
 			cursor = at
 			found++
 			return found < backlog
@@ -145,7 +263,7 @@ func (l *Log) Tail(ctx context.Context, f Filter, backlog int, fn func(events []
 		case <-changed:
 		}
 		if l.isClosed() {
-			return fault.New(fault.Unavailable, "the audit log is closed")
+			return errLogClosed()
 		}
 		size, _, changed = l.state()
 	}
@@ -159,14 +277,16 @@ func ended(ctx context.Context, err error) error {
 	return err
 }
 
-// span is the entries from and before end.
+// span is the entries, or blocks, from and before end.
 type span struct{ from, end uint64 }
 
 // forward calls fn with the entries of s that match f.
 func (l *Log) forward(ctx context.Context, f Filter, s span, fn func(events [][]byte) error) error {
-	needles := f.needles()
-	var batch [][]byte
-	bytes := 0
+	var (
+		batch  [][]byte
+		bytes  int
+		failed error
+	)
 	flush := func() error {
 		if len(batch) == 0 {
 			return nil
@@ -175,27 +295,16 @@ func (l *Log) forward(ctx context.Context, f Filter, s span, fn func(events [][]
 		batch, bytes = nil, 0
 		return err
 	}
-	for s.from < s.end {
-		if err := ctx.Err(); err != nil {
-			return err
+	err := l.walk(ctx, walk{newSelector(f), s, false}, func(_ uint64, data []byte) bool {
+		if bytes+len(data) > pageBytes {
+			failed = flush()
 		}
-		entries, _, err := l.tiles.bundle(s.from/blockSize, s.end)
-		if err != nil {
-			return unavailable(err)
-		}
-		for _, data := range entries[s.from%blockSize:] {
-			s.from++
-			if !f.selects(data, needles) {
-				continue
-			}
-			if bytes+len(data) > pageBytes {
-				if err := flush(); err != nil {
-					return err
-				}
-			}
-			batch = append(batch, data)
-			bytes += len(data)
-		}
+		batch = append(batch, data)
+		bytes += len(data)
+		return failed == nil
+	})
+	if err = cmp.Or(err, failed); err != nil {
+		return err
 	}
 	return flush()
 }

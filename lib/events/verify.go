@@ -2,6 +2,7 @@ package events
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/base64"
@@ -10,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -27,6 +29,10 @@ type Report struct {
 	Size     uint64 // entries
 	RootHash string // base64, as in the checkpoint
 	Origin   string
+	Key      string // the public key that signed it
+
+	Checkpoint []byte   // the signed note that all of it agrees with
+	Cosigned   [][]byte // those that witnesses cosigned last; [Cosignatures] checks them
 }
 
 // TamperedError says what is wrong with a log. It is in the chain of [Verify]'s errors
@@ -59,7 +65,7 @@ func NewAuditKey(origin string) (signerKey, verifierKey string, err error) {
 }
 
 // Verify checks the log in dir, a copy or a live one, from its files and the
-// public key alone: the checkpoint's signature, every entry against its hash,
+// public key alone (of several, one a line, that of this log counts): the checkpoint's signature, every entry against its hash,
 // every tile against the entries, and all of it against the checkpoint. Each of
 // the earlier checkpoints, kept by somebody else, must be of this log and a prefix
 // of it: that finds a log that was cut back or replaced as a whole, which nothing
@@ -67,17 +73,17 @@ func NewAuditKey(origin string) (signerKey, verifierKey string, err error) {
 //
 // It reports the first fault as an error of kind [fault.Internal] that wraps a
 // [*TamperedError].
-func Verify(ctx context.Context, dir, verifierKey string, earlier ...[]byte) (Report, error) {
-	key, err := note.NewVerifier(verifierKey)
+func Verify(ctx context.Context, dir, verifierKeys string, earlier ...[]byte) (Report, error) {
+	keys, err := parseKeys(verifierKeys)
 	if err != nil {
-		return Report{}, fault.New(fault.BadInput, "verifier key %q: %w", clip(verifierKey), err)
+		return Report{}, err
 	}
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return Report{}, fault.New(fault.NotFound, "open log: %w", err)
 	}
 	defer func() { _ = root.Close() }()
-	v := verifier{tiles: tiles{root}, key: key, tree: (&compact.RangeFactory{Hash: rfc6962.DefaultHasher.HashChildren}).NewEmptyRange(0)}
+	v := verifier{tiles: tiles{root}, keys: keys, tree: (&compact.RangeFactory{Hash: rfc6962.DefaultHasher.HashChildren}).NewEmptyRange(0)}
 	report, err := v.run(ctx, earlier)
 	if _, wrong := errors.AsType[*TamperedError](err); wrong {
 		return report, fault.New(fault.Internal, "%w", err).
@@ -93,7 +99,8 @@ func Verify(ctx context.Context, dir, verifierKey string, earlier ...[]byte) (Re
 type verifier struct {
 	tiles
 
-	key    note.Verifier
+	keys   []logKey
+	key    logKey // the one of keys that is this log's
 	size   uint64
 	tree   *compact.Range
 	upper  [][][]byte // hashes of the tile being filled, of each level above 0
@@ -103,13 +110,22 @@ type verifier struct {
 }
 
 func (v *verifier) run(ctx context.Context, earlier [][]byte) (Report, error) {
-	current, err := v.checkpoint(ctx)
+	kept, err := v.cosigned() // before the checkpoint, which may be newer only
+	if err != nil {
+		return Report{}, err
+	}
+	current, raw, err := v.checkpoint(ctx)
 	if err != nil {
 		return Report{}, err
 	}
 	v.size = current.Size
-	report := Report{Size: current.Size, RootHash: base64.StdEncoding.EncodeToString(current.Hash), Origin: current.Origin}
-	if err := v.expect(current, earlier); err != nil {
+	report := Report{
+		Size: current.Size, RootHash: base64.StdEncoding.EncodeToString(current.Hash), Origin: current.Origin, Key: v.key.text, Checkpoint: raw,
+	}
+	for _, k := range kept {
+		report.Cosigned = append(report.Cosigned, k.raw)
+	}
+	if err := v.expect(current, kept, earlier); err != nil {
 		return report, err
 	}
 	if err := v.compare(); err != nil { // of size 0
@@ -134,65 +150,106 @@ func (v *verifier) run(ctx context.Context, earlier [][]byte) (Report, error) {
 
 // checkpoint returns the log's own checkpoint. A running authority signs a moment
 // after it writes, so it waits for a checkpoint of all that is there now.
-func (v *verifier) checkpoint(ctx context.Context) (*log.Checkpoint, error) {
+func (v *verifier) checkpoint(ctx context.Context) (*log.Checkpoint, []byte, error) {
 	v.waited = v.written()
 	deadline := time.Now().Add(publishWait)
 	for {
 		raw, err := v.file(layout.CheckpointPath, maxCheckpoint)
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil, &TamperedError{layout.CheckpointPath, -1, "there is no checkpoint"}
+			return nil, nil, &TamperedError{layout.CheckpointPath, -1, "there is no checkpoint"}
 		} else if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
+		v.key = pickKey(raw, v.keys)
 		c, err := parseCheckpoint(layout.CheckpointPath, raw, v.key)
 		if err != nil || c.Size >= v.waited || time.Now().After(deadline) {
-			return c, err
+			return c, raw, err
 		}
 		select {
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, nil, ctx.Err()
 		case <-time.After(publishPoll):
 		}
 	}
 }
 
 // written returns the size of the tree that the authority says it wrote, signed
-// or not; 0 when a copy does not have it.
+// or not, or that a mirror says it has; 0 when a copy has neither.
 func (v *verifier) written() uint64 {
-	s, err := v.state()
+	s, err := v.state(treeState)
 	if err != nil {
-		return 0
+		if s, err = v.state(mirrorState); err != nil {
+			return 0
+		}
 	}
 	return s.Size
 }
 
 func parseCheckpoint(name string, raw []byte, key note.Verifier) (*log.Checkpoint, error) {
-	c, rest, _, err := log.ParseCheckpoint(raw, key.Name(), key)
+	c, err := openCheckpoint(raw, key)
 	if err != nil {
-		return nil, &TamperedError{name, -1, "not signed by " + key.Name() + " with this key: " + err.Error()}
-	}
-	if len(rest) > 0 || len(c.Hash) != rfc6962.DefaultHasher.Size() {
-		return nil, &TamperedError{name, -1, "malformed"}
+		return nil, &TamperedError{name, -1, err.Error()}
 	}
 	return c, nil
 }
 
 // expect notes the checkpoints that the tree must pass through.
-func (v *verifier) expect(current *log.Checkpoint, earlier [][]byte) error {
+func (v *verifier) expect(current *log.Checkpoint, kept []cosignedCheckpoint, earlier [][]byte) error {
 	v.prefix = map[uint64][]*log.Checkpoint{current.Size: {current}}
-	for i, e := range earlier {
-		name := fmt.Sprintf("earlier checkpoint %d", i+1)
-		c, err := parseCheckpoint(name, e, v.key)
-		if err != nil {
+	for _, k := range kept {
+		if err := v.passThrough(current, k.name, k.raw); err != nil {
 			return err
 		}
-		if c.Size > current.Size {
-			return &TamperedError{layout.CheckpointPath, int64(current.Size), fmt.Sprintf(
-				"the log was cut back: it ends here, but %s signed %d entries", name, c.Size)}
+	}
+	for i, raw := range earlier {
+		if err := v.passThrough(current, fmt.Sprintf("earlier checkpoint %d", i+1), raw); err != nil {
+			return err
 		}
-		v.prefix[c.Size] = append(v.prefix[c.Size], c)
 	}
 	return nil
+}
+
+// passThrough notes a checkpoint that the tree must pass through.
+func (v *verifier) passThrough(current *log.Checkpoint, name string, raw []byte) error {
+	c, err := parseCheckpoint(name, raw, v.key)
+	if err != nil {
+		return err
+	}
+	if c.Size > current.Size {
+		return &TamperedError{layout.CheckpointPath, int64(current.Size), fmt.Sprintf(
+			"the log was cut back: it ends here, but %s signed %d entries", name, c.Size)}
+	}
+	v.prefix[c.Size] = append(v.prefix[c.Size], c)
+	return nil
+}
+
+// cosignedCheckpoint is a checkpoint that a witness cosigned, and its file.
+type cosignedCheckpoint struct {
+	name string
+	raw  []byte
+}
+
+// cosigned returns the checkpoints that witnesses cosigned last.
+func (t tiles) cosigned() ([]cosignedCheckpoint, error) {
+	list, err := fs.ReadDir(t.root.FS(), cosignedDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	} else if err != nil || len(list) > maxWitnesses {
+		return nil, unreadable(cmp.Or(err, fmt.Errorf("%d files, want at most %d", len(list), maxWitnesses)), cosignedDir, -1)
+	}
+	var kept []cosignedCheckpoint
+	for _, f := range list {
+		if strings.Contains(f.Name(), ".") { // left by a crash while it was written
+			continue
+		}
+		name := cosignedDir + "/" + f.Name()
+		raw, err := t.file(name, maxCheckpoint)
+		if err != nil {
+			return nil, unreadable(err, name, -1)
+		}
+		kept = append(kept, cosignedCheckpoint{name, raw})
+	}
+	return kept, nil
 }
 
 // compare compares the tree as far as it is rebuilt with the checkpoints of its
@@ -227,7 +284,7 @@ func (v *verifier) block(block uint64) error {
 	for i, entry := range entries {
 		leaf := rfc6962.DefaultHasher.HashLeaf(entry)
 		if !bytes.Equal(leaf, hashes[i]) {
-			return &TamperedError{path, first + int64(i), "its hash is not the one in " + tilePath}
+			return &TamperedError{path, first + int64(i), describe(entry) + ": its hash is not the one in " + tilePath}
 		}
 		if err := v.tree.Append(leaf, v.visit); err != nil {
 			return fmt.Errorf("add entry %d: %w", first+int64(i), err)
@@ -242,6 +299,15 @@ func (v *verifier) block(block uint64) error {
 		}
 	}
 	return nil
+}
+
+// describe says which event a wrong entry is now.
+func describe(entry []byte) string {
+	ev, err := ParseEvent(entry)
+	if err != nil {
+		return "it is no event now"
+	}
+	return fmt.Sprintf("it is %s %s now", ev.Name, ev.UID)
 }
 
 // unreadable turns the error of a file that is missing or malformed into a fault
@@ -312,7 +378,7 @@ func (v *verifier) unsigned(ctx context.Context) error {
 		return v.strayEntries() // a copy without the authority's state
 	}
 	if written > v.waited { // it grew while it was verified
-		if current, err := v.checkpoint(ctx); err != nil || current.Size > v.size {
+		if current, _, err := v.checkpoint(ctx); err != nil || current.Size > v.size {
 			return err
 		}
 	}

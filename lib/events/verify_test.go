@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -294,7 +295,7 @@ func TestVerifyTakesACopy(t *testing.T) {
 			remove(t, at(".state"))
 		}
 		got, err := Verify(t.Context(), dir, s.key.verifier, read(t, s.older, "checkpoint"), read(t, s.dir, "checkpoint"))
-		if err != nil || got != want || got.Size != specimenSize || got.Origin != "example.com/audit" {
+		if err != nil || !reflect.DeepEqual(got, want) || got.Size != specimenSize || got.Origin != "example.com/audit" {
 			t.Errorf("Verify = %+v, %v; want %+v", got, err, want)
 		}
 	}
@@ -502,6 +503,7 @@ func TestGoldenLog(t *testing.T) {
 	}
 	mustAppend(t, l, events...)
 	mustVerify(t, l, len(events))
+	golden(t, "log.tlog-proof", mustProve(t, l, events[257]))
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -517,6 +519,10 @@ func TestGoldenLog(t *testing.T) {
 	r, err := Verify(t.Context(), dir, key.verifier)
 	if err != nil || r.Size != 260 {
 		t.Errorf("Verify = %+v, %v", r, err)
+	}
+	p, err := CheckProof(read(t, dir+".tlog-proof"), key.verifier)
+	if err != nil || p.Entry != 257 || p.Size != 260 {
+		t.Errorf("CheckProof = %+v, %v", p, err)
 	}
 }
 

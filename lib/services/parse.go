@@ -469,7 +469,11 @@ func (p *roleParser) options(n *yaml.Node) RoleOptions {
 			o.PlainKeys = p.boolean(value, "plain_keys")
 		case "create_account":
 			o.CreateAccount = p.createAccount(value)
-		case "mfa", "record":
+		case "record":
+			o.Record = p.recording(value)
+		case "record_input":
+			o.RecordInput = p.boolean(value, "record_input")
+		case "mfa":
 			p.fail(key, "%s: not supported yet", key.Value)
 		default:
 			p.fail(key, "unknown field %q in options", clip(key.Value))

@@ -22,6 +22,7 @@ type policy struct {
 	nodes    map[names.NodeID]Node
 	members  map[names.NodeID]Member
 	proxies  map[names.NodeID]Proxy
+	settings map[string]RecordingSettings
 	presence map[names.NodeID][]names.NodeID // of a node: its proxies, sorted; slices are replaced, not changed
 
 	byName map[names.NodeName]names.NodeID
@@ -34,8 +35,8 @@ func newPolicy() *policy {
 	return &policy{
 		roles: map[names.RoleName]Role{}, users: map[names.UserName]User{}, cas: map[sshca.Type]CA{},
 		nodes: map[names.NodeID]Node{}, members: map[names.NodeID]Member{}, proxies: map[names.NodeID]Proxy{},
-		presence: map[names.NodeID][]names.NodeID{},
-		byName:   map[names.NodeName]names.NodeID{}, byPort: map[int]names.NodeID{}, byKey: map[string]names.UserName{},
+		settings: map[string]RecordingSettings{}, presence: map[names.NodeID][]names.NodeID{},
+		byName: map[names.NodeName]names.NodeID{}, byPort: map[int]names.NodeID{}, byKey: map[string]names.UserName{},
 	}
 }
 
@@ -112,6 +113,8 @@ func putChange(r *accessdv1.Resource) (change, error) {
 	case KindPresence:
 		v, err := parsed(r, func(v Presence) string { return string(v.Proxy) + "/" + string(v.Node) })
 		return change{func(p *policy) { p.putPresence(v.Node, v.Proxy) }, fleeting}, err
+	case KindSettings:
+		return putSettings(r)
 	}
 	return change{func(*policy) {}, fleeting}, nil
 }
@@ -157,6 +160,8 @@ func removeChange(k *accessdv1.ResourceKey) change {
 		return change{func(p *policy) { delete(p.members, names.NodeID(name)) }, kept}
 	case KindProxy:
 		return change{func(p *policy) { delete(p.proxies, names.NodeID(name)) }, fleeting}
+	case KindSettings:
+		return change{func(p *policy) { delete(p.settings, name) }, kept}
 	case KindPresence:
 		proxy, node, _ := strings.Cut(name, "/")
 		return change{func(p *policy) { p.removePresence(names.NodeID(node), names.NodeID(proxy)) }, fleeting}
@@ -241,7 +246,7 @@ func (p *policy) removePresence(node, proxy names.NodeID) {
 func (p *policy) durable() *policy {
 	return &policy{
 		roles: maps.Clone(p.roles), users: maps.Clone(p.users), cas: maps.Clone(p.cas),
-		nodes: maps.Clone(p.nodes), members: maps.Clone(p.members),
+		nodes: maps.Clone(p.nodes), members: maps.Clone(p.members), settings: maps.Clone(p.settings),
 	}
 }
 
@@ -251,6 +256,7 @@ func (p *policy) resources() []*accessdv1.Resource {
 	out = appendResources(out, KindUser, p.users, func(v User) int64 { return v.Revision })
 	out = appendResources(out, KindCA, p.cas, func(v CA) int64 { return v.Revision })
 	out = appendResources(out, KindNode, p.nodes, func(v Node) int64 { return v.Revision })
+	out = appendResources(out, KindSettings, p.settings, func(v RecordingSettings) int64 { return v.Revision })
 	return appendResources(out, KindMember, p.members, func(v Member) int64 { return v.Revision })
 }
 

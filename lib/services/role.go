@@ -81,6 +81,9 @@ type RoleOptions struct {
 	PlainKeys   bool          `json:"plain_keys,omitempty"` // enrolled public keys will do; see [User.Keys]
 
 	CreateAccount *CreateAccount `json:"create_account,omitempty"` // nil: accounts are there or not
+
+	Record      Recording `json:"record,omitempty"`       // see [RoleOptions.Recording]
+	RecordInput bool      `json:"record_input,omitempty"` // what the process reads, too
 }
 
 // Strictest returns the options that keep every limit of o and of p. PlainKeys is
@@ -93,6 +96,9 @@ func (o RoleOptions) Strictest(p RoleOptions) RoleOptions {
 		PinSource:   o.PinSource || p.PinSource,
 
 		CreateAccount: o.CreateAccount.strictest(p.CreateAccount),
+
+		Record:      o.Record.strictest(p.Record),
+		RecordInput: o.RecordInput || p.RecordInput,
 	}
 }
 

@@ -30,6 +30,7 @@ const (
 	KindMember   = "member"   // admitted proxies and authorities
 	KindPresence = "presence" // a proxy's tunnel to a node, named PROXY/NODE
 	KindProxy    = "proxy"    // a proxy that is up
+	KindSettings = "settings" // what the authority tells every member; see [RecordingSettings]
 )
 
 // vocabulary is the one list of words that rules may use; "*" means every one.
@@ -37,7 +38,7 @@ const (
 func vocabulary() (actions, resources, verbs []string) {
 	actions = []string{"shell", "exec", "sftp:read", "sftp:write", "forward:local", "forward:remote", "forward:agent", "x11", "join"}
 	resources = []string{"users", "roles", "tokens", "nodes", "sessions", "audit", "ca", "recordings", "requests", "locks"}
-	verbs = []string{"read", "create", "update", "delete", "kill", "sign"}
+	verbs = []string{"read", "create", "update", "delete", "kill", "sign", "hold"}
 	return actions, resources, verbs
 }
 
@@ -64,5 +65,5 @@ func Verbs() []string {
 
 // kinds lists every kind of a policy stream.
 func kinds() []string {
-	return []string{KindRole, KindUser, KindCA, KindNode, KindMember, KindPresence, KindProxy}
+	return []string{KindRole, KindUser, KindCA, KindNode, KindMember, KindPresence, KindProxy, KindSettings}
 }

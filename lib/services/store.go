@@ -18,7 +18,7 @@ import (
 //	live/policy/role/NAME      live/fleet/node/ID
 //	live/policy/user/NAME      live/fleet/member/ID
 //	live/policy/ca/TYPE        live/fleet/proxy/ID              with the proxy's lease
-//	                           live/fleet/presence/PROXY/NODE   with the proxy's lease
+//	live/policy/settings/NAME  live/fleet/presence/PROXY/NODE   with the proxy's lease
 //
 //	credential/NAME      a user's credentials
 //	token/ID             with a lease that outlives the token
@@ -30,6 +30,9 @@ import (
 //	announcer/PROXY      the lease of a proxy, with that lease
 //	session/ID           the live sessions a member serves, with a lease
 //	instruction/ID/UUID  what a member is asked to do, with a lease
+//	recording/SESSION    what is known of a recording
+//	part/SESSION/N       sizes and digests of a recording's parts, 64 in each
+//	part/SESSION/end     there when the recording is complete
 //	cluster, serial
 const (
 	dirLive        = "live/"
@@ -45,6 +48,8 @@ const (
 	dirAnnouncer   = "announcer/"
 	dirSession     = "session/"
 	dirInstruction = "instruction/"
+	dirRecording   = "recording/"
+	dirPart        = "part/"
 	keyCluster     = "cluster"
 	keySerial      = "serial"
 )
@@ -52,7 +57,7 @@ const (
 // dirOf returns the directory of a kind on policy streams.
 func dirOf(kind string) string {
 	switch kind {
-	case KindRole, KindUser, KindCA:
+	case KindRole, KindUser, KindCA, KindSettings:
 		return dirPolicy + kind + "/"
 	}
 	return dirFleet + kind + "/"

@@ -34,6 +34,9 @@ type optionsDoc struct {
 	PlainKeys   bool   `yaml:"plain_keys,omitempty"`
 
 	CreateAccount *accountDoc `yaml:"create_account,omitempty"`
+
+	Record      string `yaml:"record,omitempty"`
+	RecordInput bool   `yaml:"record_input,omitempty"`
 }
 
 // accountDoc is a [CreateAccount] as it stands in YAML.
@@ -50,6 +53,7 @@ func (r Role) YAML() []byte {
 	if o := r.Options; o != (RoleOptions{}) {
 		doc.Options = &optionsDoc{
 			shortDuration(o.SessionTTL), shortDuration(o.IdleTimeout), o.MaxSessions, o.PinSource, o.PlainKeys, (*accountDoc)(o.CreateAccount),
+			string(o.Record), o.RecordInput,
 		}
 	}
 	var out bytes.Buffer

@@ -60,7 +60,7 @@ func (c *Client) rejectionEvent(r refusal, reason string) events.Event {
 func (s *session) startEvent() events.Event {
 	id, r, o := s.client.cfg.Identity, s.request, s.decision.Options
 	fields := map[string]any{
-		"kind": r.kind, "pty": r.terminal != nil, "rule": s.decision.Rule, "role": s.decision.Role,
+		"kind": r.kind, "pty": r.terminal != nil, "record": s.recorded, "rule": s.decision.Rule, "role": s.decision.Role,
 		"key_id": id.KeyID, "ca": id.CAFingerprint, "expires": id.ValidBefore,
 	}
 	if r.terminal != nil {
@@ -113,6 +113,7 @@ func (s *session) endEvent(o outcome) events.Event {
 	if o.reason != "" {
 		fields["reason"] = o.reason
 	}
+	maps.Copy(fields, s.rewind())
 	switch {
 	case o.exit == nil:
 	case o.exit.Signal != "":

@@ -44,6 +44,7 @@ type channel struct {
 	begun    bool            // shell, exec or subsystem was asked for
 	granted  map[string]bool // what was asked for beside it, and the answer
 	process  Process         // nil until it runs
+	session  *session        // and what it runs for
 }
 
 // Session serves the session channel nc until it has closed. It returns when
@@ -171,6 +172,7 @@ func (h *channel) resize(payload []byte) bool {
 	}
 	if h.process != nil {
 		h.process.Resize(w)
+		h.session.resize(h.ctx, w)
 	} else {
 		h.request.terminal.Window = w
 	}
@@ -261,7 +263,7 @@ func (h *channel) begin(kind Kind, line string) (ok bool, then func()) {
 		}
 		return true, func() { h.spawn(func() { h.dismiss(words, code) }) }
 	}
-	h.process = p
+	h.process, h.session = p, s
 	return true, func() { h.spawn(func() { h.run(s, p) }) }
 }
 

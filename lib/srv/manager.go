@@ -14,6 +14,7 @@ import (
 	"github.com/accessd/accessd/lib/authz"
 	"github.com/accessd/accessd/lib/defaults"
 	"github.com/accessd/accessd/lib/events"
+	"github.com/accessd/accessd/lib/events/recording"
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/services"
@@ -59,6 +60,8 @@ type Config struct {
 	// Events and Ledger record; required.
 	Events recorder
 	Ledger ledger
+	// Recorder records what sessions show; required, and this manager's own.
+	Recorder *recording.Recorder
 
 	// AcceptEnv are names of environment variables that clients may set; a
 	// trailing * stands for any letters, digits and underscores. nil means LANG
@@ -96,7 +99,7 @@ type Manager struct {
 
 // New returns a Manager that has started nothing.
 func New(cfg Config) (*Manager, error) {
-	if (cfg.Node == nil) != (cfg.Executor == nil) || cfg.Engine == nil || cfg.Changed == nil || cfg.Events == nil || cfg.Ledger == nil {
+	if (cfg.Node == nil) != (cfg.Executor == nil) || cfg.Engine == nil || cfg.Changed == nil || cfg.Events == nil || cfg.Ledger == nil || cfg.Recorder == nil {
 		return nil, fault.New(fault.Internal, "srv: a required field of Config is not set")
 	}
 	if cfg.AcceptEnv == nil {
@@ -126,7 +129,23 @@ func New(cfg Config) (*Manager, error) {
 // Recover ends the sessions that an earlier process left open. Call it once,
 // before the first [Manager.Connect].
 func (m *Manager) Recover(ctx context.Context) error {
-	return m.cfg.Ledger.Recover(ctx, m.cfg.Events.Emit)
+	tapes, err := m.cfg.Recorder.Recover()
+	if err != nil {
+		return err
+	}
+	err = m.cfg.Ledger.Recover(ctx, func(ctx context.Context, e events.Event) error {
+		if summary, ok := tapes[e.SID]; ok && e.Name == events.SessionEnd {
+			maps.Copy(e.Fields, recordingFields(summary))
+		}
+		return m.cfg.Events.Emit(ctx, e)
+	})
+	if err != nil {
+		return err
+	}
+	for sid := range tapes {
+		m.cfg.Recorder.Release(sid)
+	}
+	return nil
 }
 
 // Run decides live sessions again whenever the policy changes. When ctx ends it

@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/crypto/ssh"
 
+	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
 	"github.com/accessd/accessd/lib/events"
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/sshwire"
@@ -100,7 +101,7 @@ func (h *channel) pump(s *session, streams Pipes) <-chan struct{} {
 	left.Add(1) // until all are started
 	output(out)
 	if streams.Stderr != nil {
-		output(func() { _ = h.copy(s, h.ch.Stderr(), streams.Stderr, &s.out) }) // fails when the client is gone
+		output(func() { _ = h.copy(s, h.ch.Stderr(), streams.Stderr, accessdv1.Stream_STREAM_STDERR) }) // fails when the client is gone
 	}
 	if left.Add(-1) == 0 {
 		close(drained)
@@ -111,12 +112,12 @@ func (h *channel) pump(s *session, streams Pipes) <-chan struct{} {
 // plain returns what copies standard input and output as they are.
 func (h *channel) plain(s *session, streams Pipes) (in, out func()) {
 	in = func() {
-		if h.copy(s, &s.stdin, h.ch, &s.in) != nil {
+		if h.copy(s, &s.stdin, h.ch, accessdv1.Stream_STREAM_STDIN) != nil {
 			// Tell the client to send no more (OpenSSH PROTOCOL, section 2.1).
 			h.send(sshwire.RequestEOW, nil)
 		}
 	}
-	return in, func() { _ = h.copy(s, h.ch, streams.Stdout, &s.out) } // fails when the client is gone
+	return in, func() { _ = h.copy(s, h.ch, streams.Stdout, accessdv1.Stream_STREAM_STDOUT) } // fails when the client is gone
 }
 
 // open lets others type into s and lets them be announced.
@@ -153,7 +154,7 @@ func (w *shared) Write(p []byte) (int, error) {
 
 // copy copies src to dst until src ends and returns an error when dst does not
 // take it. A dst that does not read stops src: there is one buffer between them.
-func (h *channel) copy(s *session, dst io.Writer, src io.Reader, total *atomic.Int64) error {
+func (h *channel) copy(s *session, dst io.Writer, src io.Reader, stream accessdv1.Stream) error {
 	buffer, ok := h.client.m.buffers.Get().(*[bufferSize]byte)
 	if !ok {
 		buffer = new([bufferSize]byte)
@@ -162,9 +163,8 @@ func (h *channel) copy(s *session, dst io.Writer, src io.Reader, total *atomic.I
 	for {
 		n, err := src.Read(buffer[:])
 		if n > 0 {
-			s.count(total, n)
-			if total == &s.out {
-				s.stage.show(buffer[:n], s.request.kind == KindShell)
+			if err := s.see(h.ctx, stream, buffer[:n]); err != nil {
+				return err
 			}
 			if _, err := dst.Write(buffer[:n]); err != nil {
 				return err
@@ -174,6 +174,20 @@ func (h *channel) copy(s *session, dst io.Writer, src io.Reader, total *atomic.I
 			return nil // EOF, or EIO from a terminal that nobody holds any more
 		}
 	}
+}
+
+// see counts, records and shows to others what is about to flow in a stream.
+func (s *session) see(ctx context.Context, stream accessdv1.Stream, p []byte) error {
+	if stream == accessdv1.Stream_STREAM_STDIN {
+		s.count(&s.in, len(p))
+		return s.input(ctx, p)
+	}
+	s.count(&s.out, len(p))
+	if err := s.print(ctx, stream, p); err != nil {
+		return err
+	}
+	s.stage.show(p, s.request.kind == KindShell)
+	return nil
 }
 
 // follow waits until the process has ended and its output is sent, or the

@@ -12,6 +12,7 @@ import (
 
 	"github.com/accessd/accessd/lib/authz"
 	"github.com/accessd/accessd/lib/events"
+	"github.com/accessd/accessd/lib/events/recording"
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/services"
@@ -69,6 +70,11 @@ type session struct {
 	begun    time.Time // monotonic, for limits
 	cancel   context.CancelCauseFunc
 
+	recorded services.Recording   // how it is to be recorded
+	tape     *recording.Recording // nil: it is not
+	untaped  error                // why not, though it should be
+	gap      atomic.Bool          // the log says that the recording has a gap, which goes on
+
 	in, out atomic.Int64 // bytes from and to the client
 	active  atomic.Int64 // when data last flowed, in nanoseconds since begun
 	stage   stage        // what others see of it
@@ -108,6 +114,9 @@ func (c *Client) open(ctx context.Context, r request, cancel context.CancelCause
 		c.m.running.Done()
 		return nil, c.unrecorded(err)
 	}
+	if s.untaped != nil {
+		s.reportGap(ctx, s.untaped)
+	}
 	s.bind(s.decision.Options)
 	c.m.metrics.started.Inc()
 	return s, nil
@@ -130,12 +139,17 @@ func (s *session) admit(ctx context.Context) error {
 	}
 	// The policy may have changed since the decision, and the review that
 	// followed has not seen this session.
-	if d := s.review(); !d.Allow {
+	var err error
+	if d := s.review(); d.Allow {
+		err = s.record(ctx)
+	} else {
+		err = fault.New(fault.Denied, "%s", d.Reason)
+	}
+	if err != nil {
 		c.m.remove(s)
 		c.m.running.Done()
-		return fault.New(fault.Denied, "%s", d.Reason)
 	}
-	return nil
+	return err
 }
 
 // review decides about s again.
@@ -182,6 +196,8 @@ func (c *Client) unrecorded(err error) error {
 func (s *session) begin(ctx context.Context, decided events.Event) error {
 	start := s.startEvent()
 	if err := s.client.m.cfg.Ledger.Begin(start); err != nil {
+		s.rewind()
+		s.client.m.cfg.Recorder.Release(s.id)
 		return err
 	}
 	list := []events.Event{decided, start}
@@ -204,6 +220,9 @@ func (s *session) close(ctx context.Context, list ...events.Event) {
 	err := m.cfg.Events.EmitAll(context.WithoutCancel(ctx), list...)
 	if err == nil {
 		err = m.cfg.Ledger.End(s.id)
+	}
+	if err == nil {
+		m.cfg.Recorder.Release(s.id)
 	}
 	if err != nil {
 		m.cfg.Log.Error("the end of a session is not recorded; the next start will do it",

@@ -195,7 +195,7 @@ func (v *visit) follow(ctx context.Context, s *session, mode string) error {
 	defer s.stage.leave(w)
 	defer context.AfterFunc(ctx, func() { s.stage.leave(w) })()
 	defer v.review(ctx, s, mode)()
-	go v.input(s, mode) // ends with the channel, which run closes
+	go v.input(ctx, s, mode) // ends with the channel, which run closes
 	for {
 		p, err := w.next()
 		if errors.Is(err, io.EOF) {
@@ -216,7 +216,7 @@ func (v *visit) follow(ctx context.Context, s *session, mode string) error {
 
 // input passes on what the person types. Who only watches leaves with Ctrl-C,
 // Ctrl-D or q.
-func (v *visit) input(s *session, mode string) {
+func (v *visit) input(ctx context.Context, s *session, mode string) {
 	var buf [1 << 10]byte
 	for {
 		n, err := v.ch.Read(buf[:])
@@ -224,6 +224,9 @@ func (v *visit) input(s *session, mode string) {
 		case mode == modeJoin && n > 0:
 			v.in.Add(int64(n))
 			s.count(&s.in, n)
+			if err := s.input(ctx, buf[:n]); err != nil {
+				return
+			}
 			if _, err := s.stdin.Write(buf[:n]); err != nil {
 				return
 			}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/accessd/accessd/lib/authz"
 	"github.com/accessd/accessd/lib/events"
+	"github.com/accessd/accessd/lib/events/recording"
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/sshca"
@@ -198,6 +199,11 @@ func newWorld(t *testing.T, executor Executor, settings ...setting) *world {
 		s(&cfg)
 	}
 	var err error
+	if cfg.Recorder == nil {
+		if cfg.Recorder, err = recording.New(recording.Config{Dir: t.TempDir() + "/recordings"}); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if w.manager, err = New(cfg); err != nil {
 		t.Fatal(err)
 	}

@@ -2662,8 +2662,16 @@ type EventFilter struct {
 	// Name or id.
 	Node string `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`
 	// Event name, such as "session.start"; a trailing ".*" matches a family.
-	Event         string `protobuf:"bytes,5,opt,name=event,proto3" json:"event,omitempty"`
-	Session       string `protobuf:"bytes,6,opt,name=session,proto3" json:"session,omitempty"`
+	Event   string `protobuf:"bytes,5,opt,name=event,proto3" json:"event,omitempty"`
+	Session string `protobuf:"bytes,6,opt,name=session,proto3" json:"session,omitempty"`
+	Login   string `protobuf:"bytes,7,opt,name=login,proto3" json:"login,omitempty"`
+	// A label of the node, "key=value", or a key alone.
+	Labels []string `protobuf:"bytes,8,rep,name=labels,proto3" json:"labels,omitempty"`
+	// Address of the client: "ip", "ip:port" or a prefix in CIDR notation.
+	Address string `protobuf:"bytes,9,opt,name=address,proto3" json:"address,omitempty"`
+	Success *bool  `protobuf:"varint,10,opt,name=success,proto3,oneof" json:"success,omitempty"`
+	// Words that all occur in the event, in any case.
+	Text          string `protobuf:"bytes,11,opt,name=text,proto3" json:"text,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2740,13 +2748,51 @@ func (x *EventFilter) GetSession() string {
 	return ""
 }
 
+func (x *EventFilter) GetLogin() string {
+	if x != nil {
+		return x.Login
+	}
+	return ""
+}
+
+func (x *EventFilter) GetLabels() []string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *EventFilter) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *EventFilter) GetSuccess() bool {
+	if x != nil && x.Success != nil {
+		return *x.Success
+	}
+	return false
+}
+
+func (x *EventFilter) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
 type ListEventsRequest struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Filter *EventFilter           `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
 	// Zero means the default, 1000. The newest that match are returned, oldest first.
 	Limit int32 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
 	// From the previous page's next_before.
-	Before        string `protobuf:"bytes,3,opt,name=before,proto3" json:"before,omitempty"`
+	Before string `protobuf:"bytes,3,opt,name=before,proto3" json:"before,omitempty"`
+	// From an earlier page's next_after: the oldest that match and came later are
+	// returned instead. Not with before.
+	After         string `protobuf:"bytes,4,opt,name=after,proto3" json:"after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2802,12 +2848,21 @@ func (x *ListEventsRequest) GetBefore() string {
 	return ""
 }
 
+func (x *ListEventsRequest) GetAfter() string {
+	if x != nil {
+		return x.After
+	}
+	return ""
+}
+
 type ListEventsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Each one JSON object, as logged.
 	Events [][]byte `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
 	// Empty when no older ones match.
-	NextBefore    string `protobuf:"bytes,2,opt,name=next_before,json=nextBefore,proto3" json:"next_before,omitempty"`
+	NextBefore string `protobuf:"bytes,2,opt,name=next_before,json=nextBefore,proto3" json:"next_before,omitempty"`
+	// Where newer ones begin, those that are still to come among them.
+	NextAfter     string `protobuf:"bytes,3,opt,name=next_after,json=nextAfter,proto3" json:"next_after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2852,6 +2907,13 @@ func (x *ListEventsResponse) GetEvents() [][]byte {
 func (x *ListEventsResponse) GetNextBefore() string {
 	if x != nil {
 		return x.NextBefore
+	}
+	return ""
+}
+
+func (x *ListEventsResponse) GetNextAfter() string {
+	if x != nil {
+		return x.NextAfter
 	}
 	return ""
 }
@@ -2953,15 +3015,132 @@ func (x *TailEventsResponse) GetEvents() [][]byte {
 	return nil
 }
 
+type ExportEventsRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Filter *EventFilter           `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
+	// From an earlier answer; empty means from the first event.
+	After string `protobuf:"bytes,2,opt,name=after,proto3" json:"after,omitempty"`
+	// Go on with events as they come.
+	Follow        bool `protobuf:"varint,3,opt,name=follow,proto3" json:"follow,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportEventsRequest) Reset() {
+	*x = ExportEventsRequest{}
+	mi := &file_accessd_v1_admin_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportEventsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportEventsRequest) ProtoMessage() {}
+
+func (x *ExportEventsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_admin_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportEventsRequest.ProtoReflect.Descriptor instead.
+func (*ExportEventsRequest) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *ExportEventsRequest) GetFilter() *EventFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+func (x *ExportEventsRequest) GetAfter() string {
+	if x != nil {
+		return x.After
+	}
+	return ""
+}
+
+func (x *ExportEventsRequest) GetFollow() bool {
+	if x != nil {
+		return x.Follow
+	}
+	return false
+}
+
+type ExportEventsResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Events [][]byte               `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	// Where to go on after these.
+	After         string `protobuf:"bytes,2,opt,name=after,proto3" json:"after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportEventsResponse) Reset() {
+	*x = ExportEventsResponse{}
+	mi := &file_accessd_v1_admin_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportEventsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportEventsResponse) ProtoMessage() {}
+
+func (x *ExportEventsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_admin_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportEventsResponse.ProtoReflect.Descriptor instead.
+func (*ExportEventsResponse) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *ExportEventsResponse) GetEvents() [][]byte {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+func (x *ExportEventsResponse) GetAfter() string {
+	if x != nil {
+		return x.After
+	}
+	return ""
+}
+
 type VerifyLogRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A checkpoint kept elsewhere that the log must pass through; empty means none.
+	Since         string `protobuf:"bytes,1,opt,name=since,proto3" json:"since,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VerifyLogRequest) Reset() {
 	*x = VerifyLogRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[54]
+	mi := &file_accessd_v1_admin_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2973,7 +3152,7 @@ func (x *VerifyLogRequest) String() string {
 func (*VerifyLogRequest) ProtoMessage() {}
 
 func (x *VerifyLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[54]
+	mi := &file_accessd_v1_admin_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2986,7 +3165,14 @@ func (x *VerifyLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyLogRequest.ProtoReflect.Descriptor instead.
 func (*VerifyLogRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{54}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *VerifyLogRequest) GetSince() string {
+	if x != nil {
+		return x.Since
+	}
+	return ""
 }
 
 type VerifyLogResponse struct {
@@ -2997,14 +3183,18 @@ type VerifyLogResponse struct {
 	// C2SP note verifier key.
 	VerifierKey string `protobuf:"bytes,4,opt,name=verifier_key,json=verifierKey,proto3" json:"verifier_key,omitempty"`
 	// What is wrong, the first fault only; empty means the log is whole.
-	Fault         string `protobuf:"bytes,5,opt,name=fault,proto3" json:"fault,omitempty"`
+	Fault string `protobuf:"bytes,5,opt,name=fault,proto3" json:"fault,omitempty"`
+	// The signed checkpoint, to be kept elsewhere.
+	Checkpoint string `protobuf:"bytes,6,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	// The checkpoints that witnesses cosigned last; the log passes through them.
+	Cosigned      []string `protobuf:"bytes,7,rep,name=cosigned,proto3" json:"cosigned,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VerifyLogResponse) Reset() {
 	*x = VerifyLogResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[55]
+	mi := &file_accessd_v1_admin_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3016,7 +3206,7 @@ func (x *VerifyLogResponse) String() string {
 func (*VerifyLogResponse) ProtoMessage() {}
 
 func (x *VerifyLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[55]
+	mi := &file_accessd_v1_admin_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3029,7 +3219,7 @@ func (x *VerifyLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyLogResponse.ProtoReflect.Descriptor instead.
 func (*VerifyLogResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{55}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *VerifyLogResponse) GetSize() uint64 {
@@ -3067,6 +3257,109 @@ func (x *VerifyLogResponse) GetFault() string {
 	return ""
 }
 
+func (x *VerifyLogResponse) GetCheckpoint() string {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return ""
+}
+
+func (x *VerifyLogResponse) GetCosigned() []string {
+	if x != nil {
+		return x.Cosigned
+	}
+	return nil
+}
+
+type ProveEventRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Uid           string                 `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProveEventRequest) Reset() {
+	*x = ProveEventRequest{}
+	mi := &file_accessd_v1_admin_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProveEventRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProveEventRequest) ProtoMessage() {}
+
+func (x *ProveEventRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_admin_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProveEventRequest.ProtoReflect.Descriptor instead.
+func (*ProveEventRequest) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *ProveEventRequest) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+type ProveEventResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A C2SP tlog-proof with the event.
+	Proof         string `protobuf:"bytes,1,opt,name=proof,proto3" json:"proof,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProveEventResponse) Reset() {
+	*x = ProveEventResponse{}
+	mi := &file_accessd_v1_admin_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProveEventResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProveEventResponse) ProtoMessage() {}
+
+func (x *ProveEventResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_admin_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProveEventResponse.ProtoReflect.Descriptor instead.
+func (*ProveEventResponse) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *ProveEventResponse) GetProof() string {
+	if x != nil {
+		return x.Proof
+	}
+	return ""
+}
+
 type ExportCARequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "user", "host", "node", "sshd" or "audit".
@@ -3077,7 +3370,7 @@ type ExportCARequest struct {
 
 func (x *ExportCARequest) Reset() {
 	*x = ExportCARequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[56]
+	mi := &file_accessd_v1_admin_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3089,7 +3382,7 @@ func (x *ExportCARequest) String() string {
 func (*ExportCARequest) ProtoMessage() {}
 
 func (x *ExportCARequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[56]
+	mi := &file_accessd_v1_admin_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3102,7 +3395,7 @@ func (x *ExportCARequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportCARequest.ProtoReflect.Descriptor instead.
 func (*ExportCARequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{56}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ExportCARequest) GetType() string {
@@ -3127,7 +3420,7 @@ type ExportCAResponse struct {
 
 func (x *ExportCAResponse) Reset() {
 	*x = ExportCAResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[57]
+	mi := &file_accessd_v1_admin_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3139,7 +3432,7 @@ func (x *ExportCAResponse) String() string {
 func (*ExportCAResponse) ProtoMessage() {}
 
 func (x *ExportCAResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[57]
+	mi := &file_accessd_v1_admin_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3152,7 +3445,7 @@ func (x *ExportCAResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportCAResponse.ProtoReflect.Descriptor instead.
 func (*ExportCAResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{57}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ExportCAResponse) GetPublicKeys() []string {
@@ -3366,34 +3659,61 @@ const file_accessd_v1_admin_proto_rawDesc = "" +
 	"\x12KillSessionRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x15\n" +
-	"\x13KillSessionResponse\"\xc9\x01\n" +
+	"\x13KillSessionResponse\"\xd0\x02\n" +
 	"\vEventFilter\x120\n" +
 	"\x05since\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
 	"\x05until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x12\n" +
 	"\x04user\x18\x03 \x01(\tR\x04user\x12\x12\n" +
 	"\x04node\x18\x04 \x01(\tR\x04node\x12\x14\n" +
 	"\x05event\x18\x05 \x01(\tR\x05event\x12\x18\n" +
-	"\asession\x18\x06 \x01(\tR\asession\"r\n" +
+	"\asession\x18\x06 \x01(\tR\asession\x12\x14\n" +
+	"\x05login\x18\a \x01(\tR\x05login\x12\x16\n" +
+	"\x06labels\x18\b \x03(\tR\x06labels\x12\x18\n" +
+	"\aaddress\x18\t \x01(\tR\aaddress\x12\x1d\n" +
+	"\asuccess\x18\n" +
+	" \x01(\bH\x00R\asuccess\x88\x01\x01\x12\x12\n" +
+	"\x04text\x18\v \x01(\tR\x04textB\n" +
+	"\n" +
+	"\b_success\"\x88\x01\n" +
 	"\x11ListEventsRequest\x12/\n" +
 	"\x06filter\x18\x01 \x01(\v2\x17.accessd.v1.EventFilterR\x06filter\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\x05R\x05limit\x12\x16\n" +
-	"\x06before\x18\x03 \x01(\tR\x06before\"M\n" +
+	"\x06before\x18\x03 \x01(\tR\x06before\x12\x14\n" +
+	"\x05after\x18\x04 \x01(\tR\x05after\"l\n" +
 	"\x12ListEventsResponse\x12\x16\n" +
 	"\x06events\x18\x01 \x03(\fR\x06events\x12\x1f\n" +
 	"\vnext_before\x18\x02 \x01(\tR\n" +
-	"nextBefore\"^\n" +
+	"nextBefore\x12\x1d\n" +
+	"\n" +
+	"next_after\x18\x03 \x01(\tR\tnextAfter\"^\n" +
 	"\x11TailEventsRequest\x12/\n" +
 	"\x06filter\x18\x01 \x01(\v2\x17.accessd.v1.EventFilterR\x06filter\x12\x18\n" +
 	"\abacklog\x18\x02 \x01(\x05R\abacklog\",\n" +
 	"\x12TailEventsResponse\x12\x16\n" +
-	"\x06events\x18\x01 \x03(\fR\x06events\"\x12\n" +
-	"\x10VerifyLogRequest\"\x95\x01\n" +
+	"\x06events\x18\x01 \x03(\fR\x06events\"t\n" +
+	"\x13ExportEventsRequest\x12/\n" +
+	"\x06filter\x18\x01 \x01(\v2\x17.accessd.v1.EventFilterR\x06filter\x12\x14\n" +
+	"\x05after\x18\x02 \x01(\tR\x05after\x12\x16\n" +
+	"\x06follow\x18\x03 \x01(\bR\x06follow\"D\n" +
+	"\x14ExportEventsResponse\x12\x16\n" +
+	"\x06events\x18\x01 \x03(\fR\x06events\x12\x14\n" +
+	"\x05after\x18\x02 \x01(\tR\x05after\"(\n" +
+	"\x10VerifyLogRequest\x12\x14\n" +
+	"\x05since\x18\x01 \x01(\tR\x05since\"\xd1\x01\n" +
 	"\x11VerifyLogResponse\x12\x12\n" +
 	"\x04size\x18\x01 \x01(\x04R\x04size\x12\x1b\n" +
 	"\troot_hash\x18\x02 \x01(\tR\brootHash\x12\x16\n" +
 	"\x06origin\x18\x03 \x01(\tR\x06origin\x12!\n" +
 	"\fverifier_key\x18\x04 \x01(\tR\vverifierKey\x12\x14\n" +
-	"\x05fault\x18\x05 \x01(\tR\x05fault\"%\n" +
+	"\x05fault\x18\x05 \x01(\tR\x05fault\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x06 \x01(\tR\n" +
+	"checkpoint\x12\x1a\n" +
+	"\bcosigned\x18\a \x03(\tR\bcosigned\"%\n" +
+	"\x11ProveEventRequest\x12\x10\n" +
+	"\x03uid\x18\x01 \x01(\tR\x03uid\"*\n" +
+	"\x12ProveEventResponse\x12\x14\n" +
+	"\x05proof\x18\x01 \x01(\tR\x05proof\"%\n" +
 	"\x0fExportCARequest\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\"\x93\x01\n" +
 	"\x10ExportCAResponse\x12\x1f\n" +
@@ -3433,13 +3753,16 @@ const file_accessd_v1_admin_proto_rawDesc = "" +
 	"RemoveNode\x12\x1d.accessd.v1.RemoveNodeRequest\x1a\x1e.accessd.v1.RemoveNodeResponse2\xb3\x01\n" +
 	"\x0eSessionService\x12Q\n" +
 	"\fListSessions\x12\x1f.accessd.v1.ListSessionsRequest\x1a .accessd.v1.ListSessionsResponse\x12N\n" +
-	"\vKillSession\x12\x1e.accessd.v1.KillSessionRequest\x1a\x1f.accessd.v1.KillSessionResponse2\xf4\x01\n" +
+	"\vKillSession\x12\x1e.accessd.v1.KillSessionRequest\x1a\x1f.accessd.v1.KillSessionResponse2\x96\x03\n" +
 	"\fAuditService\x12K\n" +
 	"\n" +
 	"ListEvents\x12\x1d.accessd.v1.ListEventsRequest\x1a\x1e.accessd.v1.ListEventsResponse\x12M\n" +
 	"\n" +
-	"TailEvents\x12\x1d.accessd.v1.TailEventsRequest\x1a\x1e.accessd.v1.TailEventsResponse0\x01\x12H\n" +
-	"\tVerifyLog\x12\x1c.accessd.v1.VerifyLogRequest\x1a\x1d.accessd.v1.VerifyLogResponse2R\n" +
+	"TailEvents\x12\x1d.accessd.v1.TailEventsRequest\x1a\x1e.accessd.v1.TailEventsResponse0\x01\x12S\n" +
+	"\fExportEvents\x12\x1f.accessd.v1.ExportEventsRequest\x1a .accessd.v1.ExportEventsResponse0\x01\x12H\n" +
+	"\tVerifyLog\x12\x1c.accessd.v1.VerifyLogRequest\x1a\x1d.accessd.v1.VerifyLogResponse\x12K\n" +
+	"\n" +
+	"ProveEvent\x12\x1d.accessd.v1.ProveEventRequest\x1a\x1e.accessd.v1.ProveEventResponse2R\n" +
 	"\tCAService\x12E\n" +
 	"\bExportCA\x12\x1b.accessd.v1.ExportCARequest\x1a\x1c.accessd.v1.ExportCAResponseB5Z3github.com/accessd/accessd/api/accessd/v1;accessdv1b\x06proto3"
 
@@ -3455,7 +3778,7 @@ func file_accessd_v1_admin_proto_rawDescGZIP() []byte {
 	return file_accessd_v1_admin_proto_rawDescData
 }
 
-var file_accessd_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 64)
+var file_accessd_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 68)
 var file_accessd_v1_admin_proto_goTypes = []any{
 	(*Values)(nil),                // 0: accessd.v1.Values
 	(*User)(nil),                  // 1: accessd.v1.User
@@ -3511,113 +3834,122 @@ var file_accessd_v1_admin_proto_goTypes = []any{
 	(*ListEventsResponse)(nil),    // 51: accessd.v1.ListEventsResponse
 	(*TailEventsRequest)(nil),     // 52: accessd.v1.TailEventsRequest
 	(*TailEventsResponse)(nil),    // 53: accessd.v1.TailEventsResponse
-	(*VerifyLogRequest)(nil),      // 54: accessd.v1.VerifyLogRequest
-	(*VerifyLogResponse)(nil),     // 55: accessd.v1.VerifyLogResponse
-	(*ExportCARequest)(nil),       // 56: accessd.v1.ExportCARequest
-	(*ExportCAResponse)(nil),      // 57: accessd.v1.ExportCAResponse
-	nil,                           // 58: accessd.v1.User.TraitsEntry
-	nil,                           // 59: accessd.v1.AddUserRequest.TraitsEntry
-	nil,                           // 60: accessd.v1.Token.LabelsEntry
-	nil,                           // 61: accessd.v1.AddTokenRequest.LabelsEntry
-	nil,                           // 62: accessd.v1.Node.LabelsEntry
-	nil,                           // 63: accessd.v1.AddNodeRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 64: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 65: google.protobuf.Duration
+	(*ExportEventsRequest)(nil),   // 54: accessd.v1.ExportEventsRequest
+	(*ExportEventsResponse)(nil),  // 55: accessd.v1.ExportEventsResponse
+	(*VerifyLogRequest)(nil),      // 56: accessd.v1.VerifyLogRequest
+	(*VerifyLogResponse)(nil),     // 57: accessd.v1.VerifyLogResponse
+	(*ProveEventRequest)(nil),     // 58: accessd.v1.ProveEventRequest
+	(*ProveEventResponse)(nil),    // 59: accessd.v1.ProveEventResponse
+	(*ExportCARequest)(nil),       // 60: accessd.v1.ExportCARequest
+	(*ExportCAResponse)(nil),      // 61: accessd.v1.ExportCAResponse
+	nil,                           // 62: accessd.v1.User.TraitsEntry
+	nil,                           // 63: accessd.v1.AddUserRequest.TraitsEntry
+	nil,                           // 64: accessd.v1.Token.LabelsEntry
+	nil,                           // 65: accessd.v1.AddTokenRequest.LabelsEntry
+	nil,                           // 66: accessd.v1.Node.LabelsEntry
+	nil,                           // 67: accessd.v1.AddNodeRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 68: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 69: google.protobuf.Duration
 }
 var file_accessd_v1_admin_proto_depIdxs = []int32{
-	58, // 0: accessd.v1.User.traits:type_name -> accessd.v1.User.TraitsEntry
-	64, // 1: accessd.v1.User.created:type_name -> google.protobuf.Timestamp
-	64, // 2: accessd.v1.User.invite_expires:type_name -> google.protobuf.Timestamp
-	59, // 3: accessd.v1.AddUserRequest.traits:type_name -> accessd.v1.AddUserRequest.TraitsEntry
-	65, // 4: accessd.v1.AddUserRequest.invite_ttl:type_name -> google.protobuf.Duration
+	62, // 0: accessd.v1.User.traits:type_name -> accessd.v1.User.TraitsEntry
+	68, // 1: accessd.v1.User.created:type_name -> google.protobuf.Timestamp
+	68, // 2: accessd.v1.User.invite_expires:type_name -> google.protobuf.Timestamp
+	63, // 3: accessd.v1.AddUserRequest.traits:type_name -> accessd.v1.AddUserRequest.TraitsEntry
+	69, // 4: accessd.v1.AddUserRequest.invite_ttl:type_name -> google.protobuf.Duration
 	1,  // 5: accessd.v1.AddUserResponse.user:type_name -> accessd.v1.User
-	64, // 6: accessd.v1.AddUserResponse.invite_expires:type_name -> google.protobuf.Timestamp
+	68, // 6: accessd.v1.AddUserResponse.invite_expires:type_name -> google.protobuf.Timestamp
 	1,  // 7: accessd.v1.ListUsersResponse.users:type_name -> accessd.v1.User
-	65, // 8: accessd.v1.ResetUserRequest.invite_ttl:type_name -> google.protobuf.Duration
-	64, // 9: accessd.v1.ResetUserResponse.invite_expires:type_name -> google.protobuf.Timestamp
-	65, // 10: accessd.v1.SignUserRequest.ttl:type_name -> google.protobuf.Duration
-	64, // 11: accessd.v1.SignUserResponse.expires:type_name -> google.protobuf.Timestamp
-	64, // 12: accessd.v1.UserKey.added:type_name -> google.protobuf.Timestamp
+	69, // 8: accessd.v1.ResetUserRequest.invite_ttl:type_name -> google.protobuf.Duration
+	68, // 9: accessd.v1.ResetUserResponse.invite_expires:type_name -> google.protobuf.Timestamp
+	69, // 10: accessd.v1.SignUserRequest.ttl:type_name -> google.protobuf.Duration
+	68, // 11: accessd.v1.SignUserResponse.expires:type_name -> google.protobuf.Timestamp
+	68, // 12: accessd.v1.UserKey.added:type_name -> google.protobuf.Timestamp
 	12, // 13: accessd.v1.AddUserKeyResponse.key:type_name -> accessd.v1.UserKey
 	12, // 14: accessd.v1.ListUserKeysResponse.keys:type_name -> accessd.v1.UserKey
 	19, // 15: accessd.v1.ListRolesResponse.roles:type_name -> accessd.v1.Role
 	19, // 16: accessd.v1.GetRoleResponse.role:type_name -> accessd.v1.Role
-	64, // 17: accessd.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	60, // 18: accessd.v1.Token.labels:type_name -> accessd.v1.Token.LabelsEntry
-	65, // 19: accessd.v1.AddTokenRequest.ttl:type_name -> google.protobuf.Duration
-	61, // 20: accessd.v1.AddTokenRequest.labels:type_name -> accessd.v1.AddTokenRequest.LabelsEntry
+	68, // 17: accessd.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	64, // 18: accessd.v1.Token.labels:type_name -> accessd.v1.Token.LabelsEntry
+	69, // 19: accessd.v1.AddTokenRequest.ttl:type_name -> google.protobuf.Duration
+	65, // 20: accessd.v1.AddTokenRequest.labels:type_name -> accessd.v1.AddTokenRequest.LabelsEntry
 	28, // 21: accessd.v1.AddTokenResponse.token:type_name -> accessd.v1.Token
 	28, // 22: accessd.v1.ListTokensResponse.tokens:type_name -> accessd.v1.Token
-	62, // 23: accessd.v1.Node.labels:type_name -> accessd.v1.Node.LabelsEntry
-	64, // 24: accessd.v1.Node.joined:type_name -> google.protobuf.Timestamp
-	64, // 25: accessd.v1.Node.last_seen:type_name -> google.protobuf.Timestamp
-	63, // 26: accessd.v1.AddNodeRequest.labels:type_name -> accessd.v1.AddNodeRequest.LabelsEntry
+	66, // 23: accessd.v1.Node.labels:type_name -> accessd.v1.Node.LabelsEntry
+	68, // 24: accessd.v1.Node.joined:type_name -> google.protobuf.Timestamp
+	68, // 25: accessd.v1.Node.last_seen:type_name -> google.protobuf.Timestamp
+	67, // 26: accessd.v1.AddNodeRequest.labels:type_name -> accessd.v1.AddNodeRequest.LabelsEntry
 	35, // 27: accessd.v1.AddNodeResponse.node:type_name -> accessd.v1.Node
-	64, // 28: accessd.v1.SignHostKeyResponse.expires:type_name -> google.protobuf.Timestamp
+	68, // 28: accessd.v1.SignHostKeyResponse.expires:type_name -> google.protobuf.Timestamp
 	35, // 29: accessd.v1.ListNodesResponse.nodes:type_name -> accessd.v1.Node
-	64, // 30: accessd.v1.Session.started:type_name -> google.protobuf.Timestamp
+	68, // 30: accessd.v1.Session.started:type_name -> google.protobuf.Timestamp
 	44, // 31: accessd.v1.ListSessionsResponse.sessions:type_name -> accessd.v1.Session
-	64, // 32: accessd.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
-	64, // 33: accessd.v1.EventFilter.until:type_name -> google.protobuf.Timestamp
+	68, // 32: accessd.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
+	68, // 33: accessd.v1.EventFilter.until:type_name -> google.protobuf.Timestamp
 	49, // 34: accessd.v1.ListEventsRequest.filter:type_name -> accessd.v1.EventFilter
 	49, // 35: accessd.v1.TailEventsRequest.filter:type_name -> accessd.v1.EventFilter
-	0,  // 36: accessd.v1.User.TraitsEntry.value:type_name -> accessd.v1.Values
-	0,  // 37: accessd.v1.AddUserRequest.TraitsEntry.value:type_name -> accessd.v1.Values
-	2,  // 38: accessd.v1.UserService.AddUser:input_type -> accessd.v1.AddUserRequest
-	4,  // 39: accessd.v1.UserService.ListUsers:input_type -> accessd.v1.ListUsersRequest
-	6,  // 40: accessd.v1.UserService.RemoveUser:input_type -> accessd.v1.RemoveUserRequest
-	8,  // 41: accessd.v1.UserService.ResetUser:input_type -> accessd.v1.ResetUserRequest
-	10, // 42: accessd.v1.UserService.SignUser:input_type -> accessd.v1.SignUserRequest
-	13, // 43: accessd.v1.UserService.AddUserKey:input_type -> accessd.v1.AddUserKeyRequest
-	15, // 44: accessd.v1.UserService.ListUserKeys:input_type -> accessd.v1.ListUserKeysRequest
-	17, // 45: accessd.v1.UserService.RemoveUserKey:input_type -> accessd.v1.RemoveUserKeyRequest
-	20, // 46: accessd.v1.RoleService.ApplyRoles:input_type -> accessd.v1.ApplyRolesRequest
-	22, // 47: accessd.v1.RoleService.ListRoles:input_type -> accessd.v1.ListRolesRequest
-	24, // 48: accessd.v1.RoleService.GetRole:input_type -> accessd.v1.GetRoleRequest
-	26, // 49: accessd.v1.RoleService.RemoveRole:input_type -> accessd.v1.RemoveRoleRequest
-	29, // 50: accessd.v1.TokenService.AddToken:input_type -> accessd.v1.AddTokenRequest
-	31, // 51: accessd.v1.TokenService.ListTokens:input_type -> accessd.v1.ListTokensRequest
-	33, // 52: accessd.v1.TokenService.RemoveToken:input_type -> accessd.v1.RemoveTokenRequest
-	40, // 53: accessd.v1.NodeService.ListNodes:input_type -> accessd.v1.ListNodesRequest
-	36, // 54: accessd.v1.NodeService.AddNode:input_type -> accessd.v1.AddNodeRequest
-	38, // 55: accessd.v1.NodeService.SignHostKey:input_type -> accessd.v1.SignHostKeyRequest
-	42, // 56: accessd.v1.NodeService.RemoveNode:input_type -> accessd.v1.RemoveNodeRequest
-	45, // 57: accessd.v1.SessionService.ListSessions:input_type -> accessd.v1.ListSessionsRequest
-	47, // 58: accessd.v1.SessionService.KillSession:input_type -> accessd.v1.KillSessionRequest
-	50, // 59: accessd.v1.AuditService.ListEvents:input_type -> accessd.v1.ListEventsRequest
-	52, // 60: accessd.v1.AuditService.TailEvents:input_type -> accessd.v1.TailEventsRequest
-	54, // 61: accessd.v1.AuditService.VerifyLog:input_type -> accessd.v1.VerifyLogRequest
-	56, // 62: accessd.v1.CAService.ExportCA:input_type -> accessd.v1.ExportCARequest
-	3,  // 63: accessd.v1.UserService.AddUser:output_type -> accessd.v1.AddUserResponse
-	5,  // 64: accessd.v1.UserService.ListUsers:output_type -> accessd.v1.ListUsersResponse
-	7,  // 65: accessd.v1.UserService.RemoveUser:output_type -> accessd.v1.RemoveUserResponse
-	9,  // 66: accessd.v1.UserService.ResetUser:output_type -> accessd.v1.ResetUserResponse
-	11, // 67: accessd.v1.UserService.SignUser:output_type -> accessd.v1.SignUserResponse
-	14, // 68: accessd.v1.UserService.AddUserKey:output_type -> accessd.v1.AddUserKeyResponse
-	16, // 69: accessd.v1.UserService.ListUserKeys:output_type -> accessd.v1.ListUserKeysResponse
-	18, // 70: accessd.v1.UserService.RemoveUserKey:output_type -> accessd.v1.RemoveUserKeyResponse
-	21, // 71: accessd.v1.RoleService.ApplyRoles:output_type -> accessd.v1.ApplyRolesResponse
-	23, // 72: accessd.v1.RoleService.ListRoles:output_type -> accessd.v1.ListRolesResponse
-	25, // 73: accessd.v1.RoleService.GetRole:output_type -> accessd.v1.GetRoleResponse
-	27, // 74: accessd.v1.RoleService.RemoveRole:output_type -> accessd.v1.RemoveRoleResponse
-	30, // 75: accessd.v1.TokenService.AddToken:output_type -> accessd.v1.AddTokenResponse
-	32, // 76: accessd.v1.TokenService.ListTokens:output_type -> accessd.v1.ListTokensResponse
-	34, // 77: accessd.v1.TokenService.RemoveToken:output_type -> accessd.v1.RemoveTokenResponse
-	41, // 78: accessd.v1.NodeService.ListNodes:output_type -> accessd.v1.ListNodesResponse
-	37, // 79: accessd.v1.NodeService.AddNode:output_type -> accessd.v1.AddNodeResponse
-	39, // 80: accessd.v1.NodeService.SignHostKey:output_type -> accessd.v1.SignHostKeyResponse
-	43, // 81: accessd.v1.NodeService.RemoveNode:output_type -> accessd.v1.RemoveNodeResponse
-	46, // 82: accessd.v1.SessionService.ListSessions:output_type -> accessd.v1.ListSessionsResponse
-	48, // 83: accessd.v1.SessionService.KillSession:output_type -> accessd.v1.KillSessionResponse
-	51, // 84: accessd.v1.AuditService.ListEvents:output_type -> accessd.v1.ListEventsResponse
-	53, // 85: accessd.v1.AuditService.TailEvents:output_type -> accessd.v1.TailEventsResponse
-	55, // 86: accessd.v1.AuditService.VerifyLog:output_type -> accessd.v1.VerifyLogResponse
-	57, // 87: accessd.v1.CAService.ExportCA:output_type -> accessd.v1.ExportCAResponse
-	63, // [63:88] is the sub-list for method output_type
-	38, // [38:63] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	49, // 36: accessd.v1.ExportEventsRequest.filter:type_name -> accessd.v1.EventFilter
+	0,  // 37: accessd.v1.User.TraitsEntry.value:type_name -> accessd.v1.Values
+	0,  // 38: accessd.v1.AddUserRequest.TraitsEntry.value:type_name -> accessd.v1.Values
+	2,  // 39: accessd.v1.UserService.AddUser:input_type -> accessd.v1.AddUserRequest
+	4,  // 40: accessd.v1.UserService.ListUsers:input_type -> accessd.v1.ListUsersRequest
+	6,  // 41: accessd.v1.UserService.RemoveUser:input_type -> accessd.v1.RemoveUserRequest
+	8,  // 42: accessd.v1.UserService.ResetUser:input_type -> accessd.v1.ResetUserRequest
+	10, // 43: accessd.v1.UserService.SignUser:input_type -> accessd.v1.SignUserRequest
+	13, // 44: accessd.v1.UserService.AddUserKey:input_type -> accessd.v1.AddUserKeyRequest
+	15, // 45: accessd.v1.UserService.ListUserKeys:input_type -> accessd.v1.ListUserKeysRequest
+	17, // 46: accessd.v1.UserService.RemoveUserKey:input_type -> accessd.v1.RemoveUserKeyRequest
+	20, // 47: accessd.v1.RoleService.ApplyRoles:input_type -> accessd.v1.ApplyRolesRequest
+	22, // 48: accessd.v1.RoleService.ListRoles:input_type -> accessd.v1.ListRolesRequest
+	24, // 49: accessd.v1.RoleService.GetRole:input_type -> accessd.v1.GetRoleRequest
+	26, // 50: accessd.v1.RoleService.RemoveRole:input_type -> accessd.v1.RemoveRoleRequest
+	29, // 51: accessd.v1.TokenService.AddToken:input_type -> accessd.v1.AddTokenRequest
+	31, // 52: accessd.v1.TokenService.ListTokens:input_type -> accessd.v1.ListTokensRequest
+	33, // 53: accessd.v1.TokenService.RemoveToken:input_type -> accessd.v1.RemoveTokenRequest
+	40, // 54: accessd.v1.NodeService.ListNodes:input_type -> accessd.v1.ListNodesRequest
+	36, // 55: accessd.v1.NodeService.AddNode:input_type -> accessd.v1.AddNodeRequest
+	38, // 56: accessd.v1.NodeService.SignHostKey:input_type -> accessd.v1.SignHostKeyRequest
+	42, // 57: accessd.v1.NodeService.RemoveNode:input_type -> accessd.v1.RemoveNodeRequest
+	45, // 58: accessd.v1.SessionService.ListSessions:input_type -> accessd.v1.ListSessionsRequest
+	47, // 59: accessd.v1.SessionService.KillSession:input_type -> accessd.v1.KillSessionRequest
+	50, // 60: accessd.v1.AuditService.ListEvents:input_type -> accessd.v1.ListEventsRequest
+	52, // 61: accessd.v1.AuditService.TailEvents:input_type -> accessd.v1.TailEventsRequest
+	54, // 62: accessd.v1.AuditService.ExportEvents:input_type -> accessd.v1.ExportEventsRequest
+	56, // 63: accessd.v1.AuditService.VerifyLog:input_type -> accessd.v1.VerifyLogRequest
+	58, // 64: accessd.v1.AuditService.ProveEvent:input_type -> accessd.v1.ProveEventRequest
+	60, // 65: accessd.v1.CAService.ExportCA:input_type -> accessd.v1.ExportCARequest
+	3,  // 66: accessd.v1.UserService.AddUser:output_type -> accessd.v1.AddUserResponse
+	5,  // 67: accessd.v1.UserService.ListUsers:output_type -> accessd.v1.ListUsersResponse
+	7,  // 68: accessd.v1.UserService.RemoveUser:output_type -> accessd.v1.RemoveUserResponse
+	9,  // 69: accessd.v1.UserService.ResetUser:output_type -> accessd.v1.ResetUserResponse
+	11, // 70: accessd.v1.UserService.SignUser:output_type -> accessd.v1.SignUserResponse
+	14, // 71: accessd.v1.UserService.AddUserKey:output_type -> accessd.v1.AddUserKeyResponse
+	16, // 72: accessd.v1.UserService.ListUserKeys:output_type -> accessd.v1.ListUserKeysResponse
+	18, // 73: accessd.v1.UserService.RemoveUserKey:output_type -> accessd.v1.RemoveUserKeyResponse
+	21, // 74: accessd.v1.RoleService.ApplyRoles:output_type -> accessd.v1.ApplyRolesResponse
+	23, // 75: accessd.v1.RoleService.ListRoles:output_type -> accessd.v1.ListRolesResponse
+	25, // 76: accessd.v1.RoleService.GetRole:output_type -> accessd.v1.GetRoleResponse
+	27, // 77: accessd.v1.RoleService.RemoveRole:output_type -> accessd.v1.RemoveRoleResponse
+	30, // 78: accessd.v1.TokenService.AddToken:output_type -> accessd.v1.AddTokenResponse
+	32, // 79: accessd.v1.TokenService.ListTokens:output_type -> accessd.v1.ListTokensResponse
+	34, // 80: accessd.v1.TokenService.RemoveToken:output_type -> accessd.v1.RemoveTokenResponse
+	41, // 81: accessd.v1.NodeService.ListNodes:output_type -> accessd.v1.ListNodesResponse
+	37, // 82: accessd.v1.NodeService.AddNode:output_type -> accessd.v1.AddNodeResponse
+	39, // 83: accessd.v1.NodeService.SignHostKey:output_type -> accessd.v1.SignHostKeyResponse
+	43, // 84: accessd.v1.NodeService.RemoveNode:output_type -> accessd.v1.RemoveNodeResponse
+	46, // 85: accessd.v1.SessionService.ListSessions:output_type -> accessd.v1.ListSessionsResponse
+	48, // 86: accessd.v1.SessionService.KillSession:output_type -> accessd.v1.KillSessionResponse
+	51, // 87: accessd.v1.AuditService.ListEvents:output_type -> accessd.v1.ListEventsResponse
+	53, // 88: accessd.v1.AuditService.TailEvents:output_type -> accessd.v1.TailEventsResponse
+	55, // 89: accessd.v1.AuditService.ExportEvents:output_type -> accessd.v1.ExportEventsResponse
+	57, // 90: accessd.v1.AuditService.VerifyLog:output_type -> accessd.v1.VerifyLogResponse
+	59, // 91: accessd.v1.AuditService.ProveEvent:output_type -> accessd.v1.ProveEventResponse
+	61, // 92: accessd.v1.CAService.ExportCA:output_type -> accessd.v1.ExportCAResponse
+	66, // [66:93] is the sub-list for method output_type
+	39, // [39:66] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_accessd_v1_admin_proto_init() }
@@ -3625,13 +3957,14 @@ func file_accessd_v1_admin_proto_init() {
 	if File_accessd_v1_admin_proto != nil {
 		return
 	}
+	file_accessd_v1_admin_proto_msgTypes[49].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_accessd_v1_admin_proto_rawDesc), len(file_accessd_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   64,
+			NumMessages:   68,
 			NumExtensions: 0,
 			NumServices:   7,
 		},

@@ -14,6 +14,7 @@ import (
 	"github.com/accessd/accessd/lib/authz"
 	"github.com/accessd/accessd/lib/defaults"
 	"github.com/accessd/accessd/lib/events"
+	"github.com/accessd/accessd/lib/events/recording"
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/srv"
 	"github.com/accessd/accessd/lib/srv/sshserver"
@@ -62,6 +63,8 @@ type Config struct {
 	// Events and Ledger record; required.
 	Events *events.Emitter
 	Ledger *events.OpenSessions
+	// Recorder records what sessions show; required, and this server's own.
+	Recorder *recording.Recorder
 
 	AcceptEnv          []string      // as [srv.Config]
 	OutliveCertificate bool          // as [srv.Config]
@@ -86,7 +89,7 @@ type Server struct {
 
 // New returns a Server that has started nothing.
 func New(cfg Config) (*Server, error) {
-	if cfg.Trust == nil || cfg.Engine == nil || cfg.Changed == nil || cfg.Events == nil || cfg.Ledger == nil {
+	if cfg.Trust == nil || cfg.Engine == nil || cfg.Changed == nil || cfg.Events == nil || cfg.Ledger == nil || cfg.Recorder == nil {
 		return nil, fault.New(fault.Internal, "node: a required field of Config is not set")
 	}
 	if cfg.Now == nil {
@@ -101,7 +104,7 @@ func New(cfg Config) (*Server, error) {
 	s := &Server{cfg: cfg}
 	var err error
 	s.sessions, err = srv.New(srv.Config{
-		Engine: cfg.Engine, Changed: cfg.Changed, Events: cfg.Events, Ledger: cfg.Ledger,
+		Engine: cfg.Engine, Changed: cfg.Changed, Events: cfg.Events, Ledger: cfg.Ledger, Recorder: cfg.Recorder,
 		AcceptEnv: cfg.AcceptEnv, OutliveCertificate: cfg.OutliveCertificate,
 		MaxSessions: cfg.MaxSessions, Grace: cfg.Grace, Now: cfg.Now, Registerer: labelled(cfg), Log: cfg.Log,
 	})

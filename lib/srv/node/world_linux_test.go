@@ -27,6 +27,7 @@ import (
 	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
 	"github.com/accessd/accessd/lib/authz"
 	"github.com/accessd/accessd/lib/events"
+	"github.com/accessd/accessd/lib/events/recording"
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/services"
 	"github.com/accessd/accessd/lib/srv"
@@ -193,6 +194,10 @@ func (w *world) run(settings []func(*Config)) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	recorder, err := recording.New(recording.Config{Dir: t.TempDir() + "/recordings"})
+	if err != nil {
+		w.t.Fatal(err)
+	}
 	view := authz.NodeView{ID: "0b0c1f2e-0000-4000-8000-000000000001", Name: "n1", Labels: names.Labels{"env": "dev"}}
 	cfg := Config{
 		Host: &Host{
@@ -201,7 +206,7 @@ func (w *world) run(settings []func(*Config)) {
 			Executor: func(Person) (srv.Executor, error) { return local, nil },
 		},
 		Trust: w.cache.Trust, Engine: engine, Changed: w.cache.Changed,
-		Events: w.emitter, Ledger: w.ledger, Now: func() time.Time { return w.now },
+		Events: w.emitter, Ledger: w.ledger, Recorder: recorder, Now: func() time.Time { return w.now },
 		Grace: 2 * time.Second, Log: zaptest.NewLogger(t, zaptest.Level(zap.FatalLevel)),
 	}
 	for _, s := range settings {

@@ -97,8 +97,13 @@ const (
 	AuditServiceListEventsProcedure = "/accessd.v1.AuditService/ListEvents"
 	// AuditServiceTailEventsProcedure is the fully-qualified name of the AuditService's TailEvents RPC.
 	AuditServiceTailEventsProcedure = "/accessd.v1.AuditService/TailEvents"
+	// AuditServiceExportEventsProcedure is the fully-qualified name of the AuditService's ExportEvents
+	// RPC.
+	AuditServiceExportEventsProcedure = "/accessd.v1.AuditService/ExportEvents"
 	// AuditServiceVerifyLogProcedure is the fully-qualified name of the AuditService's VerifyLog RPC.
 	AuditServiceVerifyLogProcedure = "/accessd.v1.AuditService/VerifyLog"
+	// AuditServiceProveEventProcedure is the fully-qualified name of the AuditService's ProveEvent RPC.
+	AuditServiceProveEventProcedure = "/accessd.v1.AuditService/ProveEvent"
 	// CAServiceExportCAProcedure is the fully-qualified name of the CAService's ExportCA RPC.
 	CAServiceExportCAProcedure = "/accessd.v1.CAService/ExportCA"
 )
@@ -892,8 +897,12 @@ type AuditServiceClient interface {
 	ListEvents(context.Context, *connect.Request[v1.ListEventsRequest]) (*connect.Response[v1.ListEventsResponse], error)
 	// TailEvents streams the newest events, then every new one.
 	TailEvents(context.Context, *connect.Request[v1.TailEventsRequest]) (*connect.ServerStreamForClient[v1.TailEventsResponse], error)
+	// ExportEvents streams events in the order of the log, from a place in it.
+	ExportEvents(context.Context, *connect.Request[v1.ExportEventsRequest]) (*connect.ServerStreamForClient[v1.ExportEventsResponse], error)
 	// VerifyLog checks the whole log on the authority's own disk.
 	VerifyLog(context.Context, *connect.Request[v1.VerifyLogRequest]) (*connect.Response[v1.VerifyLogResponse], error)
+	// ProveEvent proves that an event is in the log, to anybody with the log's key.
+	ProveEvent(context.Context, *connect.Request[v1.ProveEventRequest]) (*connect.Response[v1.ProveEventResponse], error)
 }
 
 // NewAuditServiceClient constructs a client for the accessd.v1.AuditService service. By default, it
@@ -919,10 +928,22 @@ func NewAuditServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(auditServiceMethods.ByName("TailEvents")),
 			connect.WithClientOptions(opts...),
 		),
+		exportEvents: connect.NewClient[v1.ExportEventsRequest, v1.ExportEventsResponse](
+			httpClient,
+			baseURL+AuditServiceExportEventsProcedure,
+			connect.WithSchema(auditServiceMethods.ByName("ExportEvents")),
+			connect.WithClientOptions(opts...),
+		),
 		verifyLog: connect.NewClient[v1.VerifyLogRequest, v1.VerifyLogResponse](
 			httpClient,
 			baseURL+AuditServiceVerifyLogProcedure,
 			connect.WithSchema(auditServiceMethods.ByName("VerifyLog")),
+			connect.WithClientOptions(opts...),
+		),
+		proveEvent: connect.NewClient[v1.ProveEventRequest, v1.ProveEventResponse](
+			httpClient,
+			baseURL+AuditServiceProveEventProcedure,
+			connect.WithSchema(auditServiceMethods.ByName("ProveEvent")),
 			connect.WithClientOptions(opts...),
 		),
 	}
@@ -930,9 +951,11 @@ func NewAuditServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 
 // auditServiceClient implements AuditServiceClient.
 type auditServiceClient struct {
-	listEvents *connect.Client[v1.ListEventsRequest, v1.ListEventsResponse]
-	tailEvents *connect.Client[v1.TailEventsRequest, v1.TailEventsResponse]
-	verifyLog  *connect.Client[v1.VerifyLogRequest, v1.VerifyLogResponse]
+	listEvents   *connect.Client[v1.ListEventsRequest, v1.ListEventsResponse]
+	tailEvents   *connect.Client[v1.TailEventsRequest, v1.TailEventsResponse]
+	exportEvents *connect.Client[v1.ExportEventsRequest, v1.ExportEventsResponse]
+	verifyLog    *connect.Client[v1.VerifyLogRequest, v1.VerifyLogResponse]
+	proveEvent   *connect.Client[v1.ProveEventRequest, v1.ProveEventResponse]
 }
 
 // ListEvents calls accessd.v1.AuditService.ListEvents.
@@ -945,9 +968,19 @@ func (c *auditServiceClient) TailEvents(ctx context.Context, req *connect.Reques
 	return c.tailEvents.CallServerStream(ctx, req)
 }
 
+// ExportEvents calls accessd.v1.AuditService.ExportEvents.
+func (c *auditServiceClient) ExportEvents(ctx context.Context, req *connect.Request[v1.ExportEventsRequest]) (*connect.ServerStreamForClient[v1.ExportEventsResponse], error) {
+	return c.exportEvents.CallServerStream(ctx, req)
+}
+
 // VerifyLog calls accessd.v1.AuditService.VerifyLog.
 func (c *auditServiceClient) VerifyLog(ctx context.Context, req *connect.Request[v1.VerifyLogRequest]) (*connect.Response[v1.VerifyLogResponse], error) {
 	return c.verifyLog.CallUnary(ctx, req)
+}
+
+// ProveEvent calls accessd.v1.AuditService.ProveEvent.
+func (c *auditServiceClient) ProveEvent(ctx context.Context, req *connect.Request[v1.ProveEventRequest]) (*connect.Response[v1.ProveEventResponse], error) {
+	return c.proveEvent.CallUnary(ctx, req)
 }
 
 // AuditServiceHandler is an implementation of the accessd.v1.AuditService service.
@@ -955,8 +988,12 @@ type AuditServiceHandler interface {
 	ListEvents(context.Context, *connect.Request[v1.ListEventsRequest]) (*connect.Response[v1.ListEventsResponse], error)
 	// TailEvents streams the newest events, then every new one.
 	TailEvents(context.Context, *connect.Request[v1.TailEventsRequest], *connect.ServerStream[v1.TailEventsResponse]) error
+	// ExportEvents streams events in the order of the log, from a place in it.
+	ExportEvents(context.Context, *connect.Request[v1.ExportEventsRequest], *connect.ServerStream[v1.ExportEventsResponse]) error
 	// VerifyLog checks the whole log on the authority's own disk.
 	VerifyLog(context.Context, *connect.Request[v1.VerifyLogRequest]) (*connect.Response[v1.VerifyLogResponse], error)
+	// ProveEvent proves that an event is in the log, to anybody with the log's key.
+	ProveEvent(context.Context, *connect.Request[v1.ProveEventRequest]) (*connect.Response[v1.ProveEventResponse], error)
 }
 
 // NewAuditServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -978,10 +1015,22 @@ func NewAuditServiceHandler(svc AuditServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(auditServiceMethods.ByName("TailEvents")),
 		connect.WithHandlerOptions(opts...),
 	)
+	auditServiceExportEventsHandler := connect.NewServerStreamHandler(
+		AuditServiceExportEventsProcedure,
+		svc.ExportEvents,
+		connect.WithSchema(auditServiceMethods.ByName("ExportEvents")),
+		connect.WithHandlerOptions(opts...),
+	)
 	auditServiceVerifyLogHandler := connect.NewUnaryHandler(
 		AuditServiceVerifyLogProcedure,
 		svc.VerifyLog,
 		connect.WithSchema(auditServiceMethods.ByName("VerifyLog")),
+		connect.WithHandlerOptions(opts...),
+	)
+	auditServiceProveEventHandler := connect.NewUnaryHandler(
+		AuditServiceProveEventProcedure,
+		svc.ProveEvent,
+		connect.WithSchema(auditServiceMethods.ByName("ProveEvent")),
 		connect.WithHandlerOptions(opts...),
 	)
 	return "/accessd.v1.AuditService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -990,8 +1039,12 @@ func NewAuditServiceHandler(svc AuditServiceHandler, opts ...connect.HandlerOpti
 			auditServiceListEventsHandler.ServeHTTP(w, r)
 		case AuditServiceTailEventsProcedure:
 			auditServiceTailEventsHandler.ServeHTTP(w, r)
+		case AuditServiceExportEventsProcedure:
+			auditServiceExportEventsHandler.ServeHTTP(w, r)
 		case AuditServiceVerifyLogProcedure:
 			auditServiceVerifyLogHandler.ServeHTTP(w, r)
+		case AuditServiceProveEventProcedure:
+			auditServiceProveEventHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -1009,8 +1062,16 @@ func (UnimplementedAuditServiceHandler) TailEvents(context.Context, *connect.Req
 	return connect.NewError(connect.CodeUnimplemented, errors.New("accessd.v1.AuditService.TailEvents is not implemented"))
 }
 
+func (UnimplementedAuditServiceHandler) ExportEvents(context.Context, *connect.Request[v1.ExportEventsRequest], *connect.ServerStream[v1.ExportEventsResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("accessd.v1.AuditService.ExportEvents is not implemented"))
+}
+
 func (UnimplementedAuditServiceHandler) VerifyLog(context.Context, *connect.Request[v1.VerifyLogRequest]) (*connect.Response[v1.VerifyLogResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("accessd.v1.AuditService.VerifyLog is not implemented"))
+}
+
+func (UnimplementedAuditServiceHandler) ProveEvent(context.Context, *connect.Request[v1.ProveEventRequest]) (*connect.Response[v1.ProveEventResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("accessd.v1.AuditService.ProveEvent is not implemented"))
 }
 
 // CAServiceClient is a client for the accessd.v1.CAService service.
