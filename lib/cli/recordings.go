@@ -109,7 +109,7 @@ func recordingsList(e *env) *cobra.Command {
 func (e *env) listRecordings(ctx context.Context, req *accessdv1.ListRecordingsRequest, limit int32) ([]*accessdv1.Recording, error) {
 	var found []*accessdv1.Recording
 	for {
-		req.Limit = limit - int32(len(found)) //nolint:gosec // at most limit
+		req.Limit = limit - int32(len(found))
 		res, err := e.archive().ListRecordings(ctx, connect.NewRequest(req))
 		if err != nil {
 			return nil, err
@@ -145,8 +145,11 @@ func recordingState(r *accessdv1.Recording) string {
 		is   bool
 		word string
 	}{
-		{r.GetInProgress(), "in progress"}, {r.GetRecovered(), "recovered"}, {r.GetOf().GetSealed(), "sealed"},
-		{r.GetHold() != "", "held"}, {r.GetFault() != "", "damaged: " + r.GetFault()},
+		{r.GetInProgress(), "in progress"},
+		{r.GetRecovered(), "recovered"},
+		{r.GetOf().GetSealed(), "sealed"},
+		{r.GetHold() != "", "held"},
+		{r.GetFault() != "", "damaged: " + r.GetFault()},
 	} {
 		switch {
 		case !s.is:

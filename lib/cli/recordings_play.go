@@ -36,9 +36,9 @@ func (i *identities) flag(c *cobra.Command) {
 	c.Flags().StringArrayVarP((*[]string)(i), "identity", "i", nil, "file with an age identity or an SSH private key, for a sealed recording; repeatable")
 }
 
-func (i identities) read(e *env) ([]age.Identity, error) {
+func (i *identities) read(e *env) ([]age.Identity, error) {
 	var all []age.Identity
-	for _, name := range i {
+	for _, name := range *i {
 		file, err := readBounded(name, maxIdentity)
 		if err != nil {
 			return nil, err
@@ -55,12 +55,12 @@ func (i identities) read(e *env) ([]age.Identity, error) {
 // passphrase asks for the passphrase of a key.
 func (e *env) passphrase(name string) ([]byte, error) {
 	in, ok := e.stdin.(*os.File)
-	if !ok || !term.IsTerminal(int(in.Fd())) { //nolint:gosec // a descriptor is small
+	if !ok || !term.IsTerminal(int(in.Fd())) {
 		return nil, fault.New(fault.BadInput, "the key in %q has a passphrase, and there is no terminal to ask for it", name)
 	}
 	fmt.Fprintf(e.stderr, "Passphrase for %s: ", events.Display(name))
 	defer fmt.Fprintln(e.stderr)
-	return term.ReadPassword(int(in.Fd())) //nolint:gosec // a descriptor is small
+	return term.ReadPassword(int(in.Fd()))
 }
 
 // onTerminal reports whether what is written is shown by a terminal.
@@ -69,7 +69,7 @@ func (e *env) onTerminal() bool {
 		return e.call.Terminal
 	}
 	out, ok := e.stdout.(*os.File)
-	return ok && term.IsTerminal(int(out.Fd())) //nolint:gosec // a descriptor is small
+	return ok && term.IsTerminal(int(out.Fd()))
 }
 
 func recordingsPlay(e *env) *cobra.Command {
@@ -98,7 +98,7 @@ func recordingsPlay(e *env) *cobra.Command {
 			if pace.Speed <= 0 {
 				return fault.New(fault.BadInput, "--speed: want more than 0")
 			}
-			t, err := e.openTape(ctx, args[0], ids, follow)
+			t, err := e.openTape(ctx, args[0], &ids, follow)
 			if err != nil {
 				return err
 			}
@@ -142,13 +142,13 @@ func recordingsExport(e *env) *cobra.Command {
 			if writer == nil {
 				return fault.New(fault.BadInput, "--format: %q: want asciicast, text or json", format)
 			}
-			t, err := e.openTape(ctx, args[0], ids, false)
+			t, err := e.openTape(ctx, args[0], &ids, false)
 			if err != nil {
 				return err
 			}
 			w := e.stdout
 			if out != "" && out != "-" {
-				file, err := os.OpenFile(out, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600) //nolint:forbidigo // the auditor's own file
+				file, err := os.OpenFile(out, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 				if err != nil {
 					return fault.New(fault.BadInput, "write %q: %w", out, err)
 				}
@@ -175,7 +175,7 @@ type tape struct {
 }
 
 // openTape begins to read the recording of a session.
-func (e *env) openTape(ctx context.Context, session string, files identities, follow bool) (*tape, error) {
+func (e *env) openTape(ctx context.Context, session string, files *identities, follow bool) (*tape, error) {
 	sid, err := names.ParseSessionID(session)
 	if err != nil {
 		return nil, err

@@ -48,7 +48,7 @@ func Play(ctx context.Context, w io.Writer, frames Frames, pace Pace) (err error
 		}
 		if d := pace.of(f.GetAtUs() - last); d > 0 {
 			if err := pace.Wait(ctx, d); err != nil {
-				return nil //nolint:nilerr // whoever looks has seen enough
+				return nil // whoever looks has seen enough
 			}
 		}
 		last = f.GetAtUs()
@@ -64,7 +64,7 @@ func (p Pace) of(us uint64) time.Duration {
 	const longest = 365 * 24 * time.Hour
 	d := longest
 	if us < uint64(longest/time.Microsecond) {
-		d = time.Duration(us) * time.Microsecond //nolint:gosec // below longest
+		d = time.Duration(us) * time.Microsecond
 	}
 	if p.MaxIdle > 0 {
 		d = min(d, p.MaxIdle)

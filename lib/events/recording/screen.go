@@ -486,6 +486,6 @@ func (s *screen) mode(final byte, params ansi.Params) {
 		s.empty()
 		s.cells, s.x, s.y = p.cells, p.x, p.y
 		columns, rows := s.columns, s.rows
-		s.resize(uint32(columns), uint32(rows)) //nolint:gosec // bounded by size
+		s.resize(uint32(columns), uint32(rows))
 	}
 }
