@@ -59,7 +59,6 @@ type Reader struct {
 	at    uint64 // of the last frame
 
 	opened bool // a sealed part
-	ended  bool
 }
 
 // NewReader returns a Reader; ids open sealed parts.
@@ -91,16 +90,12 @@ func (r *Reader) Part(number uint32, part []byte) ([]*accessdv1.Frame, error) {
 	for _, f := range frames {
 		r.at = max(r.at, f.GetAtUs())
 		f.AtUs = r.at
-		r.ended = r.ended || f.GetEnd() != nil
 		if start := f.GetStart(); start != nil && start.GetVersion() != version {
 			return nil, fault.New(fault.BadInput, "the recording has version %d of the format, which this accessd does not know", start.GetVersion())
 		}
 	}
 	return frames, nil
 }
-
-// Ended reports whether the frame that ends a recording was read.
-func (r *Reader) Ended() bool { return r.ended }
 
 // Verify reports whether what was read is the recording whose root is given, all of
 // it and nothing else.
