@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -153,7 +154,7 @@ func (a *authority) addUser(ctx context.Context, s *side) error {
 	if err != nil {
 		return err
 	}
-	if _, err := a.admin(ctx, "users", "add", s.user, "--roles", "access", "--logins", s.login); err != nil {
+	if _, err := a.admin(ctx, "users", "add", s.user, "--roles", cmp.Or(s.role, "access"), "--logins", s.login); err != nil {
 		return err
 	}
 	if _, err := a.admin(ctx, "users", "sign", s.user, "--public-key", id.file+".pub", "--ttl", "2h", "--out", id.file+"-cert.pub"); err != nil {

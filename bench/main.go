@@ -64,6 +64,7 @@ func scenarios() []scenario {
 		{"certs", "15", measureCertificates},
 		{"audit", "14", measureAudit},
 		{"index", "14", measureIndex},
+		{"recording", "16", measureRecording},
 		{"footprint", "17", measureFootprint},
 	}
 }

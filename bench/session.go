@@ -48,7 +48,7 @@ func measureSessions(ctx context.Context, l *lab) ([]figure, error) {
 			proxy.named("8", "memory per open session at the proxy", kb, atMost(80)).
 				remark("growth of the proxy's proportional set size over %d sessions (OpenSSH: %d), each over a connection of its own; accessd's processes run with GOGC=10, so that what they hold is measured and not what is yet to be collected.", many, few),
 			node.named("8", "memory per open session at the node", mib, atMost(3)).
-				remark("without its shell, with a terminal; sessions are not recorded yet."),
+				remark("without its shell, with a terminal, and recorded; OpenSSH records nothing."),
 			cpu.compare(0, 1, "cpu").named("9", "node CPU to open a session with a terminal", millis, atMost(20)).
 				remark("inner handshake, decision, events and terminal; without the shell itself. OpenSSH's figure has the shell in it, which is one of its own processes' child there."),
 		}, nil

@@ -3,10 +3,13 @@ package integration
 import (
 	"crypto/rand"
 	"encoding/binary"
+	"encoding/csv"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -386,4 +389,127 @@ func TestAuditFilters(t *testing.T) {
 		t.Errorf("the list is not in order: %q", got)
 	}
 	f.Verify()
+}
+
+// The events go out of the log as lines that others read, from any place in it.
+func TestAuditExport(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, "accessd")
+	must(t, f.jump("accessd").ssh(t, nil, "echo exported"))
+	wantEvent(t, f.Cluster, map[string]string{"user": "alice"}, "--event", "session.end")
+	until := f.Events("--event", "session.end")[0].Str("time")
+	want := f.Events("--limit", "10000", "--until", until)
+	export := func(format string) string { return f.Admin("audit", "export", "--format", format, "--until", until) }
+
+	var uids []string
+	for line := range strings.Lines(export("jsonl")) {
+		var e harness.Event
+		if err := json.Unmarshal([]byte(line), &e); err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		uids = append(uids, e.Str("uid"))
+	}
+	slices.Sort(uids)
+	if !slices.Equal(uids, sortedUIDs(want)) {
+		t.Errorf("%d events as JSON lines, want the %d of the list", len(uids), len(want))
+	}
+	rows, err := csv.NewReader(strings.NewReader(export("csv"))).ReadAll()
+	if err != nil || len(rows) != len(want)+1 || !slices.Contains(rows[0], "uid") {
+		t.Errorf("%d rows of CSV, want %d and a head: %v", len(rows), len(want), err)
+	}
+	text := export("syslog")
+	if n := len(regexp.MustCompile(`<\d{1,3}>1 \d{4}-\d\d-\d\dT\S+ \S+ accessd `).FindAllString(text, -1)); n != len(want) || !strings.Contains(text, "echo exported") {
+		t.Errorf("%d messages of RFC 5424, want %d: %.300q", n, len(want), text)
+	}
+	for line := range strings.Lines(export("otlp")) {
+		if !json.Valid([]byte(line)) || !strings.Contains(line, "resourceLogs") {
+			t.Errorf("no OTLP: %.300q", line)
+		}
+	}
+}
+
+func sortedUIDs(list []harness.Event) (uids []string) {
+	for _, e := range list {
+		uids = append(uids, e.Str("uid"))
+	}
+	slices.Sort(uids)
+	return uids
+}
+
+// What the log says of a recording goes on to be proven when the recording is
+// gone: the oldest go by size, what is held stays.
+func TestRetention(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "accessd.yaml")
+	harness.WriteFile(t, file, "limits: {no_penalties: true}\nauth: {argon2: {time: 1, memory_kib: 8192, threads: 1}}\nrecordings: {max_size: 1500000}\n")
+	f := newFleetWith(t, file, "accessd")
+	x := f.jump("accessd")
+	harness.WriteFile(t, filepath.Join(f.dir, "noise"), string(noise(700_000)))
+	must(t, harness.Run(t, nil, "chmod", "644", filepath.Join(f.dir, "noise")))
+	record := func(name string) recorded {
+		command := "cat " + f.dir + "/noise; : " + name
+		must(t, x.ssh(t, nil, command))
+		return kept(t, f.Cluster, started(t, f.Cluster, "alice", "n1", command))
+	}
+	held := record("held")
+	f.Admin("recordings", "hold", held.sid, "--reason", "a case in court")
+	gone := record("gone")
+	last := record("last")
+	wantEvent(t, f.Cluster, map[string]string{"sid": gone.sid}, "--event", "recording.delete")
+	harness.Eventually(t, "the files are gone", func() bool { return len(stored(t, f.Cluster, gone.sid)) == 0 })
+	for _, r := range []recorded{held, last} {
+		if n := len(stored(t, f.Cluster, r.sid)); n != len(r.parts) {
+			t.Errorf("%d of %d parts are left of one that stays", n, len(r.parts))
+		}
+	}
+	if r := f.Try("recordings", "play", gone.sid, "--format", "text"); r.Code == 0 {
+		t.Errorf("what is gone plays: %.100q", r.Stdout)
+	}
+	key := f.File("audit.pub", f.Admin("ca", "export", "--type", "audit"))
+	proof := filepath.Join(f.Home, "proof")
+	f.Admin("audit", "prove", gone.end.Str("uid"), "--out", proof)
+	if text := must(t, harness.Run(t, nil, harness.Binary(t), "audit", "check", proof, "--key", key)); !strings.Contains(text, gone.end.Str("recording_root")) {
+		t.Errorf("the proof does not name the root: %s", text)
+	}
+	if f.Try("recordings", "rm", held.sid, "--reason", "space").Code == 0 {
+		t.Error("a recording that is held was removed")
+	}
+	f.Verify()
+}
+
+// A copy of the log in a bucket is a log by itself: an auditor verifies it with
+// the key alone, and it outlives what is done to the authority's own.
+func TestMirroredLog(t *testing.T) {
+	t.Parallel()
+	bucket := filepath.Join(t.TempDir(), "bucket")
+	if err := os.Mkdir(bucket, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	config := filepath.Join(t.TempDir(), "accessd.yaml")
+	harness.WriteFile(t, config, "audit: {mirror: \"file://"+bucket+"\"}\n")
+	c := harness.New(t, "--config", config)
+	c.Admin("tokens", "add")
+	key := c.File("audit.pub", c.Admin("ca", "export", "--type", "audit"))
+	saved := filepath.Join(c.Home, "saved")
+	must(t, c.Try("audit", "verify", "--save", saved))
+	verify := func(dir string) harness.Result {
+		return harness.Run(t, nil, harness.Binary(t), "audit", "verify", "--log", dir, "--key", key, "--since", saved)
+	}
+	var mirror string
+	harness.Eventually(t, "the bucket has the log as far as it was saved", func() bool {
+		dirs, err := filepath.Glob(filepath.Join(bucket, "audit", "*"))
+		if err != nil || len(dirs) != 1 {
+			return false
+		}
+		mirror = dirs[0]
+		return verify(mirror).Code == 0
+	})
+	if code := c.Main.Stop(); code != 0 {
+		t.Fatalf("stop = %d", code)
+	}
+	own := filepath.Join(c.Dir, "audit")
+	must(t, verify(own))
+	edit(t, filepath.Join(own, "checkpoint"), func(s string) string { return resigned(t, s) })
+	found(t, verify(own), "checkpoint")
+	must(t, verify(mirror))
 }

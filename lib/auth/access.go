@@ -60,6 +60,15 @@ func accessTable() map[string]rule {
 		accessdv1connect.SessionServiceListSessionsProcedure: admin("sessions", "read"),
 		accessdv1connect.SessionServiceKillSessionProcedure:  admin("sessions", "kill"),
 
+		accessdv1connect.RecordingServiceUploadPartProcedure:        member,
+		accessdv1connect.RecordingServiceCompleteRecordingProcedure: member,
+
+		accessdv1connect.ArchiveServiceListRecordingsProcedure:   admin("recordings", "read"),
+		accessdv1connect.ArchiveServiceReadRecordingProcedure:    admin("recordings", "read"),
+		accessdv1connect.ArchiveServiceSearchRecordingsProcedure: admin("recordings", "read"),
+		accessdv1connect.ArchiveServiceHoldRecordingProcedure:    admin("recordings", "hold"),
+		accessdv1connect.ArchiveServiceRemoveRecordingProcedure:  admin("recordings", "delete"),
+
 		accessdv1connect.AuditServiceListEventsProcedure:   admin("audit", "read"),
 		accessdv1connect.AuditServiceTailEventsProcedure:   admin("audit", "read"),
 		accessdv1connect.AuditServiceExportEventsProcedure: admin("audit", "read"),

@@ -45,6 +45,13 @@ NodeService/AddNode            L A D
 NodeService/SignHostKey        L A D
 SessionService/ListSessions    L A D R
 SessionService/KillSession     L A D
+RecordingService/UploadPart        N P H
+RecordingService/CompleteRecording N P H
+ArchiveService/ListRecordings   L A D R
+ArchiveService/ReadRecording    L A D R
+ArchiveService/SearchRecordings L A D R
+ArchiveService/HoldRecording    L A D
+ArchiveService/RemoveRecording  L A D
 AuditService/ListEvents        L A D R
 AuditService/TailEvents        L A D R
 AuditService/ExportEvents      L A D R
@@ -84,7 +91,7 @@ func parseAccess(t *testing.T) map[string]string {
 // nobody until the table says for whom.
 func TestEveryMethodHasARule(t *testing.T) {
 	var got []string
-	for _, file := range []protoreflect.FileDescriptor{accessdv1.File_accessd_v1_admin_proto, accessdv1.File_accessd_v1_member_proto} {
+	for _, file := range []protoreflect.FileDescriptor{accessdv1.File_accessd_v1_admin_proto, accessdv1.File_accessd_v1_member_proto, accessdv1.File_accessd_v1_recording_proto} {
 		for i := range file.Services().Len() {
 			svc := file.Services().Get(i)
 			for j := range svc.Methods().Len() {
@@ -177,7 +184,7 @@ func TestGatekeeperStandsBeforeEveryHandler(t *testing.T) {
 	h := rpc.Local(w.Handler(), rpc.Peer{})
 	for procedure := range accessTable() {
 		for kind, err := range map[string]error{"unary": unary(t, h, procedure), "stream": stream(t, h, procedure)} {
-			isStream := slices.Contains([]string{"TailEvents", "WatchPolicy", "Instructions"}, procedure[strings.LastIndex(procedure, "/")+1:])
+			isStream := slices.Contains([]string{"TailEvents", "WatchPolicy", "Instructions", "ReadRecording", "ExportEvents"}, procedure[strings.LastIndex(procedure, "/")+1:])
 			if (kind == "stream") == isStream && !fault.Is(err, fault.Denied) {
 				t.Errorf("%s %s as nobody: %v, want a denial", kind, procedure, err)
 			}

@@ -9,10 +9,8 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
-	"github.com/accessd/accessd/api/accessd/v1/accessdv1connect"
 	"github.com/accessd/accessd/lib/events"
 	"github.com/accessd/accessd/lib/fault"
-	"github.com/accessd/accessd/lib/names"
 )
 
 // Bounds of an answer. What the log gives at once fits into a message.
@@ -26,10 +24,7 @@ const (
 // moment ago to reach the log.
 const flushTimeout = 3 * time.Second
 
-type auditService struct {
-	accessdv1connect.UnimplementedAuditServiceHandler
-	*Authority
-}
+type auditService struct{ *Authority }
 
 // ListEvents returns the newest events that match.
 func (s auditService) ListEvents(ctx context.Context, req *connect.Request[accessdv1.ListEventsRequest]) (*connect.Response[accessdv1.ListEventsResponse], error) {
@@ -68,6 +63,34 @@ func (a *Authority) flush(ctx context.Context) {
 	}
 }
 
+// ExportEvents streams what matches in the order of the log.
+func (s auditService) ExportEvents(ctx context.Context, req *connect.Request[accessdv1.ExportEventsRequest], stream *connect.ServerStream[accessdv1.ExportEventsResponse]) error {
+	filter, err := parseFilter(req.Msg.GetFilter())
+	if err != nil {
+		return err
+	}
+	s.flush(ctx)
+	for after := req.Msg.GetAfter(); ; {
+		page, err := s.cfg.Audit.Read(ctx, filter, maxEvents, after)
+		if err != nil {
+			return err
+		}
+		if err := stream.Send(&accessdv1.ExportEventsResponse{Events: page.Events, After: page.After}); err != nil {
+			return err
+		}
+		after = page.After
+		switch {
+		case page.More:
+		case !req.Msg.GetFollow():
+			return nil
+		default:
+			if err := s.cfg.Audit.Grown(ctx, after); err != nil {
+				return err
+			}
+		}
+	}
+}
+
 // TailEvents streams the newest events and then each new one.
 func (s auditService) TailEvents(ctx context.Context, req *connect.Request[accessdv1.TailEventsRequest], stream *connect.ServerStream[accessdv1.TailEventsResponse]) error {
 	filter, err := parseFilter(req.Msg.GetFilter())
@@ -85,41 +108,21 @@ func (s auditService) TailEvents(ctx context.Context, req *connect.Request[acces
 }
 
 func parseFilter(m *accessdv1.EventFilter) (events.Filter, error) {
-	f := events.Filter{Since: timeOf(m.GetSince()), Until: timeOf(m.GetUntil()), Node: m.GetNode(), Event: m.GetEvent()}
-	var err error
-	if m.GetUser() != "" {
-		if f.User, err = names.ParseUserName(m.GetUser()); err != nil {
-			return f, err
+	text := events.FilterText{
+		User: m.GetUser(), Login: m.GetLogin(), Node: m.GetNode(), Event: m.GetEvent(), Session: m.GetSession(),
+		Labels: m.GetLabels(), Address: m.GetAddress(), Text: m.GetText(),
+	}
+	if m != nil && m.Success != nil {
+		text.Outcome = string(events.Failure)
+		if m.GetSuccess() {
+			text.Outcome = string(events.Success)
 		}
 	}
-	if m.GetLogin() != "" {
-		if f.Login, err = names.ParseLogin(m.GetLogin()); err != nil {
-			return f, err
-		}
-	}
-	if m.GetSession() != "" {
-		if f.Session, err = names.ParseSessionID(m.GetSession()); err != nil {
-			return f, err
-		}
-	}
-	const longest = 253 // bytes of a node's name; an event's name is shorter
-	if len(f.Node) > longest || len(f.Event) > longest {
-		return f, fault.New(fault.BadInput, "filter: node or event is longer than %d bytes", longest)
-	}
-	if m.Success != nil {
-		if f.Outcome = events.Failure; m.GetSuccess() {
-			f.Outcome = events.Success
-		}
-	}
-	if f.Labels, err = events.ParseLabels(m.GetLabels()); err != nil {
+	f, err := text.Parse()
+	if err != nil {
 		return f, err
 	}
-	if f.Address, err = events.ParseAddress(m.GetAddress()); err != nil {
-		return f, err
-	}
-	if f.Words, err = events.ParseWords(m.GetText()); err != nil {
-		return f, err
-	}
+	f.Since, f.Until = timeOf(m.GetSince()), timeOf(m.GetUntil())
 	return f, f.Check()
 }
 

@@ -19,12 +19,18 @@ func (s auditService) VerifyLog(ctx context.Context, req *connect.Request[access
 		earlier = append(earlier, []byte(since))
 	}
 	report, err := events.Verify(ctx, s.cfg.AuditDir, key, earlier...)
+	if err == nil {
+		err = s.cfg.Audit.VerifyIndex(ctx) // what queries would leave out is as good as gone
+	}
 	if ctx.Err() != nil {
 		return nil, fault.Wrap(fault.Unavailable, err, "verification was given up")
 	}
 	res := &accessdv1.VerifyLogResponse{
 		Size: report.Size, RootHash: report.RootHash, Origin: report.Origin, VerifierKey: key,
-		Checkpoint: string(report.Checkpoint), Cosigned: string(report.Cosigned),
+		Checkpoint: string(report.Checkpoint),
+	}
+	for _, raw := range report.Cosigned {
+		res.Cosigned = append(res.Cosigned, string(raw))
 	}
 	if err != nil {
 		res.Fault = err.Error() // for the auditor, who asked what is wrong

@@ -34,8 +34,10 @@ type auditLog interface {
 	Append(ctx context.Context, events [][]byte) error
 	Query(ctx context.Context, f events.Filter, limit int, before string) (events.Page, error)
 	Read(ctx context.Context, f events.Filter, limit int, after string) (events.Page, error)
+	Grown(ctx context.Context, after string) error
 	Tail(ctx context.Context, f events.Filter, backlog int, fn func(events [][]byte) error) error
 	Prove(ctx context.Context, uid string) ([]byte, error)
+	VerifyIndex(ctx context.Context) error
 }
 
 // Config configures an [Authority]. The fields up to Audit are required.
@@ -49,6 +51,8 @@ type Config struct {
 	Audit  auditLog        // the log that members' events go to
 
 	AuditDir string // Audit's files, for VerifyLog
+
+	Recordings RecordingsConfig // required
 
 	Argon2          Argon2        // cost of a password hash
 	MaxHashing      int           // passwords hashed at once; 0 means 2
@@ -104,6 +108,9 @@ func (c Config) check() error {
 	if c.MaxHashing < 0 || c.Parked < 0 || c.ParkedPerSource < 0 {
 		return fault.New(fault.BadInput, "sign-in limits: negative")
 	}
+	if err := c.Recordings.check(); err != nil {
+		return err
+	}
 	return c.Argon2.check()
 }
 
@@ -118,6 +125,7 @@ type Authority struct {
 	lobby   *lobby
 	grants  *grants
 	feed    *feed
+	archive *archive
 }
 
 // New returns an authority that answers but does none of its own work yet; see
@@ -127,7 +135,7 @@ func New(cfg Config) (*Authority, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	return &Authority{
+	a := &Authority{
 		cfg:     cfg,
 		access:  accessTable(),
 		writers: writers(),
@@ -136,7 +144,9 @@ func New(cfg Config) (*Authority, error) {
 		lobby:   newLobby(cfg.Now, cfg.Parked, cfg.ParkedPerSource),
 		grants:  newGrants(cfg.Now, cfg.Parked),
 		feed:    newFeed(),
-	}, nil
+	}
+	a.archive = newArchive(a)
+	return a, nil
 }
 
 // Handler returns the handler of every service, for connections whose peer
@@ -149,13 +159,15 @@ func (a *Authority) Handler() http.Handler {
 	mux.Handle(accessdv1connect.NewTokenServiceHandler(tokenService{a}, opts...))
 	mux.Handle(accessdv1connect.NewNodeServiceHandler(nodeService{a}, opts...))
 	mux.Handle(accessdv1connect.NewSessionServiceHandler(sessionService{a}, opts...))
-	mux.Handle(accessdv1connect.NewAuditServiceHandler(auditService{Authority: a}, opts...))
+	mux.Handle(accessdv1connect.NewAuditServiceHandler(auditService{a}, opts...))
 	mux.Handle(accessdv1connect.NewCAServiceHandler(caService{a}, opts...))
 	mux.Handle(accessdv1connect.NewJoinServiceHandler(joinService{a}, opts...))
 	mux.Handle(accessdv1connect.NewMemberServiceHandler(memberService{a}, opts...))
 	mux.Handle(accessdv1connect.NewLoginServiceHandler(loginService{a}, opts...))
 	mux.Handle(accessdv1connect.NewGrantServiceHandler(grantService{a}, opts...))
 	mux.Handle(accessdv1connect.NewDelegationServiceHandler(delegationService{a}, opts...))
+	mux.Handle(accessdv1connect.NewRecordingServiceHandler(recordingService{a}, opts...))
+	mux.Handle(accessdv1connect.NewArchiveServiceHandler(archiveService{a}, opts...))
 	return mux
 }
 
@@ -163,11 +175,16 @@ func (a *Authority) Handler() http.Handler {
 const sweepInterval = time.Minute
 
 // Run keeps the cache and every member's policy stream fed from the store, and
-// forgets sign-ins and grants that have expired, until ctx ends.
+// forgets sign-ins and grants that have expired, and looks after recordings, until
+// ctx ends. What recorders are told is in the policy from the beginning.
 func (a *Authority) Run(ctx context.Context) error {
+	if err := a.putSettings(ctx); err != nil {
+		return err
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.cfg.Cache.Run(ctx, a.source) })
 	g.Go(func() error { return a.sweep(ctx) })
+	g.Go(func() error { return a.archive.run(ctx) })
 	return g.Wait()
 }
 

@@ -8,7 +8,9 @@
 // [accessdv1connect.LoginServiceHandler] with
 // [accessdv1connect.GrantServiceHandler] for proxies that sign people in, and
 // [accessdv1connect.DelegationServiceHandler] for proxies that go on to a node as
-// a person. All of them are reached through [Authority.Handler], also from within the
+// a person, [accessdv1connect.RecordingServiceHandler] for whoever records a
+// session, and [accessdv1connect.ArchiveServiceHandler] for who may look at what
+// was recorded. All of them are reached through [Authority.Handler], also from within the
 // process; who may call what is one table (access.go), and what is not in it is
 // refused.
 //
@@ -38,6 +40,17 @@
 // rest; invites and token secrets are stored as hashes, passwords as argon2id.
 // Certificates never say more than the record they are made from, and renewing
 // one never adds to it.
+//
+// # Recordings
+//
+// A recording belongs to the member that uploads its first part, and grows only:
+// what is durable in the store is noted in the state, and a part that is noted is
+// never replaced. The store is not trusted: a part is given out when it has the
+// digest that was noted. A removal first marks the recording, so that of several
+// authorities one removes it, then writes its event, then removes lines, parts and
+// notes; one that was interrupted is gone on with after ten minutes. The index for
+// searching holds the lines of recordings that are not sealed, some 4 MiB of each,
+// and of lines that repeat the first; it is derived.
 //
 // # Limits
 //

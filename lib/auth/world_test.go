@@ -27,6 +27,7 @@ import (
 	"github.com/accessd/accessd/lib/seal"
 	"github.com/accessd/accessd/lib/services"
 	"github.com/accessd/accessd/lib/sshca"
+	"github.com/accessd/accessd/lib/store"
 )
 
 // A recorder is an emitter that remembers, and that fails when told to.
@@ -163,6 +164,11 @@ func openWorld(t testing.TB, p plan) (*world, error) {
 	}
 	closers = append(closers, spool.Close)
 	w.rec = &recorder{emitter: spool}
+	objects, err := store.Open(ctx, store.Folder(filepath.Join(p.dir, "recordings")))
+	if err != nil {
+		return fail(err)
+	}
+	closers = append(closers, objects.Close)
 	store := services.NewStore(w.back, w.clock.Now)
 	keys, err := Init(ctx, InitConfig{ID: p.id, ClusterName: "example", Store: store, Sealer: sealer, Events: w.rec, Now: w.clock.Now})
 	if err != nil {
@@ -179,7 +185,7 @@ func openWorld(t testing.TB, p plan) (*world, error) {
 	}
 	cfg := Config{
 		Keys: keys, Store: store, Sealer: sealer, Cache: w.policy, Engine: engine, Events: w.rec, Audit: w.log, AuditDir: auditDir,
-		Argon2: cheap, Now: w.clock.Now,
+		Argon2: cheap, Now: w.clock.Now, Recordings: RecordingsConfig{Store: objects, Dir: filepath.Join(p.dir, "lines-"+string(p.id))},
 	}
 	if p.change != nil {
 		p.change(&cfg)
@@ -214,6 +220,8 @@ type clients struct {
 	accessdv1connect.LoginServiceClient
 	accessdv1connect.GrantServiceClient
 	accessdv1connect.DelegationServiceClient
+	accessdv1connect.RecordingServiceClient
+	accessdv1connect.ArchiveServiceClient
 }
 
 func (w *world) as(p rpc.Peer) clients {
@@ -231,6 +239,8 @@ func (w *world) as(p rpc.Peer) clients {
 		accessdv1connect.NewLoginServiceClient(h, rpc.BaseURL, o...),
 		accessdv1connect.NewGrantServiceClient(h, rpc.BaseURL, o...),
 		accessdv1connect.NewDelegationServiceClient(h, rpc.BaseURL, o...),
+		accessdv1connect.NewRecordingServiceClient(h, rpc.BaseURL, o...),
+		accessdv1connect.NewArchiveServiceClient(h, rpc.BaseURL, o...),
 	}
 }
 

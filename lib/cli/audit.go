@@ -17,7 +17,7 @@ import (
 )
 
 func auditCommand(e *env) *cobra.Command {
-	return noun("audit", "Read and prove the audit log", auditList(e), auditTail(e), auditVerify(e), auditProve(e), auditCheck(e))
+	return noun("audit", "Read and prove the audit log", auditList(e), auditTail(e), auditExport(e), auditVerify(e), auditProve(e), auditCheck(e))
 }
 
 // auditFilter are the flags that select events.
@@ -163,12 +163,16 @@ func (p *auditPage) sort(found [][]byte) error {
 
 // say says where the pages beside this one are.
 func (p *auditPage) say(e *env) {
+	e.sayPlaces(p.before, p.after)
+}
+
+func (e *env) sayPlaces(before, after string) {
 	var places []string
-	if p.before != "" {
-		places = append(places, "older: --before "+p.before)
+	if before != "" {
+		places = append(places, "older: --before "+before)
 	}
-	if p.after != "" {
-		places = append(places, "newer: --after "+p.after)
+	if after != "" {
+		places = append(places, "newer: --after "+after)
 	}
 	if len(places) > 0 {
 		e.say("%s", events.Display(strings.Join(places, "   ")))

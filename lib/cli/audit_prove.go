@@ -42,11 +42,12 @@ func auditProve(e *env) *cobra.Command {
 
 func auditCheck(e *env) *cobra.Command {
 	var (
-		keyFile string
-		f       format
+		keyFile   string
+		witnesses []string
+		f         format
 	)
 	c := &cobra.Command{
-		Use:   "check FILE --key FILE",
+		Use:   "check FILE --key FILE [--witness KEY]",
 		Short: "Check a proof of an event, without the log or the cluster",
 		Long: "Check what \"accessd audit prove\" wrote, and print the event that it proves.\n\n" +
 			"--key takes what \"accessd ca export --type audit\" prints. Get it from somebody\n" +
@@ -65,10 +66,18 @@ func auditCheck(e *env) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return e.printProven(proven, f)
+			checkpoint := [][]byte{proven.Checkpoint}
+			if _, err := events.Cosignatures(checkpoint, string(keys), witnesses); err != nil {
+				return err
+			}
+			if err := e.printProven(proven, f); err != nil || f != formatTable {
+				return err
+			}
+			return e.printCosignatures(checkpoint, string(keys), witnesses)
 		}),
 	}
 	c.Flags().StringVar(&keyFile, "key", "", "file with the log's verifier key")
+	addWitnesses(c, &witnesses)
 	addFormat(c, &f)
 	_ = c.MarkFlagRequired("key") // the flag exists
 	return c

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"time"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
@@ -17,13 +19,14 @@ import (
 type verifyOptions struct {
 	dir, keyFile string
 	since, save  string
+	witnesses    []string
 	format       format
 }
 
 func auditVerify(e *env) *cobra.Command {
 	var o verifyOptions
 	c := &cobra.Command{
-		Use:   "verify [--log DIR --key FILE] [--since FILE] [--save FILE]",
+		Use:   "verify [--log DIR --key FILE] [--since FILE] [--save FILE] [--witness KEY]",
 		Short: "Check that nothing in the log was changed, dropped or reordered",
 		Long: "Check every entry, tile and checkpoint of the audit log.\n\n" +
 			"With --log and --key the check reads only that directory, which may be a copy,\n" +
@@ -31,7 +34,8 @@ func auditVerify(e *env) *cobra.Command {
 			"running cluster. Without them the running authority checks its own log.\n\n" +
 			"A log that was cut back, or made anew with the same key, agrees with itself. With\n" +
 			"--since it must also continue the checkpoint that --save kept at an earlier time,\n" +
-			"in a place that who runs the log cannot write to. Both may name the same file.",
+			"in a place that who runs the log cannot write to. Both may name the same file.\n" +
+			"With --witness the witness of that key must have cosigned a checkpoint of the log.",
 		Args: want(),
 		RunE: verb(func(ctx context.Context, _ []string) error {
 			if (o.dir == "") != (o.keyFile == "") {
@@ -44,8 +48,14 @@ func auditVerify(e *env) *cobra.Command {
 	c.Flags().StringVar(&o.keyFile, "key", "", "file with the log's verifier key")
 	c.Flags().StringVar(&o.since, "since", "", "an earlier checkpoint that the log must continue (- is stdin)")
 	c.Flags().StringVar(&o.save, "save", "", "file for the checkpoint of the verified log")
+	addWitnesses(c, &o.witnesses)
 	addFormat(c, &o.format)
 	return c
+}
+
+// addWitnesses adds --witness to c.
+func addWitnesses(c *cobra.Command, keys *[]string) {
+	c.Flags().StringArrayVar(keys, "witness", nil, "key of a witness that must have cosigned (repeatable)")
 }
 
 // maxSaved bounds a saved checkpoint, in bytes; one with twenty cosignatures has
@@ -75,8 +85,25 @@ func (e *env) verify(ctx context.Context, o verifyOptions) error {
 		}
 		res = got.Msg
 	}
-	if err := e.printVerdict(res, o.format); err != nil || o.save == "" {
+	checkpoints := make([][]byte, len(res.GetCosigned()))
+	for i, raw := range res.GetCosigned() {
+		checkpoints[i] = []byte(raw)
+	}
+	if res.GetFault() == "" {
+		if _, err := events.Cosignatures(checkpoints, res.GetVerifierKey(), o.witnesses); err != nil {
+			return err
+		}
+	}
+	if err := e.printVerdict(res, o.format); err != nil {
 		return err
+	}
+	if o.format == formatTable {
+		if err := e.printCosignatures(checkpoints, res.GetVerifierKey(), o.witnesses); err != nil {
+			return err
+		}
+	}
+	if o.save == "" {
+		return nil
 	}
 	return writeFile(o.save, []byte(res.GetCheckpoint()), 0o644)
 }
@@ -100,7 +127,10 @@ func verifyCopy(ctx context.Context, o verifyOptions, since []byte, res *accessd
 		return nil
 	}
 	res.Size, res.RootHash, res.Origin, res.VerifierKey = report.Size, report.RootHash, report.Origin, report.Key
-	res.Checkpoint, res.Cosigned = string(report.Checkpoint), string(report.Cosigned)
+	res.Checkpoint = string(report.Checkpoint)
+	for _, raw := range report.Cosigned {
+		res.Cosigned = append(res.Cosigned, string(raw))
+	}
 	return nil
 }
 
@@ -121,6 +151,34 @@ func (e *env) printVerdict(res *accessdv1.VerifyLogResponse, f format) error {
 	if f == formatTable {
 		_, err := fmt.Fprintf(e.stdout, "verified %d events, origin %s, root %s\n", res.GetSize(), res.GetOrigin(), res.GetRootHash())
 		return err
+	}
+	return nil
+}
+
+// printCosignatures prints what witnesses said of the checkpoints: those whose
+// keys are given, and the names of the others.
+func (e *env) printCosignatures(checkpoints [][]byte, logKey string, witnesses []string) error {
+	checked, err := events.Cosignatures(checkpoints, logKey, witnesses)
+	if err != nil {
+		return err
+	}
+	var lines, known []string
+	for _, c := range checked {
+		known = append(known, c.Witness)
+		lines = append(lines, fmt.Sprintf("cosigned by %s at %s: the first %d entries", events.Display(c.Witness), c.Time.UTC().Format(time.RFC3339), c.Size))
+	}
+	for _, raw := range checkpoints {
+		for _, name := range events.Cosigners(raw) {
+			if !slices.Contains(known, name) {
+				known = append(known, name)
+				lines = append(lines, fmt.Sprintf("not checked: a cosignature of %s; its key goes behind --witness", events.Display(name)))
+			}
+		}
+	}
+	for _, line := range lines {
+		if _, err := fmt.Fprintln(e.stdout, line); err != nil {
+			return err
+		}
 	}
 	return nil
 }

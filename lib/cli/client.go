@@ -71,6 +71,10 @@ func (e *env) audit() accessdv1connect.AuditServiceClient {
 	return accessdv1connect.NewAuditServiceClient(e.admin(), rpc.BaseURL, rpc.ClientOptions()...)
 }
 
+func (e *env) archive() accessdv1connect.ArchiveServiceClient {
+	return accessdv1connect.NewArchiveServiceClient(e.admin(), rpc.BaseURL, rpc.ClientOptions()...)
+}
+
 func (e *env) ca() accessdv1connect.CAServiceClient {
 	return accessdv1connect.NewCAServiceClient(e.admin(), rpc.BaseURL, rpc.ClientOptions()...)
 }

@@ -80,9 +80,17 @@ func remoteVerbs() map[string]remoteVerb {
 		"sessions watch": {},
 		"sessions join":  {},
 
+		"recordings ls":     {flags: []string{"since", "until", "user", "login", "node", "interactive", "in-progress", "min-duration", "min-size", "limit", "format"}},
+		"recordings play":   {flags: []string{"speed", "skip-idle", "follow", "format"}, none: []string{"identity"}, use: "play SESSION [--speed N] [--skip-idle D] [--follow] [--format tty|text|json]"},
+		"recordings export": {flags: []string{"format"}, none: []string{"identity", "out"}, use: "export SESSION --format asciicast|text|json"},
+		"recordings search": {flags: []string{"since", "until", "user", "node", "limit", "format"}},
+		"recordings hold":   {flags: []string{"reason", "release"}},
+		"recordings rm":     {flags: []string{"reason"}},
+
 		"audit ls":     {flags: append([]string{"limit", "before", "after", "order", "reverse"}, filter...)},
 		"audit tail":   {flags: append([]string{"lines"}, filter...)},
-		"audit verify": {flags: []string{"format"}, stdin: []string{"since"}, none: []string{"log", "key", "save"}, use: "verify [--since -]"},
+		"audit export": {flags: append([]string{"after", "follow"}, filter...), none: []string{"out"}, use: "export [--format jsonl|csv|syslog|otlp] [--after PLACE] [--follow]"},
+		"audit verify": {flags: []string{"witness", "format"}, stdin: []string{"since"}, none: []string{"log", "key", "save"}, use: "verify [--since -] [--witness KEY]"},
 		"audit prove":  {none: []string{"out"}, use: "prove UID"},
 		"ca export":    {flags: []string{"type", "format"}},
 		"ca pin":       {},

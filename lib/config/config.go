@@ -133,6 +133,28 @@ type Recordings struct {
 type Audit struct {
 	Witnesses []Witness `yaml:"witnesses" doc:"Witnesses that cosign checkpoints (C2SP tlog-witness)."`
 	Mirror    string    `yaml:"mirror" doc:"A folder or bucket that the log is copied to, a URL as for recordings.store." default:"none"`
+	Sinks     []Sink    `yaml:"sinks" doc:"Where events go besides, each at least once and in order."`
+}
+
+// Sink is where events go as they are logged.
+type Sink struct {
+	Name        string     `yaml:"name" doc:"a-z, 0-9 and -; how far it has got is kept under this name."`
+	Type        string     `yaml:"type" doc:"webhook, syslog, otlp or file."`
+	URL         string     `yaml:"url" doc:"Where to."`
+	HeadersFile string     `yaml:"headers_file" doc:"File with a line \"Name: value\" for each header to send, such as a token."`
+	Filter      SinkFilter `yaml:"filter" doc:"Which events; what is left out selects all."`
+}
+
+// SinkFilter selects events as the flags of "accessd audit ls" do.
+type SinkFilter struct {
+	Event   string   `yaml:"event" doc:"A name, or its beginning up to a dot."`
+	User    string   `yaml:"user" doc:"A user."`
+	Login   string   `yaml:"login" doc:"A login."`
+	Node    string   `yaml:"node" doc:"A node's name or id."`
+	Labels  []string `yaml:"labels" doc:"KEY=VALUE that the node has."`
+	Address string   `yaml:"address" doc:"An address or a network."`
+	Outcome string   `yaml:"outcome" doc:"success or failure."`
+	Text    string   `yaml:"text" doc:"Words that are in it."`
 }
 
 // Witness cosigns checkpoints.

@@ -95,6 +95,10 @@ func TestEveryMistakeIsNamedWithItsPlace(t *testing.T) {
 		{"shell in a host name", "listen: \"a$(id):22\"\n", []string{"not a host name or address"}},
 		{"files that are not there", "tls: {cert_file: /nonexistent/c.pem}\n", []string{"tls.cert_file: stat /nonexistent/c.pem", "tls: cert_file and key_file come together"}},
 		{"limits", "limits: {startups_begin: 10, startups_full: 5, startups_rate: 500, per_source: -1}\n", []string{"limits.startups_full: 5", "limits.startups_rate: 500", "limits.per_source: negative"}},
+		{"sinks", "audit: {sinks: [{name: A, type: mail, url: here, headers_file: /nonexistent/h}, {name: b, type: file, url: \"file:///x\"}, {name: b, type: file, url: \"file:///x\"}]}\n", []string{
+			`audit.sinks[0].name: "A"`, `audit.sinks[0].type: "mail": want one of webhook`, `audit.sinks[0].url: "here"`,
+			"audit.sinks[0].headers_file: stat", `audit.sinks[2].name: "b"`,
+		}},
 		{"audit", "audit: {mirror: x, witnesses: [{url: w.example.com}]}\n", []string{
 			`audit.mirror: "x": want a URL`, `audit.witnesses[0].url: "w.example.com"`, "audit.witnesses[0].key: none",
 		}},

@@ -234,6 +234,9 @@ func (c *Config) checkFiles(m *mistakes) {
 		{"tls.cert_file", c.TLS.CertFile},
 		{"tls.key_file", c.TLS.KeyFile},
 	}
+	for i, s := range c.Audit.Sinks {
+		files = append(files, struct{ field, path string }{fmt.Sprintf("audit.sinks[%d].headers_file", i), s.HeadersFile})
+	}
 	for _, f := range files {
 		if f.path == "" {
 			continue
@@ -256,6 +259,24 @@ func (c *Config) checkFiles(m *mistakes) {
 	}
 }
 
+var sinkGrammar = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
+
+// checkSinks leaves the filters to who reads events.
+func (c *Config) checkSinks(m *mistakes) {
+	seen := map[string]bool{}
+	for i, s := range c.Audit.Sinks {
+		at := fmt.Sprintf("audit.sinks[%d].", i)
+		if !sinkGrammar.MatchString(s.Name) || seen[s.Name] {
+			m.add("%sname: %q: want 1 to 63 of a-z, 0-9 and -, and no other sink's", at, s.Name)
+		}
+		seen[s.Name] = true
+		m.oneOf(at+"type", s.Type, "webhook", "syslog", "otlp", "file")
+		if u, err := url.Parse(s.URL); err != nil || u.Scheme == "" {
+			m.add("%surl: %q: want a URL", at, s.URL)
+		}
+	}
+}
+
 // checkRecordings checks what concerns recordings and what leaves of the log. It
 // leaves the keys to who knows their forms.
 func (c *Config) checkRecordings(m *mistakes) {
@@ -270,6 +291,7 @@ func (c *Config) checkRecordings(m *mistakes) {
 			m.add("audit.witnesses[%d].key: none; without it nobody knows whose signature it is", i)
 		}
 	}
+	c.checkSinks(m)
 	if r.Retain != 0 && r.Retain < time.Hour {
 		m.add("recordings.retain: %v: want at least an hour", r.Retain)
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/accessd/accessd/lib/seal"
 	"github.com/accessd/accessd/lib/services"
 	"github.com/accessd/accessd/lib/sshca"
+	"github.com/accessd/accessd/lib/store"
 )
 
 // authorityRole is the auth role of this process.
@@ -57,10 +58,20 @@ func (d *Daemon) startAuthority(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := d.startCopies(ctx, log); err != nil {
+		return err
+	}
+	if err := d.startSinks(ctx, log); err != nil {
+		return err
+	}
 	if d.engine, err = authz.New(authz.Config{Policy: d.cache}); err != nil {
 		return err
 	}
-	a, err := auth.New(d.authConfig(keys, resources, sealer, log))
+	cfg := d.authConfig(keys, resources, sealer, log)
+	if cfg.Recordings, err = d.openRecordings(ctx); err != nil {
+		return err
+	}
+	a, err := auth.New(cfg)
 	if err != nil {
 		return err
 	}
@@ -155,4 +166,18 @@ func (d *Daemon) Admin() *http.Client {
 // path returns a path inside the data directory.
 func (d *Daemon) path(elem ...string) string {
 	return filepath.Join(append([]string{d.cfg.DataDir}, elem...)...)
+}
+
+// openRecordings opens the store of recordings, and says how long they are kept.
+func (d *Daemon) openRecordings(ctx context.Context) (auth.RecordingsConfig, error) {
+	r := d.cfg.Recordings
+	objects, err := store.Open(ctx, cmp.Or(r.Store, store.Folder(d.path("recordings"))))
+	if err != nil {
+		return auth.RecordingsConfig{}, err
+	}
+	d.run.atStop(ctx, rankStore, "recordings", objects.Close)
+	return auth.RecordingsConfig{
+		Store: objects, Dir: d.path("recordings-index"), Retain: r.Retain, MaxSize: r.MaxSize,
+		Settings: services.RecordingSettings{Recipients: r.Recipients, MaxSession: r.MaxSession},
+	}, nil
 }

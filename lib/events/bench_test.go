@@ -165,6 +165,18 @@ func BenchmarkVerify(b *testing.B) {
 	for b.Loop() {
 		mustVerify(b, l, 100_000)
 	}
+	b.ReportMetric(100_000*float64(b.N)/b.Elapsed().Seconds(), "events/s")
+}
+
+func BenchmarkVerifyIndex(b *testing.B) {
+	l := openTestLog(b, b.TempDir(), newTestKey(b, "example.com/audit"))
+	mustAppend(b, l, numbered(b, 0, 100_000)...)
+	for b.Loop() {
+		if err := l.VerifyIndex(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(100_000*float64(b.N)/b.Elapsed().Seconds(), "events/s")
 }
 
 func BenchmarkEncode(b *testing.B) {

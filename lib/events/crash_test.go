@@ -35,8 +35,14 @@ func child(what string) int {
 	switch what { // in its working directory
 	case "crash":
 		err = crashChild(".")
+	case "sink":
+		err = sinkChild(".")
 	case "full":
 		err = fullChild(".")
+	case "steps":
+		if err = stepsChild("."); err == nil {
+			return 0
+		}
 	default:
 		err = fmt.Errorf("unknown child %q", what)
 	}
@@ -44,13 +50,15 @@ func child(what string) int {
 	return 2
 }
 
-func startChild(t *testing.T, what, dir string) (*exec.Cmd, *bufio.Reader) {
+// startChild starts a child, behind other words such as strace's.
+func startChild(t *testing.T, what, dir string, before ...string) (*exec.Cmd, *bufio.Reader) {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), self)
+	words := append(before, self)
+	cmd := exec.CommandContext(t.Context(), words[0], words[1:]...)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), childEnv+"="+what)
 	cmd.Stderr = os.Stderr
@@ -153,6 +161,25 @@ func TestF04CrashLoop(t *testing.T) {
 	if n, err := strconv.Atoi(os.Getenv("ACCESSD_FAULT_ROUNDS")); err == nil {
 		rounds = 10 * n
 	}
+	dir := crashDir(t)
+	acked := map[string]string{} // uid to what it is
+	for range rounds {
+		cmd, out := startChild(t, "crash", dir)
+		var timer *time.Timer
+		readAcks(out, acked, func() {
+			timer = time.AfterFunc(rand.N(40*time.Millisecond), func() { _ = cmd.Process.Kill() })
+		})
+		if timer == nil {
+			t.Fatal("the child ended by itself")
+		}
+		_ = cmd.Wait()
+	}
+	checkAfterCrashes(t, dir, acked)
+}
+
+// crashDir returns a directory for [crashParts].
+func crashDir(t *testing.T) string {
+	t.Helper()
 	dir := t.TempDir()
 	secret, public, err := NewAuditKey("example.com/audit")
 	if err != nil {
@@ -160,31 +187,86 @@ func TestF04CrashLoop(t *testing.T) {
 	}
 	write(t, filepath.Join(dir, "skey"), []byte(secret))
 	write(t, filepath.Join(dir, "vkey"), []byte(public))
+	return dir
+}
 
-	acked := map[string]string{} // uid to what it is
-	for range rounds {
-		cmd, out := startChild(t, "crash", dir)
-		var timer *time.Timer
-		for {
-			line, err := out.ReadString('\n')
-			if err != nil {
-				break
-			}
-			switch what, id, _ := strings.Cut(strings.TrimSpace(line), " "); what {
-			case "ready":
-				timer = time.AfterFunc(rand.N(40*time.Millisecond), func() { _ = cmd.Process.Kill() })
-			case "start", "end":
-				acked[sessionUID(names.SessionID(id), what)] = line
-			case "exec":
-				acked[id] = line
-			}
+// readAcks notes in acked what a child says was acknowledged, uid to what it is,
+// until it ends.
+func readAcks(out *bufio.Reader, acked map[string]string, ready func()) {
+	for {
+		line, err := out.ReadString('\n')
+		if err != nil {
+			return
 		}
-		if timer == nil {
-			t.Fatal("the child ended by itself")
+		switch what, id, _ := strings.Cut(strings.TrimSpace(line), " "); what {
+		case "ready":
+			ready()
+		case "start", "end":
+			acked[sessionUID(names.SessionID(id), what)] = line
+		case "exec":
+			acked[id] = line
 		}
-		_ = cmd.Wait()
 	}
+}
 
+// stepsChild recovers, records a few sessions one after the other, brings them
+// into the log, and ends in order.
+func stepsChild(dir string) error {
+	ctx := context.Background()
+	p, err := openCrashParts(ctx, dir)
+	if err != nil {
+		return err
+	}
+	if err := p.ledger.Recover(ctx, p.emitter.Emit); err != nil {
+		return err
+	}
+	over, stop := context.WithCancel(ctx)
+	stop()
+	for range 3 {
+		for range 2 {
+			if err := crashSession(ctx, p); err != nil {
+				return err
+			}
+		}
+		if err := p.emitter.Run(over, p.log.Append); err != nil { // drains
+			return err
+		}
+	}
+	if err := errors.Join(p.ledger.Close(), p.emitter.Close(), p.log.Close()); err != nil {
+		return err
+	}
+	fmt.Println("ready")
+	return nil
+}
+
+// F04: kill -9 when a thread enters its first sync, its second, and so on, until
+// there are no more, each time on what the kill before left; the same for renames.
+func TestF04KilledAtEverySync(t *testing.T) {
+	dir := crashDir(t)
+	acked := map[string]string{}
+	for _, calls := range []string{"fsync,fdatasync", "rename,renameat,renameat2"} {
+		killed, ended := 0, false
+		for n := 1; !ended && n < 500; n++ {
+			cmd, out := startChild(t, "steps", dir, "strace", "-f", "-qq", "-o", os.DevNull,
+				"-e", "trace="+calls, "-e", fmt.Sprintf("inject=%s:signal=KILL:when=%d", calls, n))
+			readAcks(out, acked, func() { ended = true })
+			if err := cmd.Wait(); err != nil && ended {
+				t.Fatalf("the child ended with %v", err)
+			}
+			killed++
+		}
+		t.Logf("%s: %d kills", calls, killed-1)
+		if !ended || killed < 5 {
+			t.Fatalf("%s: %d children were killed, and the last did not end", calls, killed)
+		}
+	}
+	checkAfterCrashes(t, dir, acked)
+}
+
+// checkAfterCrashes opens what crashes left, lets it recover, and compares it with
+// what was acknowledged.
+func checkAfterCrashes(t *testing.T, dir string, acked map[string]string) {
+	t.Helper()
 	p, err := openCrashParts(t.Context(), dir)
 	if err != nil {
 		t.Fatal(err)

@@ -33,6 +33,55 @@ type Filter struct {
 	Words   Words
 }
 
+// FilterText is a filter as people write it; "" or nil is any.
+type FilterText struct {
+	User, Login, Node, Event, Session string
+
+	Labels  []string // "key=value", or a key alone
+	Address string   // "ip", "ip:port" or a prefix in CIDR notation
+	Outcome string   // "success" or "failure"
+	Text    string   // words
+}
+
+// Parse returns the filter, without times, or a [fault.BadInput] error.
+func (t FilterText) Parse() (Filter, error) {
+	f := Filter{Node: t.Node, Event: t.Event, Outcome: Outcome(t.Outcome)}
+	const longest = 253 // bytes of a node's name; an event's name is shorter
+	if len(f.Node) > longest || len(f.Event) > longest {
+		return f, fault.New(fault.BadInput, "filter: node or event is longer than %d bytes", longest)
+	}
+	if f.Outcome != "" && f.Outcome != Success && f.Outcome != Failure {
+		return f, fault.New(fault.BadInput, "filter: outcome %q: want success or failure", clip(t.Outcome))
+	}
+	var wrong error
+	check := func(err error) {
+		if wrong == nil {
+			wrong = err
+		}
+	}
+	var err error
+	if t.User != "" {
+		f.User, err = names.ParseUserName(t.User)
+		check(err)
+	}
+	if t.Login != "" {
+		f.Login, err = names.ParseLogin(t.Login)
+		check(err)
+	}
+	if t.Session != "" {
+		f.Session, err = names.ParseSessionID(t.Session)
+		check(err)
+	}
+	f.Labels, err = ParseLabels(t.Labels)
+	check(err)
+	f.Address, err = ParseAddress(t.Address)
+	check(err)
+	f.Words, err = ParseWords(t.Text)
+	check(err)
+	check(f.Check())
+	return f, wrong
+}
+
 // Label is a label of a node, or with Any set every label of that key.
 type Label struct {
 	Key, Value string

@@ -27,9 +27,9 @@ type state struct {
 	Root []byte `json:"root"`
 }
 
-func (t tiles) state() (state, error) {
+func (t tiles) state(name string) (state, error) {
 	var s state
-	raw, err := t.file(treeState, maxCheckpoint)
+	raw, err := t.file(name, maxCheckpoint)
 	if err == nil {
 		err = json.Unmarshal(raw, &s)
 	}
@@ -53,7 +53,7 @@ func checkHistory(ctx context.Context, t tiles, key note.Verifier) error {
 }
 
 func sameHistory(ctx context.Context, t tiles, key note.Verifier) error {
-	written, err := t.state()
+	written, err := t.state(treeState)
 	fresh := errors.Is(err, fs.ErrNotExist)
 	if err != nil && !fresh {
 		return &TamperedError{treeState, -1, err.Error()}

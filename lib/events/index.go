@@ -159,10 +159,11 @@ func (x *index) window(ctx context.Context, f Filter, s span) (span, error) {
 	return span{max(s.from, first.V), min(s.end, last.V+1)}, nil
 }
 
-// find returns at most atOnce of the blocks in s that may hold an event that sel
-// selects, in their order or backward, and the part of s that is left.
-func (x *index) find(ctx context.Context, sel *selector, s span, back bool) (found []uint64, rest span, err error) {
+// find returns at most atOnce of the blocks of w that may hold an event that is
+// selected, and the part that is left.
+func (x *index) find(ctx context.Context, w walk) (found []uint64, rest span, err error) {
 	const atOnce = 64
+	sel, s, back := w.sel, w.span, w.back
 	if s.from >= s.end {
 		return nil, span{}, nil
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
@@ -273,21 +274,36 @@ func (l *Log) grow(ctx context.Context, entries []entry) (inOrder bool, err erro
 	for i, future := range futures {
 		at, failed := future() // wait for all: what is still on its way would come later
 		inOrder = inOrder && at.Index == l.index.size+uint64(i)
-		if failed != nil {
+		switch {
+		case failed != nil:
 			err = failed
+		case at.Index < l.index.size: // between probe's look and Tessera's own
+			err = errCutBack
 		}
 	}
 	return inOrder, err
 }
 
+// errCutBack is that the tree has fewer entries than it had. Tessera begins a new
+// one, in the same files, when its state is gone.
+var errCutBack = errors.New("the tree's state was removed, or an older one put in its place, while the log is open: bring it back, and the log goes on")
+
 // probe opens the file whose lock Tessera takes for each batch. Where that fails,
-// on a read-only file system or without descriptors, Tessera would panic.
+// on a read-only file system or without descriptors, Tessera would panic. And it
+// looks whether the tree is as large as it was.
 func (l *Log) probe() error {
 	f, err := os.OpenFile(filepath.Join(l.cfg.Dir, treeState+".lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return err
 	}
-	return f.Close()
+	if err := f.Close(); err != nil || l.index.size == 0 {
+		return err
+	}
+	s, err := l.tiles.state(treeState)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && s.Size < l.index.size {
+		return errCutBack
+	}
+	return err
 }
 
 // note publishes the outcome of a chunk to readers.

@@ -41,7 +41,7 @@ func newMonth(t testing.TB, n int) month {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = x.db.Close() })
-	m := month{events: n, started: testTime}
+	m, schema := month{events: n, started: testTime}, newSchema()
 	began := time.Now()
 	random := rand.New(rand.NewPCG(1, 2))
 	for i := 0; i < n; {
@@ -53,7 +53,10 @@ func newMonth(t testing.TB, n int) month {
 			var bundle []byte
 			block := uint64(i / blockSize)
 			for range min(blockSize, n-i) {
-				data := encode(t, m.event(random, i))
+				data, err := schema.encode(m.event(random, i), MaxEvent)
+				if err != nil {
+					t.Fatal(err)
+				}
 				e, err := parseEntry(data)
 				if err != nil {
 					t.Fatal(err)
@@ -212,7 +215,7 @@ func TestQueryReadsLittle(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		blocks, _, err := m.index.find(t.Context(), sel, s, true)
+		blocks, _, err := m.index.find(t.Context(), walk{sel, s, true})
 		if err != nil || uint64(len(blocks)) > most {
 			t.Errorf("%s: %d blocks, %v; want at most %d", name, len(blocks), err, most)
 		}

@@ -100,6 +100,8 @@ type Proven struct {
 	Size     uint64
 	RootHash string // base64
 	Origin   string
+
+	Checkpoint []byte // the signed note; [Cosignatures] says which witnesses saw it
 }
 
 // CheckProof checks a proof file as [Log.Prove] makes it against the log's public
@@ -136,7 +138,7 @@ func CheckProof(data []byte, verifierKeys string) (Proven, error) {
 	}
 	return Proven{
 		Event: p.event, Entry: p.entry, Size: c.Size, Origin: c.Origin,
-		RootHash: base64.StdEncoding.EncodeToString(c.Hash),
+		RootHash: base64.StdEncoding.EncodeToString(c.Hash), Checkpoint: p.checkpoint,
 	}, nil
 }
 

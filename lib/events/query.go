@@ -49,7 +49,7 @@ func (l *Log) Query(ctx context.Context, f Filter, limit int, before string) (Pa
 	}
 	page := Page{After: formatPlace(end)}
 	bytes, oldest := 0, end
-	err = l.walk(ctx, newSelector(f), span{0, end}, true, func(at uint64, data []byte) bool {
+	err = l.walk(ctx, walk{newSelector(f), span{0, end}, true}, func(at uint64, data []byte) bool {
 		if len(page.Events) == limit || len(page.Events) > 0 && bytes+len(data) > pageBytes {
 			page.Before = formatPlace(oldest)
 			return false
@@ -78,7 +78,7 @@ func (l *Log) Read(ctx context.Context, f Filter, limit int, after string) (Page
 	}
 	page := Page{Before: formatPlace(from), After: formatPlace(size)}
 	bytes := 0
-	err = l.walk(ctx, newSelector(f), span{from, size}, false, func(at uint64, data []byte) bool {
+	err = l.walk(ctx, walk{newSelector(f), span{from, size}, false}, func(at uint64, data []byte) bool {
 		if len(page.Events) == limit || len(page.Events) > 0 && bytes+len(data) > pageBytes {
 			page.After, page.More = formatPlace(at), true
 			return false
@@ -138,9 +138,17 @@ func parsePlace(what, s string, empty, size uint64) (uint64, error) {
 
 func formatPlace(at uint64) string { return strconv.FormatUint(at, 10) }
 
-// walk calls fn with the entries of s that sel selects, in their order or
-// backward, until fn returns false.
-func (l *Log) walk(ctx context.Context, sel *selector, s span, back bool, fn func(at uint64, data []byte) bool) error {
+// walk is a way through what sel selects of entries or blocks, in their order or
+// back.
+type walk struct {
+	sel  *selector
+	span span
+	back bool
+}
+
+// walk calls fn with the entries of w until fn returns false.
+func (l *Log) walk(ctx context.Context, w walk, fn func(at uint64, data []byte) bool) error {
+	s := w.span
 	if s.from >= s.end {
 		return nil
 	}
@@ -159,20 +167,20 @@ func (l *Log) walk(ctx context.Context, sel *selector, s span, back bool, fn fun
 			return false, err
 		}
 		for i := range entries {
-			if back {
+			if w.back {
 				i = len(entries) - 1 - i
 			}
 			at := block*blockSize + uint64(i)
-			if at >= s.from && at < s.end && sel.selects(entries[i]) && !fn(at, entries[i]) {
+			if at >= s.from && at < s.end && w.sel.selects(entries[i]) && !fn(at, entries[i]) {
 				return false, nil
 			}
 		}
 		return true, nil
 	}
-	newest := func() (bool, error) { return eachBlock(span{known.end, blocks.end}, back, visit) }
-	older := func() (bool, error) { return l.eachFound(ctx, sel, known, back, visit) }
+	newest := func() (bool, error) { return eachBlock(span{known.end, blocks.end}, w.back, visit) }
+	older := func() (bool, error) { return l.eachFound(ctx, walk{w.sel, known, w.back}, visit) }
 	first, second := older, newest
-	if back {
+	if w.back {
 		first, second = newest, older
 	}
 	more, err := first()
@@ -196,13 +204,13 @@ func eachBlock(s span, back bool, visit func(block uint64) (bool, error)) (more 
 	return true, nil
 }
 
-// eachFound calls visit with the blocks of s that may hold what sel selects until
+// eachFound calls visit with the blocks of w that may hold what is selected until
 // it returns false.
-func (l *Log) eachFound(ctx context.Context, sel *selector, s span, back bool, visit func(block uint64) (bool, error)) (more bool, err error) {
-	s, err = l.index.window(ctx, sel.Filter, s)
-	for err == nil && s.from < s.end {
+func (l *Log) eachFound(ctx context.Context, w walk, visit func(block uint64) (bool, error)) (more bool, err error) {
+	w.span, err = l.index.window(ctx, w.sel.Filter, w.span)
+	for err == nil && w.span.from < w.span.end {
 		var found []uint64
-		if found, s, err = l.index.find(ctx, sel, s, back); err != nil {
+		if found, w.span, err = l.index.find(ctx, w); err != nil {
 			break
 		}
 		for _, block := range found {
@@ -236,7 +244,7 @@ func (l *Log) Tail(ctx context.Context, f Filter, backlog int, fn func(events []
 	cursor := size
 	if backlog > 0 {
 		found := 0
-		if err := l.walk(ctx, newSelector(f), span{0, size}, true, func(at uint64, _ []byte) bool {
+		if err := l.walk(ctx, walk{newSelector(f), span{0, size}, true}, func(at uint64, _ []byte) bool {
 			cursor = at
 			found++
 			return found < backlog
@@ -287,7 +295,7 @@ func (l *Log) forward(ctx context.Context, f Filter, s span, fn func(events [][]
 		batch, bytes = nil, 0
 		return err
 	}
-	err := l.walk(ctx, newSelector(f), s, false, func(_ uint64, data []byte) bool {
+	err := l.walk(ctx, walk{newSelector(f), s, false}, func(_ uint64, data []byte) bool {
 		if bytes+len(data) > pageBytes {
 			failed = flush()
 		}

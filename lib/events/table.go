@@ -5,47 +5,55 @@ type Name string
 
 // The events. [Table] says what each means and what it carries.
 const (
-	UserLogin        Name = "user.login"
-	UserCreate       Name = "user.create"
-	UserUpdate       Name = "user.update"
-	UserDelete       Name = "user.delete"
-	UserKeyCreate    Name = "user.key.create"
-	UserKeyDelete    Name = "user.key.delete"
-	InviteUse        Name = "invite.use"
-	CertCreate       Name = "cert.create"
-	AuthRejected     Name = "auth.rejected"
-	AccessDecision   Name = "access.decision"
-	SessionStart     Name = "session.start"
-	SessionEnd       Name = "session.end"
-	SessionRejected  Name = "session.rejected"
-	SessionKill      Name = "session.kill"
-	Exec             Name = "exec"
-	ClientDisconnect Name = "client.disconnect"
-	Port             Name = "port"
-	SFTP             Name = "sftp"
-	SCP              Name = "scp"
-	SessionJoin      Name = "session.join"
-	SessionLeave     Name = "session.leave"
-	RecordingGap     Name = "recording.gap"
-	AccountCreate    Name = "account.create"
-	AccountDelete    Name = "account.delete"
-	NodeJoin         Name = "node.join"
-	NodeUpdate       Name = "node.update"
-	NodeDelete       Name = "node.delete"
-	NodeCreate       Name = "node.create"
-	NodeHostKey      Name = "node.hostkey"
-	ProxyJoin        Name = "proxy.join"
-	TunnelUp         Name = "tunnel.up"
-	TunnelDown       Name = "tunnel.down"
-	RoleCreate       Name = "role.create"
-	RoleUpdate       Name = "role.update"
-	RoleDelete       Name = "role.delete"
-	TokenCreate      Name = "token.create"
-	TokenDelete      Name = "token.delete"
-	TokenRejected    Name = "token.rejected"
-	CACreate         Name = "ca.create"
-	ProcessStart     Name = "process.start"
-	ProcessStop      Name = "process.stop"
+	UserLogin         Name = "user.login"
+	UserCreate        Name = "user.create"
+	UserUpdate        Name = "user.update"
+	UserDelete        Name = "user.delete"
+	UserKeyCreate     Name = "user.key.create"
+	UserKeyDelete     Name = "user.key.delete"
+	InviteUse         Name = "invite.use"
+	CertCreate        Name = "cert.create"
+	AuthRejected      Name = "auth.rejected"
+	AccessDecision    Name = "access.decision"
+	SessionStart      Name = "session.start"
+	SessionEnd        Name = "session.end"
+	SessionRejected   Name = "session.rejected"
+	SessionKill       Name = "session.kill"
+	Exec              Name = "exec"
+	ClientDisconnect  Name = "client.disconnect"
+	Port              Name = "port"
+	SFTP              Name = "sftp"
+	SCP               Name = "scp"
+	SessionJoin       Name = "session.join"
+	SessionLeave      Name = "session.leave"
+	RecordingGap      Name = "recording.gap"
+	RecordingSettings Name = "recording.settings"
+	RecordingComplete Name = "recording.complete"
+	RecordingRejected Name = "recording.rejected"
+	RecordingRead     Name = "recording.read"
+	RecordingSearch   Name = "recording.search"
+	RecordingHold     Name = "recording.hold"
+	RecordingDelete   Name = "recording.delete"
+	RecordingFault    Name = "recording.fault"
+	AccountCreate     Name = "account.create"
+	AccountDelete     Name = "account.delete"
+	NodeJoin          Name = "node.join"
+	NodeUpdate        Name = "node.update"
+	NodeDelete        Name = "node.delete"
+	NodeCreate        Name = "node.create"
+	NodeHostKey       Name = "node.hostkey"
+	ProxyJoin         Name = "proxy.join"
+	TunnelUp          Name = "tunnel.up"
+	TunnelDown        Name = "tunnel.down"
+	RoleCreate        Name = "role.create"
+	RoleUpdate        Name = "role.update"
+	RoleDelete        Name = "role.delete"
+	TokenCreate       Name = "token.create"
+	TokenDelete       Name = "token.delete"
+	TokenRejected     Name = "token.rejected"
+	CACreate          Name = "ca.create"
+	ProcessStart      Name = "process.start"
+	ProcessStop       Name = "process.stop"
 )
 
 // Type is the JSON type of a field.
@@ -202,7 +210,7 @@ func fields(groups ...any) []Field {
 // source of names, codes and fields.
 func Table() []Spec {
 	var all []Spec
-	for _, part := range [][]Spec{people(), sessions(), within(), members(), administration()} {
+	for _, part := range [][]Spec{people(), sessions(), within(), members(), administration(), archive()} {
 		all = append(all, part...)
 	}
 	return all
@@ -559,5 +567,69 @@ func administration() []Spec {
 		},
 		{Name: UserKeyCreate, Code: "A5009", Outcome: Either, Meaning: "a public key was enrolled for a user", Fields: key},
 		{Name: UserKeyDelete, Code: "A5010", Outcome: Either, Meaning: "a user's enrolled public key was removed", Fields: key},
+	}
+}
+
+// archive is about recordings as they are kept; what happens while one is made
+// is among the events of its session.
+func archive() []Spec {
+	parts := []Field{
+		{Name: "recording_parts", Type: Int, Meaning: "parts of the recording", Example: "3"},
+		{Name: "recording_root", Type: String, Meaning: "last of the digest chain over those parts, SHA-256", Example: "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"},
+		{Name: "recording_bytes", Type: Int, Meaning: "size of those parts", Example: "70211"},
+	}
+	part := Field{Name: "part", Type: Int, Meaning: "number of the part", Example: "2"}
+	return []Spec{
+		{
+			Name: RecordingSettings, Code: "A6000", Outcome: Either, Meaning: "what recorders are told was changed, by the authority's configuration",
+			Fields: fields(
+				by(),
+				Field{Name: "recipients", Type: List, Meaning: "public keys that recordings are sealed for", Example: "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"},
+				Field{Name: "recipients_before", Type: List, Meaning: "those before", Example: "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"},
+				Field{Name: "max_session", Type: Int, Meaning: "bytes of one session's recording; 0 is no bound", Example: "1073741824"},
+				Field{Name: "max_session_before", Type: Int, Meaning: "those before", Example: "0"},
+			),
+		},
+		{
+			Name: RecordingComplete, Code: "A6001", Outcome: Either, Meaning: "a recording has come to its end; when that fails, not all of it is in the store",
+			Fields: fields(
+				by(), parts,
+				Field{Name: "recording_sealed", Type: Bool, Meaning: "whether it is sealed for recipients", Example: "true"},
+				Field{Name: "recovered", Type: Bool, Meaning: "completed at the next start, after a crash", Example: "true"},
+				reason(), node(),
+			),
+		},
+		{
+			Name: RecordingRejected, Code: "A6002", Outcome: Failure, Meaning: "a member's upload was refused: it is another's, or not what it was",
+			Fields: fields(by(), part, reason(), node()),
+		},
+		{
+			Name: RecordingRead, Code: "A6003", Outcome: Either, Meaning: "somebody is about to be given a recording",
+			Fields: fields(
+				by(), part,
+				Field{Name: "follow", Type: Bool, Meaning: "whether also what comes", Example: "true"},
+				node(), connection(),
+			),
+		},
+		{
+			Name: RecordingSearch, Code: "A6004", Outcome: Either, Meaning: "somebody is about to be given lines of recordings",
+			Fields: fields(
+				by(),
+				Field{Name: "words", Type: String, Meaning: "what was searched for", Example: "passwd root"},
+				connection(),
+			),
+		},
+		{
+			Name: RecordingHold, Code: "A6005", Outcome: Either, Meaning: "a recording is kept from removal, or no longer",
+			Fields: fields(by(), Field{Name: "held", Type: Bool, Meaning: "whether it is", Example: "true"}, reason(), node()),
+		},
+		{
+			Name: RecordingDelete, Code: "A6006", Outcome: Either, Meaning: "a recording was removed; what it was is proven by its root",
+			Fields: fields(by(), parts, reason(), node()),
+		},
+		{
+			Name: RecordingFault, Code: "A6007", Outcome: Failure, Meaning: "a part of a recording is not in the store as it was put there",
+			Fields: fields(by(), part, reason(), node()),
+		},
 	}
 }

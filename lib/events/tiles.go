@@ -19,8 +19,16 @@ const (
 	maxTile       = layout.TileWidth * 32
 	maxCheckpoint = 64 << 10
 
-	// cosignedPath is the last checkpoint that witnesses cosigned.
-	cosignedPath = "checkpoint.cosigned"
+	// cosignedDir holds for each witness, named by the hash of its key, the last
+	// checkpoint that it cosigned.
+	cosignedDir = "cosigned"
+	// maxWitnesses bounds how many of these are read.
+	maxWitnesses = 100
+
+	// mirrorState is how far a mirror is, in the form of treeState. It is written
+	// after the checkpoint, so that a verifier does not take what is on its way for
+	// entries whose checkpoint was replaced.
+	mirrorState = "mirror"
 )
 
 // tiles reads the files of a tlog-tiles tree. It follows no link out of its

@@ -2,6 +2,7 @@ package events
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/base64"
@@ -10,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -29,8 +31,8 @@ type Report struct {
 	Origin   string
 	Key      string // the public key that signed it
 
-	Checkpoint []byte // the signed note that all of it agrees with
-	Cosigned   []byte // the last one that witnesses cosigned; nil for none
+	Checkpoint []byte   // the signed note that all of it agrees with
+	Cosigned   [][]byte // those that witnesses cosigned last; [Cosignatures] checks them
 }
 
 // TamperedError says what is wrong with a log. It is in the chain of [Verify]'s errors
@@ -108,7 +110,7 @@ type verifier struct {
 }
 
 func (v *verifier) run(ctx context.Context, earlier [][]byte) (Report, error) {
-	cosigned, err := v.cosigned() // before the checkpoint, which may be newer only
+	kept, err := v.cosigned() // before the checkpoint, which may be newer only
 	if err != nil {
 		return Report{}, err
 	}
@@ -118,9 +120,12 @@ func (v *verifier) run(ctx context.Context, earlier [][]byte) (Report, error) {
 	}
 	v.size = current.Size
 	report := Report{
-		Size: current.Size, RootHash: base64.StdEncoding.EncodeToString(current.Hash), Origin: current.Origin, Key: v.key.text, Checkpoint: raw, Cosigned: cosigned,
+		Size: current.Size, RootHash: base64.StdEncoding.EncodeToString(current.Hash), Origin: current.Origin, Key: v.key.text, Checkpoint: raw,
 	}
-	if err := v.expect(current, cosigned, earlier); err != nil {
+	for _, k := range kept {
+		report.Cosigned = append(report.Cosigned, k.raw)
+	}
+	if err := v.expect(current, kept, earlier); err != nil {
 		return report, err
 	}
 	if err := v.compare(); err != nil { // of size 0
@@ -169,11 +174,13 @@ func (v *verifier) checkpoint(ctx context.Context) (*log.Checkpoint, []byte, err
 }
 
 // written returns the size of the tree that the authority says it wrote, signed
-// or not; 0 when a copy does not have it.
+// or not, or that a mirror says it has; 0 when a copy has neither.
 func (v *verifier) written() uint64 {
-	s, err := v.state()
+	s, err := v.state(treeState)
 	if err != nil {
-		return 0
+		if s, err = v.state(mirrorState); err != nil {
+			return 0
+		}
 	}
 	return s.Size
 }
@@ -187,10 +194,10 @@ func parseCheckpoint(name string, raw []byte, key note.Verifier) (*log.Checkpoin
 }
 
 // expect notes the checkpoints that the tree must pass through.
-func (v *verifier) expect(current *log.Checkpoint, cosigned []byte, earlier [][]byte) error {
+func (v *verifier) expect(current *log.Checkpoint, kept []cosignedCheckpoint, earlier [][]byte) error {
 	v.prefix = map[uint64][]*log.Checkpoint{current.Size: {current}}
-	if cosigned != nil {
-		if err := v.passThrough(current, cosignedPath, cosigned); err != nil {
+	for _, k := range kept {
+		if err := v.passThrough(current, k.name, k.raw); err != nil {
 			return err
 		}
 	}
@@ -216,15 +223,33 @@ func (v *verifier) passThrough(current *log.Checkpoint, name string, raw []byte)
 	return nil
 }
 
-// cosigned returns the checkpoint that witnesses cosigned last, nil for none.
-func (v *verifier) cosigned() ([]byte, error) {
-	raw, err := v.file(cosignedPath, maxCheckpoint)
+// cosignedCheckpoint is a checkpoint that a witness cosigned, and its file.
+type cosignedCheckpoint struct {
+	name string
+	raw  []byte
+}
+
+// cosigned returns the checkpoints that witnesses cosigned last.
+func (t tiles) cosigned() ([]cosignedCheckpoint, error) {
+	list, err := fs.ReadDir(t.root.FS(), cosignedDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
-	} else if err != nil {
-		return nil, unreadable(err, cosignedPath, -1)
+	} else if err != nil || len(list) > maxWitnesses {
+		return nil, unreadable(cmp.Or(err, fmt.Errorf("%d files, want at most %d", len(list), maxWitnesses)), cosignedDir, -1)
 	}
-	return raw, nil
+	var kept []cosignedCheckpoint
+	for _, f := range list {
+		if strings.Contains(f.Name(), ".") { // left by a crash while it was written
+			continue
+		}
+		name := cosignedDir + "/" + f.Name()
+		raw, err := t.file(name, maxCheckpoint)
+		if err != nil {
+			return nil, unreadable(err, name, -1)
+		}
+		kept = append(kept, cosignedCheckpoint{name, raw})
+	}
+	return kept, nil
 }
 
 // compare compares the tree as far as it is rebuilt with the checkpoints of its

@@ -52,9 +52,9 @@ type SessionRecording struct {
 	Last   time.Time     `json:"last"`             // when the newest came
 	End    *RecordingEnd `json:"end,omitempty"`    // nil while it goes on
 
-	Hold     string `json:"hold,omitempty"`     // why it must not be removed
-	Fault    string `json:"fault,omitempty"`    // what is wrong with it
-	Removing string `json:"removing,omitempty"` // why it is being removed; there are no others to see it
+	Hold     string            `json:"hold,omitempty"`     // why it must not be removed
+	Fault    string            `json:"fault,omitempty"`    // what is wrong with it
+	Removing *RecordingRemoval `json:"removing,omitempty"` // it is as good as gone
 
 	Revision int64 `json:"-"`
 }
@@ -67,11 +67,20 @@ type RecordingEnd struct {
 	Recovered bool      `json:"recovered,omitempty"`
 }
 
+// RecordingRemoval marks a recording of which parts may be gone already.
+type RecordingRemoval struct {
+	By     string    `json:"by"`
+	Reason string    `json:"reason"`
+	At     time.Time `json:"at"`
+}
+
 // RecordingPart is one part of a recording as stored.
 type RecordingPart struct {
 	Number uint32 // from 1
 	Size   uint32
 	Sum    [sha256.Size]byte // SHA-256
+
+	Sealed bool // said when it is added; kept of the recording as a whole
 }
 
 func recordingKey(id names.SessionID) string { return dirRecording + string(id) }
@@ -176,16 +185,18 @@ func (s *Store) page(ctx context.Context, id names.SessionID, number uint32) ([]
 // when there is another part of the number, [fault.BadInput] when it is too far
 // ahead, and what may returns for the recording as it is then. Noting the same part
 // again changes nothing.
-func (s *Store) AddRecordingPart(ctx context.Context, id names.SessionID, part RecordingPart, sealed bool, may func(SessionRecording) error) error {
+func (s *Store) AddRecordingPart(ctx context.Context, id names.SessionID, part RecordingPart, may func(SessionRecording) error) error {
 	for range changeTries {
-		if err := s.addPart(ctx, id, part, sealed, may); !errors.Is(err, errAgain) {
+		if err := s.addPart(ctx, id, part, may); !errors.Is(err, errAgain) {
 			return err
 		}
 	}
 	return changed("recording", string(id))
 }
 
-func (s *Store) addPart(ctx context.Context, id names.SessionID, part RecordingPart, sealed bool, may func(SessionRecording) error) error {
+func (s *Store) addPart(ctx context.Context, id names.SessionID, part RecordingPart, may func(SessionRecording) error) error {
+	sealed := part.Sealed
+	part.Sealed = false
 	r, err := s.Recording(ctx, id)
 	if err != nil {
 		return err

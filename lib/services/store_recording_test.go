@@ -18,6 +18,13 @@ func part(number uint32, content string) services.RecordingPart {
 	return services.RecordingPart{Number: number, Size: uint32(len(content)), Sum: sha256.Sum256([]byte(content))}
 }
 
+// sealedPart is part, of which the seventh is sealed.
+func sealedPart(number uint32) services.RecordingPart {
+	p := part(number, fmt.Sprint("part ", number))
+	p.Sealed = number == 7
+	return p
+}
+
 func anybody(services.SessionRecording) error { return nil }
 
 // claim makes a recording of a session of its own.
@@ -67,7 +74,7 @@ func TestRecordingParts(t *testing.T) {
 			continue
 		}
 		wg.Go(func() {
-			if err := s.AddRecordingPart(ctx, id, part(n, fmt.Sprint("part ", n)), n == 7, anybody); err != nil {
+			if err := s.AddRecordingPart(ctx, id, sealedPart(n), anybody); err != nil {
 				// Too many at once is said so, and nothing of it stays.
 				if !fault.Is(err, fault.Conflict) {
 					t.Errorf("part %d: %v", n, err)
@@ -81,7 +88,7 @@ func TestRecordingParts(t *testing.T) {
 	wg.Wait()
 	for n := uint32(1); n <= 130; n++ {
 		if n != 100 {
-			check(t, s.AddRecordingPart(ctx, id, part(n, fmt.Sprint("part ", n)), false, anybody))
+			check(t, s.AddRecordingPart(ctx, id, part(n, fmt.Sprint("part ", n)), anybody))
 		}
 	}
 	r, err := s.Recording(ctx, id)
@@ -119,17 +126,17 @@ func TestRecordingParts(t *testing.T) {
 func TestRecordingPartRefused(t *testing.T) {
 	s, _ := newStore(t)
 	ctx, id := t.Context(), claim(t, s)
-	add := func(p services.RecordingPart) error { return s.AddRecordingPart(ctx, id, p, false, anybody) }
+	add := func(p services.RecordingPart) error { return s.AddRecordingPart(ctx, id, p, anybody) }
 	check(t, add(part(2, "two")))
 	wantKind(t, "other bytes", add(part(2, "TWO")), fault.Conflict)
 	wantKind(t, "number 0", add(part(0, "")), fault.BadInput)
 	wantKind(t, "too far ahead", add(part(67, "")), fault.BadInput)
 	check(t, add(part(66, "just so far")))
 	no := fault.New(fault.Denied, "no")
-	if err := s.AddRecordingPart(ctx, id, part(3, "x"), false, func(services.SessionRecording) error { return no }); !errors.Is(err, no) {
+	if err := s.AddRecordingPart(ctx, id, part(3, "x"), func(services.SessionRecording) error { return no }); !errors.Is(err, no) {
 		t.Errorf("a part that may not be = %v, want what may said", err)
 	}
-	wantKind(t, "a part of nothing", s.AddRecordingPart(ctx, names.NewSessionID(), part(1, "x"), false, anybody), fault.NotFound)
+	wantKind(t, "a part of nothing", s.AddRecordingPart(ctx, names.NewSessionID(), part(1, "x"), anybody), fault.NotFound)
 	all, err := s.RecordingParts(ctx, id, 0)
 	check(t, err)
 	if len(all) != 2 {
@@ -142,12 +149,12 @@ func TestWatchAndDeleteRecording(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	id, other := claim(t, s), claim(t, s)
-	check(t, s.AddRecordingPart(ctx, other, part(1, "other"), false, anybody))
+	check(t, s.AddRecordingPart(ctx, other, part(1, "other"), anybody))
 	// Each call of fn brings about the next change, so this ends only when every
 	// one of them is told.
 	steps := []func() error{
-		func() error { return s.AddRecordingPart(ctx, id, part(1, "one"), false, anybody) },
-		func() error { return s.AddRecordingPart(ctx, id, part(2, "two"), false, anybody) },
+		func() error { return s.AddRecordingPart(ctx, id, part(1, "one"), anybody) },
+		func() error { return s.AddRecordingPart(ctx, id, part(2, "two"), anybody) },
 		func() error {
 			_, err := s.ChangeRecording(ctx, id, func(r *services.SessionRecording) error {
 				r.End = &services.RecordingEnd{Parts: 2}

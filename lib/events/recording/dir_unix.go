@@ -34,7 +34,7 @@ func openSpoolDir(path string) (*spoolDir, error) {
 	d := &spoolDir{Root: root}
 	d.lock, err = d.OpenFile(lockName, os.O_CREATE|os.O_RDWR|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
-		root.Close()
+		_ = root.Close()
 		return nil, fault.Wrap(fault.Unavailable, err, "cannot lock the spool of recordings")
 	}
 	if err := syscall.Flock(int(d.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
@@ -62,7 +62,8 @@ func makeDir(path string) error {
 	return nil
 }
 
-func (d *spoolDir) close() { _, _ = d.lock.Close(), d.Root.Close() }
+// close unlocks the directory.
+func (d *spoolDir) close() { _, _ = d.lock.Close(), d.Close() }
 
 // create makes a file that did not exist, following nothing.
 func (d *spoolDir) create(name string) (*os.File, error) {
@@ -71,6 +72,10 @@ func (d *spoolDir) create(name string) (*os.File, error) {
 
 // replace makes a file anew, whatever had its name.
 func (d *spoolDir) replace(name string) (*os.File, error) {
+	f, err := d.create(name)
+	if !errors.Is(err, fs.ErrExist) {
+		return f, err
+	}
 	if err := d.remove(name); err != nil {
 		return nil, err
 	}

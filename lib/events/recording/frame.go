@@ -49,7 +49,7 @@ func castagnoli() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) }
 // the end of dst.
 func closeRecord(dst []byte, from int) []byte {
 	rec := dst[from:]
-	binary.BigEndian.PutUint32(rec, uint32(len(rec)-recordHeader)) //nolint:gosec // at most partBytes
+	binary.BigEndian.PutUint32(rec, uint32(len(rec)-recordHeader))
 	sum := crc32.Update(crc32.Checksum(rec[:4], castagnoli()), castagnoli(), rec[recordHeader:])
 	binary.BigEndian.PutUint32(rec[4:], sum)
 	return dst
@@ -94,10 +94,10 @@ func appendPrint(dst []byte, at uint64, s accessdv1.Stream, p []byte) []byte {
 		dst = protowire.AppendTag(dst, fieldAt, protowire.VarintType)
 		dst = protowire.AppendVarint(dst, at)
 	}
-	stream := uint64(s) //nolint:gosec // an enum of few
+	stream := uint64(s)
 	body := protowire.SizeTag(fieldStream) + protowire.SizeVarint(stream) + protowire.SizeTag(fieldData) + protowire.SizeBytes(len(p))
 	dst = protowire.AppendTag(dst, fieldPrint, protowire.BytesType)
-	dst = protowire.AppendVarint(dst, uint64(body)) //nolint:gosec // at most maxData and a little
+	dst = protowire.AppendVarint(dst, uint64(body))
 	dst = protowire.AppendTag(dst, fieldStream, protowire.VarintType)
 	dst = protowire.AppendVarint(dst, stream)
 	dst = protowire.AppendTag(dst, fieldData, protowire.BytesType)
@@ -150,11 +150,11 @@ func parseFrames(data []byte) ([]*accessdv1.Frame, error) {
 			return frames, io.ErrUnexpectedEOF
 		}
 		f := new(accessdv1.Frame)
-		if err := proto.Unmarshal(data[n:n+int(size)], f); err != nil { //nolint:gosec // at most len(data)
+		if err := proto.Unmarshal(data[n:n+int(size)], f); err != nil {
 			return frames, errDamaged
 		}
 		frames = append(frames, f)
-		data = data[n+int(size):] //nolint:gosec // as above
+		data = data[n+int(size):]
 	}
 	return frames, nil
 }

@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"iter"
 
 	"filippo.io/age"
 
@@ -51,26 +50,6 @@ func (c *Chain) add(digest [sha256.Size]byte) {
 // Root returns the last of the chain, hex.
 func (c *Chain) Root() string { return hex.EncodeToString(c.last[:]) }
 
-// Verify reports whether parts, in order, are those of the recording whose root is
-// given, all of them and nothing else.
-func Verify(parts iter.Seq2[[]byte, error], root string) error {
-	var c Chain
-	for part, err := range parts {
-		if err != nil {
-			return err
-		}
-		c.Add(part)
-	}
-	return c.check(root)
-}
-
-func (c *Chain) check(root string) error {
-	if got := c.Root(); got != root {
-		return fault.New(fault.BadInput, "the recording is not the one in the log: the root over its %d parts is %s, the log has %s", c.parts, got, root)
-	}
-	return nil
-}
-
 // Reader reads a recording part by part, as the parts are read from the store or,
 // while the session goes on, as they come.
 type Reader struct {
@@ -80,7 +59,6 @@ type Reader struct {
 	at    uint64 // of the last frame
 
 	opened bool // a sealed part
-	ended  bool
 }
 
 // NewReader returns a Reader; ids open sealed parts.
@@ -112,20 +90,18 @@ func (r *Reader) Part(number uint32, part []byte) ([]*accessdv1.Frame, error) {
 	for _, f := range frames {
 		r.at = max(r.at, f.GetAtUs())
 		f.AtUs = r.at
-		switch what := f.GetWhat().(type) {
-		case *accessdv1.Frame_Start:
-			if v := what.Start.GetVersion(); v != version {
-				return nil, fault.New(fault.BadInput, "the recording has version %d of the format, which this accessd does not know", v)
-			}
-		case *accessdv1.Frame_End:
-			r.ended = true
+		if start := f.GetStart(); start != nil && start.GetVersion() != version {
+			return nil, fault.New(fault.BadInput, "the recording has version %d of the format, which this accessd does not know", start.GetVersion())
 		}
 	}
 	return frames, nil
 }
 
-// Ended reports whether the frame that ends a recording was read.
-func (r *Reader) Ended() bool { return r.ended }
-
-// Verify reports whether all that was read is the recording whose root is given.
-func (r *Reader) Verify(root string) error { return r.chain.check(root) }
+// Verify reports whether what was read is the recording whose root is given, all of
+// it and nothing else.
+func (r *Reader) Verify(root string) error {
+	if got := r.chain.Root(); got != root {
+		return fault.New(fault.BadInput, "the recording is not the one in the log: the root over its %d parts is %s, the log has %s", r.chain.parts, got, root)
+	}
+	return nil
+}

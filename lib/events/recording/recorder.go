@@ -32,6 +32,9 @@ type Recorder struct {
 	waiting atomic.Int64 // parts that are full and not yet closed
 	sealers sync.WaitGroup
 
+	reserving sync.Mutex
+	reserved  bool // the reserve is on disk
+
 	recovering sync.Mutex // held during Recover
 	recovered  map[names.SessionID]Summary
 
@@ -124,6 +127,10 @@ func (r *Recorder) scan() error {
 			if err != nil {
 				return err
 			}
+			if name == reserveName {
+				r.reserved = info.Size() == reserveBytes
+				return nil
+			}
 			r.used.Add(info.Size())
 			return nil
 		}
@@ -167,7 +174,7 @@ func (r *Recorder) startSealer(seal func()) bool {
 	return !r.closed
 }
 
-// Begin begins a recording. When it returns nil the start frame is on disk.
+// Begin begins a recording. When it returns nil what it is of is on disk.
 func (r *Recorder) Begin(h Header) (*Recording, error) {
 	id, err := names.ParseSessionID(string(h.Session))
 	if err != nil {
@@ -180,30 +187,24 @@ func (r *Recorder) Begin(h Header) (*Recording, error) {
 		h.Cluster = r.cfg.Cluster()
 	}
 	s := &session{r: r, id: id, start: h.start()}
-	w := newRecording(s, h)
-	if err := r.begin(w); err != nil {
+	if err := r.begin(s); err != nil {
 		r.metrics.failures.Inc()
 		return nil, unwritable(err)
 	}
-	return w, nil
+	return newRecording(s, h), nil
 }
 
-func (r *Recorder) begin(w *Recording) error {
-	if err := r.room(maxData); err != nil {
+func (r *Recorder) begin(s *session) error {
+	if err := errors.Join(r.room(maxData), r.reserve()); err != nil {
 		return err
 	}
-	s := w.session
 	switch err := r.dir.Mkdir(string(s.id), 0o700); {
 	case errors.Is(err, fs.ErrExist):
 		return fault.New(fault.Conflict, "session %s has a recording", s.id)
 	case err != nil:
 		return err
 	}
-	err := s.createState()
-	if err == nil {
-		err = w.begin()
-	}
-	if err != nil {
+	if err := s.createState(); err != nil {
 		_ = r.dir.RemoveAll(string(s.id)) // what stays is removed by Recover
 		return err
 	}
@@ -235,6 +236,38 @@ func (r *Recorder) room(n int) error {
 			WithHint("the store of recordings has been away for long; once it is back the spool drains by itself")
 	}
 	return nil
+}
+
+const (
+	// reserveName is a file that keeps room on the disk, so that recordings which end
+	// because the disk is full can be closed.
+	reserveName = "reserve"
+	// reserveBytes is its size: a part that does not compress, and some that do.
+	reserveBytes = 512 << 10
+)
+
+// reserve makes the reserve unless it is there.
+func (r *Recorder) reserve() error {
+	r.reserving.Lock()
+	defer r.reserving.Unlock()
+	if r.reserved {
+		return nil
+	}
+	err := r.writeFile(reserveName, make([]byte, reserveBytes))
+	r.reserved = err == nil
+	return err
+}
+
+// giveReserve removes the reserve where that may mend err, and reports whether it is
+// worth another try.
+func (r *Recorder) giveReserve(err error) bool {
+	if !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
+		return false
+	}
+	r.reserving.Lock()
+	defer r.reserving.Unlock()
+	r.reserved = false
+	return r.dir.remove(reserveName) == nil // or somebody else did just now
 }
 
 // unwritable says to a person why a recording cannot be written.

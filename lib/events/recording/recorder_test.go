@@ -155,7 +155,7 @@ func closed(t *testing.T, w *Recording) Summary {
 	return s
 }
 
-func print(t *testing.T, w *Recording, text string) {
+func show(t *testing.T, w *Recording, text string) {
 	t.Helper()
 	if err := w.Print(stdout, []byte(text)); err != nil {
 		t.Fatal(err)
@@ -211,7 +211,7 @@ func play(t *testing.T, parts [][]byte, root string, ids ...age.Identity) []*acc
 	if err := reader.Verify(root); err != nil {
 		t.Fatal(err)
 	}
-	if !reader.Ended() {
+	if frames[len(frames)-1].GetEnd() == nil {
 		t.Fatal("the recording has no end")
 	}
 	if frames[0].GetStart() == nil {
@@ -236,8 +236,11 @@ func spooled(t *testing.T, dir string) []string {
 	t.Helper()
 	var files []string
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if rel, _ := filepath.Rel(dir, path); err == nil && rel != "." && rel != lockName {
+		if rel, _ := filepath.Rel(dir, path); err == nil && !slices.Contains([]string{".", lockName, reserveName}, rel) {
 			files = append(files, rel)
+		}
+		if errors.Is(err, fs.ErrNotExist) { // it went meanwhile
+			return nil
 		}
 		return err
 	})
@@ -252,7 +255,7 @@ func TestRecordUploadVerify(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "spool")
 	r := newRecorder(t, Config{Dir: dir, Upload: store})
 	w, h := begin(t, r)
-	print(t, w, "$ ")
+	show(t, w, "$ ")
 	if err := w.Print(stderr, []byte("oops")); err != nil {
 		t.Fatal(err)
 	}
@@ -312,12 +315,12 @@ func TestQuietPartClosesAfterFiveSeconds(t *testing.T) {
 		}
 		w, h := begin(t, r)
 		part := filepath.Join(dir, string(h.Session), partName(1))
-		time.Sleep(partTime - time.Millisecond)
+		<-time.After(partTime - time.Millisecond)
 		synctest.Wait()
 		if _, err := os.Stat(part); err == nil {
 			t.Error("a part is closed too early")
 		}
-		time.Sleep(time.Millisecond)
+		<-time.After(time.Millisecond)
 		synctest.Wait()
 		if _, err := os.Stat(part); err != nil {
 			t.Error(err)
@@ -328,11 +331,11 @@ func TestQuietPartClosesAfterFiveSeconds(t *testing.T) {
 		}
 		w.mu.Unlock()
 		before := spooled(t, dir)
-		time.Sleep(time.Hour)
+		<-time.After(time.Hour)
 		if after := spooled(t, dir); !slices.Equal(before, after) || slices.ContainsFunc(after, func(s string) bool { return strings.HasSuffix(s, journalSuffix) }) {
 			t.Errorf("the spool of a silent session went from %v to %v", before, after)
 		}
-		print(t, w, "awake")
+		show(t, w, "awake")
 		sum := closed(t, w)
 		frames := playDir(t, dir, h.Session, sum)
 		if at := frames[1].GetAtUs(); at != uint64((time.Hour + partTime).Microseconds()) {
@@ -372,7 +375,7 @@ func TestF30PartsAreBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for i := range uint32(100_000) {
+	for i := range uint32(30_000) {
 		if err := w.Resize(i, i); err != nil {
 			t.Fatal(err)
 		}
@@ -457,7 +460,7 @@ func TestF30ClockJumps(t *testing.T) {
 	var want []uint64
 	for _, jump := range []time.Duration{time.Second, -time.Hour, 500 * time.Millisecond, 2 * time.Hour} {
 		now = now.Add(jump)
-		print(t, w, "x")
+		show(t, w, "x")
 	}
 	want = []uint64{0, 1e6, 1e6, 1e6, 3601.5e6, 3601.5e6}
 	var got []uint64
@@ -481,9 +484,9 @@ func TestF30MaxSession(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	print(t, w, strings.Repeat("x", 10_000))
+	show(t, w, strings.Repeat("x", 10_000))
 	limit = 15_000
-	print(t, w, "a little")
+	show(t, w, "a little")
 	if err := w.Print(stdout, make([]byte, 5000)); fault.Public(err) != "the recording has reached the 15000 bytes that are allowed" || !fault.Is(err, fault.Unavailable) {
 		t.Errorf("Print = %v", err)
 	}
@@ -566,9 +569,10 @@ func TestMemoryOfRecordings(t *testing.T) {
 	before := heap()
 	for range n {
 		w, _ := begin(t, r)
+		show(t, w, "$ ")
 		all = append(all, w)
 	}
-	if each := (heap() - before) / n; each > 300<<10 {
+	if each := (int64(heap()) - int64(before)) / n; each > 300<<10 {
 		t.Errorf("an open recording takes %d bytes", each)
 	}
 	for _, w := range all {

@@ -13,7 +13,6 @@ import (
 
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
-
 	"google.golang.org/protobuf/proto"
 
 	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
@@ -26,7 +25,7 @@ const (
 	// maxWaiting bounds the parts of one recording that are full and not closed;
 	// as many are closed at once, so that they share the disk's commits. A print
 	// waits while there are more.
-	maxWaiting = 16
+	maxWaiting = 32
 	// maxAllWaiting is the same over all recordings; beyond it each has one.
 	maxAllWaiting = 128
 	// retryTime is the wait before a part that could not be closed is tried again
@@ -49,16 +48,18 @@ type Recording struct {
 	next    uint32    // number of the next part
 	open    *openPart // nil when nothing was written since the last was full
 	full    []*openPart
-	sealing bool  // somebody closes the full ones
+	sealing bool // somebody closes the full ones
+	first   *time.Timer
 	err     error // why they cannot be closed
 	told    bool  // onFail knows
 	retry   *time.Timer
-	at      uint64 // of the last frame
-	total   int64  // bytes of the frames
-	lost    uint64 // bytes that could not be written since the last gap
-	reason  string // why
-	closed  bool   // no more prints
-	ended   bool   // the end frame was written
+	again   *time.Timer // closes after a Close that failed
+	at      uint64      // of the last frame
+	total   int64       // bytes of the frames
+	lost    uint64      // bytes that could not be written since the last gap
+	reason  string      // why
+	closed  bool        // no more prints
+	ended   bool        // the end frame was written
 }
 
 // openPart is a part on its way to its file.
@@ -84,14 +85,25 @@ var errShut = fault.New(fault.Unavailable, "the recorder is shut")
 func newRecording(s *session, h Header) *Recording {
 	w := &Recording{session: s, r: s.r, started: h.Started, onFail: h.OnFail, next: 1}
 	w.changed.L = &w.mu
+	w.first = time.AfterFunc(partTime, w.introduce)
 	return w
 }
 
-// begin writes the start frame.
-func (w *Recording) begin() error {
+// introduce opens the first part of a session that has printed nothing yet, so that
+// the store knows of it.
+func (w *Recording) introduce() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.writeLocked(startFrame(w.session.start))
+	if w.closed || w.open != nil || w.next > 1 {
+		return
+	}
+	_, err := w.openLocked()
+	if err == nil {
+		err = w.flushLocked(0)
+	}
+	if err == nil {
+		w.fullLocked()
+	} // else the first print says so
 }
 
 // Print records bytes of a stream. They are on disk when it returns nil. After an
@@ -138,14 +150,14 @@ func (w *Recording) failedLocked(err error, lost int) error {
 	err = unwritable(err)
 	w.r.metrics.failures.Inc()
 	w.r.metrics.lost.Add(float64(lost))
-	w.lost += uint64(lost) //nolint:gosec // never negative
+	w.lost += uint64(lost)
 	w.reason = fault.Public(err)
 	return err
 }
 
 // nowLocked returns the time of a frame.
 func (w *Recording) nowLocked() uint64 {
-	w.at = max(w.at, uint64(max(0, w.r.cfg.Now().Sub(w.started).Microseconds()))) //nolint:gosec // not negative
+	w.at = max(w.at, uint64(max(0, w.r.cfg.Now().Sub(w.started).Microseconds())))
 	w.open.at = w.at
 	return w.at
 }
@@ -219,13 +231,16 @@ func (w *Recording) openLocked() (from int, err error) {
 		if err != nil {
 			return 0, err
 		}
-		buffer, _ := w.r.buffers.Get().(*[]byte) //nolint:errcheck // New makes nothing else
+		buffer, _ := w.r.buffers.Get().(*[]byte)
 		p := &openPart{partRecord: partRecord{number: w.next}, journal: journal, buffer: buffer, records: (*buffer)[:0]}
 		p.timer = time.AfterFunc(partTime, func() { w.timeUp(p) })
 		w.open = p
 		w.next++
 	}
 	from = len(w.open.records)
+	if from == 0 && w.open.number == 1 { // at its own time, before any other
+		w.open.records = appendFrame(w.open.records, startFrame(w.session.start))
+	}
 	if w.lost > 0 {
 		w.open.records = appendFrame(w.open.records, gapFrame(w.nowLocked(), w.reason, w.lost))
 	}
@@ -352,20 +367,20 @@ func (w *Recording) stored(n int, err error) (done bool, tell error) {
 // store makes parts durable under their names, and hands them to the uploads. It
 // may be called again for the same parts after an error.
 func (w *Recording) store(batch []*openPart) error {
-	for _, p := range batch {
-		if err := w.seal(p); err != nil {
-			return err
-		}
-	}
 	var writes errgroup.Group // the disk commits files together that are synced together
 	for _, p := range batch {
-		writes.Go(func() error { return w.write(p) })
+		writes.Go(func() error {
+			if err := w.seal(p); err != nil {
+				return err
+			}
+			return w.write(p)
+		})
 	}
 	if err := writes.Wait(); err != nil {
 		return err
 	}
 	s := w.session
-	if err := s.state(batch); err != nil {
+	if err := errors.Join(s.state(batch), s.syncEnd(batch[len(batch)-1])); err != nil {
 		return err
 	}
 	for _, p := range batch {
@@ -476,30 +491,50 @@ func (s *session) state(batch []*openPart) error {
 	return nil
 }
 
+// syncEnd makes the state durable when p ends the recording: its root is told.
+func (s *session) syncEnd(p *openPart) error {
+	if p.flags&flagLast == 0 {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.syncStateLocked(p.number)
+}
+
 // Close ends the recording. When it returns nil the last part is durable. After an
 // error it may be called again; the recorder itself tries again, too.
 func (w *Recording) Close() (Summary, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if err := w.endLocked(); err != nil {
-		err = w.failedLocked(err, 0)
-		if w.retry == nil {
-			w.retry = time.AfterFunc(retryTime, w.closeAgain)
+	err := w.closeLocked()
+	if w.r.giveReserve(err) {
+		err = w.closeLocked()
+	}
+	if err != nil {
+		if !w.ended && w.again == nil { // else the full parts are tried again
+			w.again = time.AfterFunc(retryTime, w.closeAgain)
 		}
 		return Summary{}, err
+	}
+	return w.session.summary(), nil
+}
+
+func (w *Recording) closeLocked() error {
+	if err := w.endLocked(); err != nil {
+		return w.failedLocked(err, 0)
 	}
 	w.closePartsLocked()
 	w.awaitLocked()
 	if len(w.full) > 0 {
-		return Summary{}, cmp.Or(w.err, error(errShut))
+		return cmp.Or(w.err, error(errShut))
 	}
-	return w.session.summary(), nil
+	return nil
 }
 
 // closeAgain ends a recording that could not be closed in time.
 func (w *Recording) closeAgain() {
 	w.mu.Lock()
-	w.retry = nil
+	w.again = nil
 	w.mu.Unlock()
 	if w.r.isClosed() {
 		return
@@ -521,6 +556,7 @@ func (w *Recording) endLocked() error {
 		return nil
 	}
 	w.closed = true // but the end may be tried again
+	w.first.Stop()
 	from, err := w.openLocked()
 	if err != nil {
 		return err

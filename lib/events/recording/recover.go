@@ -3,6 +3,7 @@
 package recording
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -29,7 +30,11 @@ func (r *Recorder) Recover() (map[names.SessionID]Summary, error) {
 	var again []names.SessionID
 	var errs []error
 	for _, id := range r.left {
-		if err := r.recoverSession(id); err != nil {
+		err := r.recoverSession(id)
+		if r.giveReserve(err) {
+			err = r.recoverSession(id)
+		}
+		if err != nil {
 			again = append(again, id)
 			errs = append(errs, fmt.Errorf("recover the recording of session %s: %w", id, unwritable(err)))
 		}
@@ -122,7 +127,7 @@ func (w *wreck) list() error {
 		}
 		suffix := path.Ext(name)
 		number, err := strconv.ParseUint(strings.TrimSuffix(name, suffix), 10, 32)
-		n := uint32(number) //nolint:gosec // of 32 bits
+		n := uint32(number)
 		switch {
 		case name == stateName:
 			continue
@@ -357,12 +362,17 @@ func (w *wreck) fromJournal(n uint32) error {
 	data, err := s.r.dir.read(s.path(name), maxJournal)
 	if errors.Is(err, errDamaged) {
 		w.damaged = append(w.damaged, name)
-		return w.makePart(n, appendFrame(nil, gapFrame(s.at, damagedJournal, 0)), n == w.last)
+		data, err = make([]byte, recordHeader), nil // a damaged record
 	}
 	if err != nil {
 		return err
 	}
 	records, damaged := salvage(data, s.at)
+	if n == 1 && s.start != nil {
+		if start := appendFrame(nil, startFrame(s.start)); !bytes.HasPrefix(records, start) { // damaged, or nothing was printed
+			records = append(start, records...)
+		}
+	}
 	if damaged {
 		w.damaged = append(w.damaged, name)
 	} else {
@@ -396,7 +406,7 @@ func salvage(data []byte, at uint64) (records []byte, damaged bool) {
 			break
 		}
 		if err != nil {
-			missing += uint64(n) //nolint:gosec // never negative
+			missing += uint64(n)
 		} else {
 			if missing > 0 && !damaged {
 				records, damaged = appendFrame(records, gapFrame(at, damagedJournal, missing)), true

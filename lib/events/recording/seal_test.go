@@ -86,7 +86,7 @@ func TestSealedForEachRecipient(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "spool")
 	r := newRecorder(t, Config{Dir: dir, Recipients: func() []string { return recipients }})
 	w, h := begin(t, r)
-	print(t, w, "the secret text")
+	show(t, w, "the secret text")
 	sum := closed(t, w)
 	if !sum.Sealed {
 		t.Fatal("the summary does not say that it is sealed")
@@ -140,13 +140,14 @@ func TestRecipientsRotate(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "spool")
 	r := newRecorder(t, Config{Dir: dir, Recipients: func() []string { return recipients }})
 	w, h := begin(t, r)
+	show(t, w, "x")
 	next := func(with ...string) {
 		w.mu.Lock()
 		w.fullLocked()
 		w.awaitLocked()
 		w.mu.Unlock()
 		recipients = with
-		print(t, w, "x")
+		show(t, w, "x")
 	}
 	next(first.recipient)
 	next(first.recipient, second.recipient)

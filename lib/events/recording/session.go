@@ -66,7 +66,7 @@ func (p partRecord) append(dst []byte) []byte {
 	dst = append(dst, statePart)
 	dst = binary.BigEndian.AppendUint32(dst, p.number)
 	dst = append(dst, p.flags)
-	dst = binary.BigEndian.AppendUint64(dst, uint64(p.size)) //nolint:gosec // never negative
+	dst = binary.BigEndian.AppendUint64(dst, uint64(p.size))
 	dst = binary.BigEndian.AppendUint64(dst, p.at)
 	dst = append(dst, p.digest[:]...)
 	return closeRecord(dst, from)
@@ -78,7 +78,7 @@ func parsePartRecord(content []byte) (partRecord, bool) {
 	}
 	p := partRecord{
 		number: binary.BigEndian.Uint32(content[1:]), flags: content[5],
-		size: int64(binary.BigEndian.Uint64(content[6:])), at: binary.BigEndian.Uint64(content[14:]), //nolint:gosec // ours
+		size: int64(binary.BigEndian.Uint64(content[6:])), at: binary.BigEndian.Uint64(content[14:]),
 	}
 	copy(p.digest[:], content[22:])
 	return p, p.number > 0 && p.size >= 0
@@ -159,7 +159,7 @@ func (s *session) ofLocked() *accessdv1.RecordingOf {
 
 // completeLocked returns what the store is told of s after the last part.
 func (s *session) completeLocked() *accessdv1.CompleteRecordingRequest {
-	ended := s.start.GetStarted().AsTime().Add(time.Duration(s.at) * time.Microsecond) //nolint:gosec // a session's duration
+	ended := s.start.GetStarted().AsTime().Add(time.Duration(s.at) * time.Microsecond)
 	return &accessdv1.CompleteRecordingRequest{
 		Session: string(s.id), Parts: s.chain.parts, Root: s.chain.Root(), Ended: timestamppb.New(ended),
 		Recovered: s.flags&flagRecovered != 0, Of: s.ofLocked(),

@@ -60,7 +60,7 @@ func (r *Recorder) recoverUntil(ctx context.Context) {
 // backoff returns the wait after so many failures.
 func backoff(failures int) time.Duration {
 	d := min(maxBackoff, minBackoff<<min(failures-1, 10))
-	return d/2 + rand.N(d/2)
+	return d/2 + rand.N(d/2) //nolint:gosec // jitter is no secret
 }
 
 // publish hands a part, which is durable, to the uploads.

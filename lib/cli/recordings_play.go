@@ -1,0 +1,248 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+
+	"connectrpc.com/connect"
+	"filippo.io/age"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
+	"github.com/accessd/accessd/lib/events"
+	"github.com/accessd/accessd/lib/events/recording"
+	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/names"
+)
+
+// How a recording is written; the values of --format.
+const (
+	castJSON = "json"
+	castText = "text"
+	castFile = "asciicast"
+	castPlay = "tty"
+)
+
+// maxIdentity bounds an identity file, in bytes.
+const maxIdentity = 1 << 20
+
+// identities are the files whose keys open sealed recordings.
+type identities []string
+
+func (i *identities) flag(c *cobra.Command) {
+	c.Flags().StringArrayVarP((*[]string)(i), "identity", "i", nil, "file with an age identity or an SSH private key, for a sealed recording; repeatable")
+}
+
+func (i *identities) read(e *env) ([]age.Identity, error) {
+	var all []age.Identity
+	for _, name := range *i {
+		file, err := readBounded(name, maxIdentity)
+		if err != nil {
+			return nil, err
+		}
+		ids, err := recording.ParseIdentities(file, func() ([]byte, error) { return e.passphrase(name) })
+		if err != nil {
+			return nil, fault.Wrap(fault.BadInput, err, fmt.Sprintf("%q: %s", name, fault.Public(err)))
+		}
+		all = append(all, ids...)
+	}
+	return all, nil
+}
+
+// passphrase asks for the passphrase of a key.
+func (e *env) passphrase(name string) ([]byte, error) {
+	in, ok := e.stdin.(*os.File)
+	if !ok || !term.IsTerminal(int(in.Fd())) {
+		return nil, fault.New(fault.BadInput, "the key in %q has a passphrase, and there is no terminal to ask for it", name)
+	}
+	fmt.Fprintf(e.stderr, "Passphrase for %s: ", events.Display(name))
+	defer fmt.Fprintln(e.stderr)
+	return term.ReadPassword(int(in.Fd()))
+}
+
+// onTerminal reports whether what is written is shown by a terminal.
+func (e *env) onTerminal() bool {
+	if e.call != nil {
+		return e.call.Terminal
+	}
+	out, ok := e.stdout.(*os.File)
+	return ok && term.IsTerminal(int(out.Fd()))
+}
+
+func recordingsPlay(e *env) *cobra.Command {
+	var (
+		ids    identities
+		pace   recording.Pace
+		format string
+		follow bool
+	)
+	c := &cobra.Command{
+		Use:   "play SESSION [--speed N] [--skip-idle D] [--follow] [--format tty|text|json] [--identity FILE]",
+		Short: "Play the recording of a session",
+		Long: "Play the recording of a session at the pace in which it happened. What could drive\n" +
+			"your terminal, beyond drawing on it, is left out.\n\n" +
+			"Without a terminal, and with --format text, it is written as text; with --format\n" +
+			"json as one object per frame, with the time since the one before and the bytes in\n" +
+			"base64. At the end the recording is held against the digest in the audit log.",
+		Args: want("SESSION"),
+		RunE: verb(func(ctx context.Context, args []string) error {
+			if format == "" {
+				format = castText
+				if e.onTerminal() {
+					format = castPlay
+				}
+			}
+			if pace.Speed <= 0 {
+				return fault.New(fault.BadInput, "--speed: want more than 0")
+			}
+			t, err := e.openTape(ctx, args[0], &ids, follow)
+			if err != nil {
+				return err
+			}
+			switch format {
+			case castPlay:
+				err = recording.Play(ctx, e.stdout, t.frames(), pace)
+			case castText:
+				err = recording.WriteText(e.stdout, t.frames())
+			case castJSON:
+				err = recording.WriteJSON(e.stdout, t.frames())
+			default:
+				return fault.New(fault.BadInput, "--format: %q: want tty, text or json", format)
+			}
+			return t.verified(ctx, err)
+		}),
+	}
+	c.Flags().Float64Var(&pace.Speed, "speed", 1, "how many times as fast as it happened")
+	c.Flags().DurationVar(&pace.MaxIdle, "skip-idle", 0, "longest time in which nothing happens, such as 1s")
+	c.Flags().BoolVar(&follow, "follow", false, "go on while the session does")
+	c.Flags().StringVar(&format, "format", "", "tty, text or json (default tty on a terminal, else text)")
+	_ = c.Flags().SetAnnotation("format", valuesAnnotation, []string{castPlay, castText, castJSON}) // the flag exists
+	ids.flag(c)
+	return c
+}
+
+func recordingsExport(e *env) *cobra.Command {
+	var (
+		ids         identities
+		format, out string
+	)
+	c := &cobra.Command{
+		Use:   "export SESSION --format asciicast|text|json [--out FILE] [--identity FILE]",
+		Short: "Write the recording of a session for other programs",
+		Long: "Write the recording of a session: asciicast (version 2, for asciinema) holds what\n" +
+			"was printed as it was, text what a person would have read.",
+		Args: want("SESSION"),
+		RunE: verb(func(ctx context.Context, args []string) error {
+			writer := map[string]func(io.Writer, recording.Frames) error{
+				castFile: recording.WriteAsciicast, castText: recording.WriteText, castJSON: recording.WriteJSON,
+			}[format]
+			if writer == nil {
+				return fault.New(fault.BadInput, "--format: %q: want asciicast, text or json", format)
+			}
+			t, err := e.openTape(ctx, args[0], &ids, false)
+			if err != nil {
+				return err
+			}
+			w := e.stdout
+			if out != "" && out != "-" {
+				file, err := os.OpenFile(out, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+				if err != nil {
+					return fault.New(fault.BadInput, "write %q: %w", out, err)
+				}
+				defer file.Close()
+				w = file
+			}
+			return t.verified(ctx, writer(w, t.frames()))
+		}),
+	}
+	c.Flags().StringVar(&format, "format", castFile, "asciicast, text or json")
+	_ = c.Flags().SetAnnotation("format", valuesAnnotation, []string{castFile, castText, castJSON}) // the flag exists
+	c.Flags().StringVarP(&out, "out", "o", "", "where to put it (default stdout)")
+	ids.flag(c)
+	return c
+}
+
+// tape is a recording on its way from the authority.
+type tape struct {
+	e         *env
+	sid       names.SessionID
+	stream    *connect.ServerStreamForClient[accessdv1.ReadRecordingResponse]
+	reader    *recording.Reader
+	recording *accessdv1.Recording
+}
+
+// openTape begins to read the recording of a session.
+func (e *env) openTape(ctx context.Context, session string, files *identities, follow bool) (*tape, error) {
+	sid, err := names.ParseSessionID(session)
+	if err != nil {
+		return nil, err
+	}
+	ids, err := files.read(e)
+	if err != nil {
+		return nil, err
+	}
+	stream, err := e.archive().ReadRecording(ctx, connect.NewRequest(&accessdv1.ReadRecordingRequest{Session: string(sid), Follow: follow}))
+	if err != nil {
+		return nil, err
+	}
+	return &tape{e: e, sid: sid, stream: stream, reader: recording.NewReader(ids)}, nil
+}
+
+// frames returns the frames as they come.
+func (t *tape) frames() recording.Frames {
+	return func(yield func(*accessdv1.Frame, error) bool) {
+		defer func() { _ = t.stream.Close() }() // what went wrong is in Err
+		for t.stream.Receive() {
+			m := t.stream.Msg()
+			if m.GetRecording() != nil {
+				t.recording = m.GetRecording()
+			}
+			if len(m.GetData()) == 0 {
+				continue
+			}
+			frames, err := t.reader.Part(m.GetPart(), m.GetData())
+			if err != nil {
+				yield(nil, err)
+				return
+			}
+			for _, f := range frames {
+				if !yield(f, nil) {
+					return
+				}
+			}
+		}
+		if err := t.stream.Err(); err != nil {
+			yield(nil, err)
+		}
+	}
+}
+
+// verified holds what was read against the log, where the caller may read that,
+// and else against what the store says of it. err is how reading ended.
+func (t *tape) verified(ctx context.Context, err error) error {
+	if err != nil || ctx.Err() != nil {
+		return err
+	}
+	root := t.recording.GetRoot()
+	res, err := t.e.audit().ListEvents(ctx, connect.NewRequest(&accessdv1.ListEventsRequest{
+		Filter: &accessdv1.EventFilter{Session: string(t.sid), Event: string(events.SessionEnd)}, Limit: 1,
+	}))
+	switch {
+	case err == nil && len(res.Msg.GetEvents()) == 1:
+		ev, err := events.ParseEvent(res.Msg.GetEvents()[0])
+		if err != nil {
+			return err
+		}
+		root, _ = ev.Fields["recording_root"].(string) // "" when the log vouches for none
+	case err != nil && !fault.Is(err, fault.Denied):
+		return err
+	}
+	if root == "" {
+		t.e.say("The log does not vouch for this recording yet: no session.end names it.")
+		return nil
+	}
+	return t.reader.Verify(root)
+}
