@@ -161,8 +161,12 @@ func (p *auditPage) sort(found [][]byte) error {
 	return nil
 }
 
-// say says where the pages beside this one are.
+// say says where the pages beside this one are; not to a person who has seen all
+// there is.
 func (p *auditPage) say(e *env) {
+	if p.before == "" && isTerminal(e.stderr) {
+		return
+	}
 	e.sayPlaces(p.before, p.after)
 }
 

@@ -55,7 +55,7 @@ func (i *identities) read(e *env) ([]age.Identity, error) {
 // passphrase asks for the passphrase of a key.
 func (e *env) passphrase(name string) ([]byte, error) {
 	in, ok := e.stdin.(*os.File)
-	if !ok || !term.IsTerminal(int(in.Fd())) {
+	if !ok || !isTerminal(in) {
 		return nil, fault.New(fault.BadInput, "the key in %q has a passphrase, and there is no terminal to ask for it", name)
 	}
 	fmt.Fprintf(e.stderr, "Passphrase for %s: ", events.Display(name))
@@ -68,8 +68,12 @@ func (e *env) onTerminal() bool {
 	if e.call != nil {
 		return e.call.Terminal
 	}
-	out, ok := e.stdout.(*os.File)
-	return ok && term.IsTerminal(int(out.Fd()))
+	return isTerminal(e.stdout)
+}
+
+func isTerminal(stream any) bool {
+	f, ok := stream.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
 }
 
 func recordingsPlay(e *env) *cobra.Command {
@@ -146,16 +150,18 @@ func recordingsExport(e *env) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			w := e.stdout
-			if out != "" && out != "-" {
-				file, err := os.OpenFile(out, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-				if err != nil {
-					return fault.New(fault.BadInput, "write %q: %w", out, err)
-				}
-				defer file.Close()
-				w = file
+			if out == "" || out == "-" {
+				return t.verified(ctx, writer(e.stdout, t.frames()))
 			}
-			return t.verified(ctx, writer(w, t.frames()))
+			file, err := os.OpenFile(out, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+			if err != nil {
+				return fault.New(fault.BadInput, "write %q: %w", out, err)
+			}
+			err = writer(file, t.frames())
+			if closed := file.Close(); err == nil && closed != nil {
+				err = fault.New(fault.BadInput, "write %q: %w", out, closed)
+			}
+			return t.verified(ctx, err)
 		}),
 	}
 	c.Flags().StringVar(&format, "format", castFile, "asciicast, text or json")

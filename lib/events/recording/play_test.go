@@ -160,7 +160,7 @@ func TestWriteText(t *testing.T) {
 		"scrolled":            {true, "1\r\n2\r\n3\r\n4\r\n5\r\n6", "1\n2\n3\n4\n5\n6\n"},
 		"wrapped":             {true, strings.Repeat("x", 25), strings.Repeat("x", 20) + "\nxxxxx\n"},
 		"cleared":             {true, "secret\r\n\x1b[H\x1b[2Jnew", "secret\nnew\n"},
-		"a full screen":       {true, "$ vi\r\n\x1b[?1049h\x1b[2;1Hfile\x1b[?1049l$ ", "\nfile\n$ vi\n$\n"},
+		"a full screen":       {true, "$ vi\r\n\x1b[?1049h\x1b[2;1Hfile\x1b[?1049l$ ", "$ vi\n\nfile\n$\n"},
 		"moved":               {true, "\x1b[2;5Hx\x1b[1;1Hy", "y\n    x\n"},
 		"inserted, deleted":   {true, "abd\b\x1b[@c\x1b[1;1H\x1b[P", "bcd\n"},
 		"lines inserted":      {true, "a\r\nb\x1b[1;1H\x1b[Ln", "n\na\nb\n"},

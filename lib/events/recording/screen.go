@@ -135,13 +135,7 @@ type screen struct {
 	top, bottom int // of the region that scrolls; bottom is its last row
 	wrap        bool
 	saved       [2]int
-	normal      *page // what the alternate screen hides; nil when it is not shown
-}
-
-// page is a screen that is not shown.
-type page struct {
-	cells [][]rune
-	x, y  int
+	alternate   bool // the alternate screen is shown
 }
 
 func newScreen(columns, rows uint32, line func(string)) *screen {
@@ -189,7 +183,7 @@ func (s *screen) resize(columns, rows uint32) {
 
 // leave gives away row y.
 func (s *screen) leave(y int) {
-	if s.normal == nil {
+	if !s.alternate {
 		s.line(shownRow(s.cells[y]))
 	}
 }
@@ -435,7 +429,7 @@ func (s *screen) erase(which int) {
 // clear erases everything; what was there was seen.
 func (s *screen) clear() {
 	x, y := s.x, s.y
-	if s.normal == nil {
+	if !s.alternate {
 		s.empty()
 	}
 	clear(s.cells)
@@ -470,22 +464,13 @@ func (s *screen) region(params ansi.Params) {
 	}
 }
 
-// mode shows the alternate screen, or hides it: what it showed last was seen.
+// mode shows the alternate screen, or hides it. What is on the other then was seen,
+// in that order; a shell that goes on below what it had printed does so at the top.
 func (s *screen) mode(final byte, params ansi.Params) {
 	alternate := false
 	params.ForEach(0, func(_, v int, _ bool) { alternate = alternate || v == 47 || v == 1047 || v == 1049 })
-	switch {
-	case !alternate:
-	case final == 'h' && s.normal == nil:
-		s.normal = &page{cells: s.cells, x: s.x, y: s.y}
-		s.cells = make([][]rune, s.rows)
-		s.moveTo(0, 0)
-	case final == 'l' && s.normal != nil:
-		p := s.normal
-		s.normal = nil
+	if shown := final == 'h'; alternate && shown != s.alternate {
 		s.empty()
-		s.cells, s.x, s.y = p.cells, p.x, p.y
-		columns, rows := s.columns, s.rows
-		s.resize(uint32(columns), uint32(rows))
+		s.alternate, s.top, s.bottom = shown, 0, s.rows-1
 	}
 }
