@@ -54,7 +54,7 @@ func TestRolesAllOrNone(t *testing.T) {
 	for _, c := range []struct{ name, yaml, public string }{
 		{"built in", pinnedRole + "---\n" + strings.Replace(pinnedRole, "name: pinned", "name: admin", 1), `role "admin" is built in`},
 		{"unknown field", pinnedRole + "---\nkind: role\nname: x\nalow: []\n", "bad.yaml:"},
-		{"later feature", strings.Replace(pinnedRole, "    actions", "    commands: [ls]\n    actions", 1), "bad.yaml:"},
+		{"a command for any", strings.Replace(pinnedRole, "    actions", "    commands: [\"*\"]\n    actions", 1), "bad.yaml:"},
 		{"twice", pinnedRole + "---\n" + pinnedRole, "pinned"},
 		{"not YAML", "{{{", "bad.yaml"},
 		{"a name with a quote", strings.Replace(pinnedRole, "name: pinned", `name: "a\"b"`, 1), "bad.yaml"},

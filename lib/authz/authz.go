@@ -31,6 +31,9 @@
 // of a person's ever is part of an expression or of a policy line: names are
 // compared, and labels matched, by Go functions the matcher calls.
 //
+// What a command line is made of is part of the question, too: a rule with
+// commands grants only lines whose every command it lists, and no shell.
+//
 // Decisions are pure: no I/O, no clock, the same answer for the same policy.
 // They are not written to the log here; who asks emits the event.
 package authz
@@ -105,6 +108,7 @@ type Request struct {
 	Login    names.Login
 	Action   Action
 	Target   Target // the zero value asks whether there is any that is allowed
+	Command  string // line, for ActionExec; "" asks whether there is any that is allowed
 }
 
 // Decision is the answer. The zero value is a refusal.
@@ -114,6 +118,10 @@ type Decision struct {
 	Rule   string         // that rule, such as "developer.allow[0]"
 	Reason string         // one sentence for the person and for the log
 	Listed bool           // the rule that allows names the target, rather than any
+
+	// Confined is set when a command is allowed by rules that list commands and by
+	// no other.
+	Confined bool
 
 	// Options are the strictest among the roles that grant; the zero value when
 	// nothing is granted.
@@ -181,6 +189,8 @@ type ask struct {
 	node        NodeView
 	target      Target
 	destination *services.Destination // of target; nil asks for any
+	command     string                // as the client sent it
+	line        *services.CommandLine // of command; nil asks for any
 }
 
 // New returns an Engine.
@@ -214,6 +224,9 @@ func (e *Engine) Decide(r Request) Decision {
 	if r.Action == ActionForwardLocal {
 		a.lead(r.Target)
 	}
+	if r.Action == ActionExec {
+		a.command = r.Command
+	}
 	return e.answer(r.Identity, a, (*ruleSet).decide)
 }
 
@@ -245,17 +258,24 @@ func (e *Engine) answer(id *sshca.Identity, a ask, decide func(*ruleSet, *ask) D
 	a.holder = holderOf(id)
 	// Clients choose targets, and could fill what is remembered with them.
 	forget := a.destination != nil
+	if a.command != "" {
+		set, err := m.set(e, id, a.holder)
+		if err != nil {
+			return broken(err)
+		}
+		if forget = set.commands; forget {
+			line := services.NewCommandLine(a.command)
+			a.line = &line
+		}
+	}
 	if !forget {
 		if got, ok := m.answers.Get(a.question); ok && got.node.equal(a.node) {
 			return got.decision
 		}
 	}
-	set, ok := m.sets.Get(a.holder)
-	if !ok {
-		if set, err = e.build(id); err != nil {
-			return broken(err)
-		}
-		m.sets.Add(a.holder, set)
+	set, err := m.set(e, id, a.holder)
+	if err != nil {
+		return broken(err)
 	}
 	d := decide(set, &a)
 	if forget {
@@ -264,6 +284,18 @@ func (e *Engine) answer(id *sshca.Identity, a ask, decide func(*ruleSet, *ask) D
 	a.node.Labels = maps.Clone(a.node.Labels)
 	m.answers.Add(a.question, answer{a.node, d})
 	return d
+}
+
+// set returns the rules of id, which holder stands for.
+func (m *memo) set(e *Engine, id *sshca.Identity, holder string) (*ruleSet, error) {
+	if set, ok := m.sets.Get(holder); ok {
+		return set, nil
+	}
+	set, err := e.build(id)
+	if err == nil {
+		m.sets.Add(holder, set)
+	}
+	return set, err
 }
 
 // lead makes t the target of a, unless it is the zero one.

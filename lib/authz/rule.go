@@ -60,17 +60,26 @@ func (r *rule) coversLogin(a *ask) bool {
 }
 
 // coversAction reports whether r names a's action. A deny rule with
-// destinations is about forwards alone.
+// destinations is about forwards alone, and a rule with commands grants nothing
+// in which any other could be typed.
 func (r *rule) coversAction(a *ask) bool {
+	if len(r.Commands) > 0 && (a.action == ActionShell || a.action == ActionJoin) {
+		return false
+	}
 	if r.deny && len(r.ForwardTo) > 0 && a.action != ActionForwardLocal {
 		return false
 	}
 	return r.deny && len(r.Actions) == 0 || named(r.Actions, string(a.action))
 }
 
-// coversTarget reports whether r names a's target. Where a asks for any, there
-// is one that a rule with destinations allows, and one that it does not deny.
+// coversTarget reports whether r names a's target, or its command. Where a asks
+// for any, there is one that a rule with destinations allows, and one that it
+// does not deny.
 func (r *rule) coversTarget(a *ask) bool {
+	if len(r.Commands) > 0 && a.action == ActionExec && a.line != nil {
+		_, ok := a.line.Granted(r.Commands)
+		return ok && !r.deny
+	}
 	if len(r.ForwardTo) == 0 || a.action != ActionForwardLocal {
 		return true
 	}

@@ -4,11 +4,13 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/casbin/casbin/v2"
 
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
+	"github.com/accessd/accessd/lib/services"
 	"github.com/accessd/accessd/lib/sshca"
 )
 
@@ -48,6 +50,7 @@ type ruleSet struct {
 	user     names.UserName
 	refusal  string // why nothing can be allowed; then there are no rules
 	rules    []rule // the deny rules first: the first that matches ends the search
+	commands bool   // some rule lists commands
 	enforcer *casbin.Enforcer
 }
 
@@ -71,6 +74,7 @@ func (e *Engine) build(id *sshca.Identity) (*ruleSet, error) {
 		}
 	}
 	s.rules = append(s.rules, allow...)
+	s.commands = slices.ContainsFunc(s.rules, func(r rule) bool { return len(r.Commands) > 0 })
 	return s, s.load(e)
 }
 
@@ -161,8 +165,10 @@ func (s *ruleSet) enforce(grants func(*rule) bool, why func(*ask) string, a *ask
 	if d.Allow = d.Allow && allow; !d.Allow {
 		return d
 	}
+	d.Confined = a.line != nil
 	for i := range s.rules {
 		if r := &s.rules[i]; !r.deny && grants(r) {
+			d.Confined = d.Confined && len(r.Commands) > 0
 			d.Options = d.Options.Strictest(r.options)
 			d.Listed = d.Listed || r.lists(a)
 		}
@@ -209,8 +215,57 @@ func (s *ruleSet) noRule(a *ask) string {
 		return fmt.Sprintf("no role of %s reaches node %q", s.user, a.node.Name)
 	case !login:
 		return fmt.Sprintf("no role of %s allows login %.80q on node %q", s.user, string(a.login), a.node.Name)
+	case a.line != nil && action:
+		return s.noCommand(a)
+	case a.action == ActionShell && s.confined(a) != "":
+		return fmt.Sprintf("no role of %s allows %s as login %.80q on node %q, only commands: %s", s.user, a.action, string(a.login), a.node.Name, s.confined(a))
 	case action:
 		return fmt.Sprintf("no role of %s allows %s to %.80q as login %.80q on node %q", s.user, a.action, a.target.String(), string(a.login), a.node.Name)
 	}
 	return fmt.Sprintf("no role of %s allows %s as login %.80q on node %q", s.user, a.action, string(a.login), a.node.Name)
+}
+
+// maxHinted is how many patterns of commands a refusal tells.
+const maxHinted = 8
+
+// patterns returns the commands of the rules that allow some on a's node as a's
+// login.
+func (s *ruleSet) patterns(a *ask) []services.CommandPattern {
+	exec := *a
+	exec.action = ActionExec
+	var out []services.CommandPattern
+	for i := range s.rules {
+		if r := &s.rules[i]; !r.deny && r.coversNode(&exec) && r.coversLogin(&exec) && r.coversAction(&exec) {
+			out = append(out, r.Commands...)
+		}
+	}
+	return out
+}
+
+// confined returns the first commands that a's person may run where a shell is
+// not allowed, for the person.
+func (s *ruleSet) confined(a *ask) string {
+	patterns := s.patterns(a)
+	var list []string
+	for _, p := range patterns[:min(len(patterns), maxHinted)] {
+		list = append(list, fmt.Sprintf("%.80q", p.String()))
+	}
+	if more := len(patterns) - len(list); more > 0 {
+		list = append(list, fmt.Sprintf("and %d more", more))
+	}
+	return strings.Join(list, ", ")
+}
+
+// noCommand returns why no rule allows a's line: the first command in it that no
+// rule lists.
+func (s *ruleSet) noCommand(a *ask) string {
+	as := fmt.Sprintf("as login %.80q on node %q", string(a.login), a.node.Name)
+	why, ok := a.line.Granted(s.patterns(a))
+	switch {
+	case ok:
+		return fmt.Sprintf("no one rule of %s allows all commands of the line %.80q %s", s.user, a.command, as)
+	case a.line.Readable():
+		return fmt.Sprintf("no role of %s allows command %.80q %s", s.user, why, as)
+	}
+	return fmt.Sprintf("no role of %s allows the line %.80q %s: %s", s.user, a.command, as, why)
 }

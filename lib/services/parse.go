@@ -2,6 +2,7 @@ package services
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -339,7 +340,7 @@ func (p *roleParser) rule(n *yaml.Node, what string) Rule {
 		case "forward_to":
 			r.ForwardTo = p.forwards(value)
 		case "commands":
-			p.fail(key, "commands: not supported yet")
+			r.Commands = p.commands(value)
 		default:
 			p.fail(key, "unknown field %q in a rule", clip(key.Value))
 		}
@@ -353,7 +354,7 @@ func checkAllow(r Rule) string {
 	if r.aboutNodes() && len(r.Resources) == 0 && (r.Nodes.IsZero() || len(r.Logins) == 0 || len(r.Actions) == 0) {
 		return "a rule about nodes needs nodes, logins and actions"
 	}
-	if wrong := checkForwards(r, false); wrong != "" {
+	if wrong := cmp.Or(checkForwards(r, false), checkCommands(r, false)); wrong != "" {
 		return wrong
 	}
 	return checkSubject(r)
@@ -362,7 +363,7 @@ func checkAllow(r Rule) string {
 // checkDeny returns what is wrong with a deny rule as a whole, or "". What it
 // does not name it denies in every form.
 func checkDeny(r Rule) string {
-	if wrong := checkForwards(r, true); wrong != "" {
+	if wrong := cmp.Or(checkForwards(r, true), checkCommands(r, true)); wrong != "" {
 		return wrong
 	}
 	return checkSubject(r)
@@ -380,7 +381,7 @@ func checkSubject(r Rule) string {
 }
 
 func (r Rule) aboutNodes() bool {
-	return !r.Nodes.IsZero() || len(r.Logins) > 0 || len(r.Actions) > 0 || len(r.ForwardTo) > 0
+	return !r.Nodes.IsZero() || len(r.Logins) > 0 || len(r.Actions) > 0 || len(r.ForwardTo) > 0 || len(r.Commands) > 0
 }
 
 // selector reads label conditions: "*", or a mapping from keys to a value or a
@@ -433,6 +434,19 @@ func (p *roleParser) forwards(n *yaml.Node) []ForwardPattern {
 		pattern, err := ParseForwardPattern(s)
 		if err != nil {
 			p.fail(entry, "forward_to: %v", err)
+			return
+		}
+		out = append(out, pattern)
+	})
+	return out
+}
+
+func (p *roleParser) commands(n *yaml.Node) []CommandPattern {
+	var out []CommandPattern
+	p.list(n, "commands", func(entry *yaml.Node, s string) {
+		pattern, err := ParseCommandPattern(s)
+		if err != nil {
+			p.fail(entry, "commands: %v", err)
 			return
 		}
 		out = append(out, pattern)

@@ -75,7 +75,7 @@ allow:
   - nodes: {env: [staging, "~(~"], "b@d": x}
     logins: [ubuntu, "*", "{{user.name}}"]
     actions: [shell, fly]
-    commands: ["ls"]
+    commands: ["ls *x; y"]
   - {}
   - nodes: {env: dev}
     logins: [root]
@@ -109,7 +109,7 @@ deny: [{actions: [x11]}]
 		`5: logins: "*" is no login`,
 		`5: logins: "{{user.name}}" is no login`,
 		`6: actions: "fly" is not one of shell, exec`,
-		`7: commands: not supported yet`,
+		`7: commands: "ls *x; y": it is more than one command`,
 		`8: allow: an empty rule`,
 		`9: allow: a rule about nodes needs nodes, logins and actions`,
 		`11: resources: "red" is not one of read, create`,

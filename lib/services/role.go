@@ -20,18 +20,22 @@ type Role struct {
 	Revision int64 `json:"-"`
 }
 
-// Rule is about nodes (Nodes, Logins, Actions, ForwardTo) or about resources of
+// Rule is about nodes (Nodes, Logins, Actions, ForwardTo, Commands) or about resources of
 // the cluster (Resources), never both. In an allow rule about nodes the first
 // three are set; in a deny rule what is not set means every one.
 //
 // ForwardTo limits a rule to forwards to these destinations, as far as the action
 // forward:local goes; the other actions of an allow rule are as if it was not
 // there, and a deny rule that has it is about no others.
+//
+// Commands limit an allow rule to lines of these commands, as far as the action
+// exec goes; it then grants no shell, whatever Actions say.
 type Rule struct {
 	Nodes     LabelSelector       `json:"nodes,omitzero"`
 	Logins    []string            `json:"logins,omitempty"`     // exact names and templates; see [Rule.ExpandLogins]
 	Actions   []string            `json:"actions,omitempty"`    // of [Actions], or "*"
 	ForwardTo []ForwardPattern    `json:"forward_to,omitempty"` // none: wherever they lead
+	Commands  []CommandPattern    `json:"commands,omitempty"`   // none: whatever they are
 	Resources map[string][]string `json:"resources,omitempty"`  // of [Resources] or "*", to some of [Verbs] or "*"
 }
 

@@ -23,6 +23,7 @@ type ruleDoc struct {
 	Logins    []string            `yaml:"logins,omitempty,flow"`
 	Actions   []string            `yaml:"actions,omitempty,flow"`
 	ForwardTo []string            `yaml:"forward_to,omitempty,flow"`
+	Commands  []string            `yaml:"commands,omitempty,flow"`
 	Resources map[string][]string `yaml:"resources,omitempty,flow"`
 }
 
@@ -68,7 +69,7 @@ func (r Role) YAML() []byte {
 func ruleDocs(rules []Rule) []ruleDoc {
 	out := make([]ruleDoc, len(rules))
 	for i, r := range rules {
-		out[i] = ruleDoc{r.Nodes.values(), r.Logins, r.Actions, forwards(r.ForwardTo), r.Resources}
+		out[i] = ruleDoc{r.Nodes.values(), r.Logins, r.Actions, forwards(r.ForwardTo), commandTexts(r.Commands), r.Resources}
 	}
 	return out
 }

@@ -1,6 +1,7 @@
 package srv
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -148,12 +149,26 @@ func (c *Client) decide(action authz.Action) authz.Decision {
 	})
 }
 
-// decideAny returns the first decision about one of actions that allows, or that
-// about the first of them.
-func (c *Client) decideAny(actions ...authz.Action) (authz.Action, authz.Decision) {
+// decideLine decides about a command line. An empty one is as a blank one to a
+// shell; to the rules it would be any.
+func (c *Client) decideLine(line string) authz.Decision {
+	return c.m.cfg.Engine.Decide(authz.Request{
+		Identity: c.cfg.Identity, Node: c.cfg.Node(), Login: c.cfg.Login, Action: authz.ActionExec, Command: cmp.Or(line, " "),
+	})
+}
+
+// decideAny returns the first decision about what r needs one of that allows, or
+// that about the first of them.
+func (c *Client) decideAny(r request) (authz.Action, authz.Decision) {
 	var refusal authz.Decision
+	actions := r.actions()
 	for i, a := range actions {
-		d := c.decide(a)
+		var d authz.Decision
+		if a == authz.ActionExec {
+			d = c.decideLine(r.line)
+		} else {
+			d = c.decide(a)
+		}
 		if d.Allow {
 			return a, d
 		}

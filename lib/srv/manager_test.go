@@ -149,6 +149,13 @@ func TestLimits(t *testing.T) {
 			reason: "the policy no longer allows this session: no role grants it",
 		},
 		{
+			name: "command no longer listed",
+			act: func(w *world, _ *remote) {
+				w.policy.set(func(p *policy) { p.commands = map[string]bool{} })
+			},
+			reason: "the policy no longer allows this session: no role lists the command \"work\"",
+		},
+		{
 			name: "role made stricter",
 			act: func(w *world, _ *remote) {
 				w.policy.set(func(p *policy) { p.options.Options.IdleTimeout = time.Minute })
@@ -335,6 +342,13 @@ func TestRefusals(t *testing.T) {
 			name:   "denied",
 			set:    func(w *world, _ *executor) { w.policy.deny[authz.ActionExec] = "role tester denies it" },
 			output: "accessd: role tester denies it\n", code: 255,
+		},
+		{
+			name: "a command that no role lists",
+			set: func(w *world, _ *executor) {
+				w.policy.commands = map[string]bool{"uptime": true}
+			},
+			output: "accessd: no role lists the command \"id\"\n", code: 255,
 		},
 		{
 			name: "no account",

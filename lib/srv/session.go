@@ -59,6 +59,23 @@ func (r request) extras() []authz.Action {
 	return list
 }
 
+// errTerminal refuses a terminal where rules list commands: a pager or an editor
+// that one of these opens there runs whatever is typed.
+var errTerminal = fault.New(fault.Denied, "the roles list which commands may run, and these run without a terminal (ssh -T)")
+
+// localeOnly returns those of env that only choose a language. Other variables
+// may name programs to run.
+func localeOnly(env []sshwire.Env) []sshwire.Env {
+	var out []sshwire.Env
+	for _, v := range env {
+		switch v.Name {
+		case "LANG", "LC_ALL", "LC_COLLATE", "LC_CTYPE", "LC_MESSAGES", "LC_MONETARY", "LC_NUMERIC", "LC_TIME":
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
 // session is one session from open to ended.
 type session struct {
 	id       names.SessionID
@@ -100,10 +117,15 @@ func (c *Client) open(ctx context.Context, r request, cancel context.CancelCause
 		id: names.NewSessionID(), client: c, request: r, cancel: cancel,
 		started: c.m.cfg.Now(), begun: time.Now(),
 	}
-	s.action, s.decision = c.decideAny(r.actions()...)
-	if r.scp != nil && !c.decide(authz.ActionExec).Allow {
-		// A shell would do more than copy, if only by its startup files.
-		s.request.argv = r.scp.Argv
+	s.action, s.decision = c.decideAny(r)
+	if r.scp != nil {
+		if d := c.decideLine(r.line); !d.Allow || d.Confined {
+			// A shell would do more than copy, if only by its startup files.
+			s.request.argv = r.scp.Argv
+		}
+	}
+	if s.decision.Confined {
+		s.request.env = localeOnly(r.env)
 	}
 	decided := c.decisionEvent(s.decision, s.action, "")
 	if err := s.admit(ctx); err != nil {
@@ -127,6 +149,9 @@ func (s *session) admit(ctx context.Context) error {
 	c := s.client
 	if !s.decision.Allow {
 		return fault.New(fault.Denied, "%s", s.decision.Reason)
+	}
+	if s.decision.Confined && s.request.terminal != nil {
+		return errTerminal
 	}
 	if c.expired() {
 		return errExpired
@@ -154,7 +179,10 @@ func (s *session) admit(ctx context.Context) error {
 
 // review decides about s again.
 func (s *session) review() authz.Decision {
-	_, d := s.client.decideAny(s.request.actions()...)
+	_, d := s.client.decideAny(s.request)
+	if d.Confined && s.request.terminal != nil {
+		return authz.Decision{Reason: fault.Public(errTerminal)}
+	}
 	for _, extra := range s.request.extras() {
 		if e := s.client.decide(extra); !e.Allow {
 			return e

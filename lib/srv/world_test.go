@@ -3,6 +3,7 @@ package srv
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -29,7 +30,9 @@ type policy struct {
 	deny    map[authz.Action]string
 	targets func(authz.Target) (listed bool, deny string) // nil allows any
 	options authz.Decision
-	changed chan struct{}
+
+	commands map[string]bool // the lines there are; nil allows any
+	changed  chan struct{}
 }
 
 func (p *policy) Decide(r authz.Request) authz.Decision {
@@ -39,6 +42,12 @@ func (p *policy) Decide(r authz.Request) authz.Decision {
 		return authz.Decision{Reason: reason, Rule: "tester.deny[0]", Role: "tester"}
 	}
 	d := p.options
+	if r.Action == authz.ActionExec && r.Command != "" && p.commands != nil {
+		if !p.commands[r.Command] {
+			return authz.Decision{Reason: fmt.Sprintf("no role lists the command %q", r.Command), Rule: "tester.deny[2]", Role: "tester"}
+		}
+		d.Confined = true
+	}
 	if p.targets != nil && r.Target != (authz.Target{}) {
 		listed, deny := p.targets(r.Target)
 		if deny != "" {
