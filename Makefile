@@ -29,7 +29,12 @@ deps: ## what the tests drive: stock clients and servers
 
 .PHONY: test
 test: deps build ## everything: unit, contract, script, integration, attack, fault
-	CGO_ENABLED=1 $(GO) test -race -shuffle=on -parallel $(PARALLEL) -timeout $(TEST_TIMEOUT) ./...
+	CGO_ENABLED=1 $(GO) test -race -shuffle=on -parallel $(PARALLEL) -timeout $(TEST_TIMEOUT) $$($(GO) list ./... | grep -v /integration)
+	ACCESSD_BINARY=$(CURDIR)/$(BIN)/accessd $(GO) test -shuffle=on -parallel $(PARALLEL) -timeout $(TEST_TIMEOUT) ./integration/...
+
+.PHONY: race
+race: deps ## the scenarios under the race detector, tests and product
+	CGO_ENABLED=1 $(GO) test -race -shuffle=on -parallel $(PARALLEL) -timeout 60m ./integration/...
 
 .PHONY: unit
 unit: ## the packages alone

@@ -537,13 +537,10 @@ func TestTimingTellsNothing(t *testing.T) {
 			took[user] = append(took[user], time.Since(begin))
 		}
 	}
-	median := func(user string) time.Duration {
-		slices.Sort(took[user])
-		return took[user][rounds/2]
-	}
-	known, unknown := median("alice"), median("nobody")
-	if diff := (known - unknown).Abs(); diff > max(10*time.Millisecond, known/3) { // on a busy machine a hash alone takes longer
-		t.Errorf("medians: known %v, unknown %v, want them within 10 ms or a third", known, unknown)
+	// A busy machine only adds to what a sign-in takes, so the fastest tell most.
+	known, unknown := slices.Min(took["alice"]), slices.Min(took["nobody"])
+	if diff := (known - unknown).Abs(); diff > max(10*time.Millisecond, known/3) {
+		t.Errorf("fastest: known %v, unknown %v, want them within 10 ms or a third", known, unknown)
 	}
 }
 
