@@ -46,6 +46,7 @@ func TestKillSession(t *testing.T) {
 	if !strings.Contains(e.Str("reason"), "maintenance") {
 		t.Errorf("session.end = %v, want the reason", e)
 	}
+	harness.Eventually(t, "the session is no longer listed", func() bool { return !strings.Contains(c.Admin("sessions", "ls"), sid) })
 	if r := c.Try("sessions", "kill", sid); r.Code != 4 {
 		t.Errorf("killing it again = %d %q, want 4: not found", r.Code, r.Stderr)
 	}
