@@ -116,6 +116,18 @@ func ParseSessionID(s string) (SessionID, error) {
 	return SessionID(s), nil
 }
 
+// CheckRequestID returns a [fault.BadInput] error unless s has the form of an
+// access request's id.
+func CheckRequestID(s string) error {
+	if !isUUID(s) {
+		return bad("request id", s, "want a lower-case UUID")
+	}
+	return nil
+}
+
+// NewRequestID returns a fresh random id of an access request.
+func NewRequestID() string { return uuid.NewString() }
+
 // NewNodeID returns a fresh random node id.
 func NewNodeID() NodeID { return NodeID(uuid.NewString()) }
 

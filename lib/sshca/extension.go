@@ -16,11 +16,12 @@ import (
 // The extensions accessd adds (OpenSSH PROTOCOL.certkeys, "Extensions": a name
 // that is not OpenSSH's own is of the form name@domain).
 const (
-	extRoles  = "roles@accessd"  // JSON list of role names, sorted; always present
-	extTraits = "traits@accessd" // JSON object of lists of texts
-	extMFA    = "mfa@accessd"    // JSON text
-	extName   = "name@accessd"   // JSON text, the member's name
-	extKind   = "kind@accessd"   // JSON text, the member's kind
+	extRoles  = "roles@accessd"    // JSON list of role names, sorted; always present
+	extTraits = "traits@accessd"   // JSON object of lists of texts
+	extMFA    = "mfa@accessd"      // JSON text
+	extReqs   = "requests@accessd" // JSON list of access requests, sorted; absent when there are none
+	extName   = "name@accessd"     // JSON text, the member's name
+	extKind   = "kind@accessd"     // JSON text, the member's kind
 )
 
 // Bounds on what an extension may hold.
@@ -31,19 +32,23 @@ const (
 	maxTraitValues = 128
 	maxTraitText   = 256 // bytes of a trait's name or of one value
 	maxMFA         = 32  // bytes of a method's name
+	maxRequests    = 16
 )
 
 // encodeUser writes a person's extensions into c.
-func encodeUser(c *ssh.Certificate, roles []names.RoleName, traits map[string][]string, mfa string) error {
-	if roles == nil {
-		roles = []names.RoleName{} // "[]", not "null"
+func encodeUser(c *ssh.Certificate, r UserRequest) error {
+	if r.Roles == nil {
+		r.Roles = []names.RoleName{} // "[]", not "null"
 	}
-	set := map[string]any{extRoles: roles}
-	if len(traits) > 0 {
-		set[extTraits] = traits
+	set := map[string]any{extRoles: r.Roles}
+	if len(r.Traits) > 0 {
+		set[extTraits] = r.Traits
 	}
-	if mfa != "" {
-		set[extMFA] = mfa
+	if r.MFA != "" {
+		set[extMFA] = r.MFA
+	}
+	if len(r.Requests) > 0 {
+		set[extReqs] = r.Requests
 	}
 	return encode(c, set)
 }
@@ -131,6 +136,28 @@ func decodeMFA(c *ssh.Certificate) (string, error) {
 		return "", refuse(CodeBadExtension, "%s: method %.80q is malformed", extMFA, method)
 	}
 	return method, nil
+}
+
+func decodeRequests(c *ssh.Certificate) ([]string, error) {
+	if _, ok := c.Extensions[extReqs]; !ok {
+		return nil, nil
+	}
+	var ids []string
+	if err := decode(c, extReqs, &ids); err != nil {
+		return nil, err
+	}
+	if len(ids) == 0 || len(ids) > maxRequests || !slices.IsSorted(ids) {
+		return nil, refuse(CodeBadExtension, "%s: want a sorted list of 1 to %d", extReqs, maxRequests)
+	}
+	for i, id := range ids {
+		if err := names.CheckRequestID(id); err != nil {
+			return nil, refuse(CodeBadExtension, "%s: %v", extReqs, err)
+		}
+		if i > 0 && ids[i-1] == id {
+			return nil, refuse(CodeBadExtension, "%s: %q stands twice", extReqs, id)
+		}
+	}
+	return ids, nil
 }
 
 func decodeMember(c *ssh.Certificate) (names.NodeName, Kind, error) {

@@ -53,10 +53,10 @@ func FuzzCertificate(f *testing.F) {
 // the same bytes again.
 func FuzzExtensions(f *testing.F) {
 	w := newWorld()
-	f.Add("alice", "root", `["access"]`, `{"team":["a"]}`, `"totp"`, "10.0.0.0/8")
-	f.Add("alice", "", `[]`, ``, ``, "")
-	f.Add("p, admin, *", "*", `["a","a"]`, `{"a":null}`, `"\u0000"`, "::ffff:1.2.3.4/99")
-	f.Fuzz(func(t *testing.T, user, login, roles, traits, mfa, source string) {
+	f.Add("alice", "root", `["access"]`, `{"team":["a"]}`, `"totp"`, "", "10.0.0.0/8")
+	f.Add("alice", "", `[]`, ``, ``, `["`+memberID+`"]`, "")
+	f.Add("p, admin, *", "*", `["a","a"]`, `{"a":null}`, `"\u0000"`, `["a"]`, "::ffff:1.2.3.4/99")
+	f.Fuzz(func(t *testing.T, user, login, roles, traits, mfa, requests, source string) {
 		c := must(t)(sshca.MintUser(w.user, w.userRequest()))
 		c.KeyId, c.ValidPrincipals = user, []string{"user:" + user}
 		if login != "" {
@@ -66,7 +66,7 @@ func FuzzExtensions(f *testing.F) {
 		if source != "" {
 			c.CriticalOptions["source-address"] = source
 		}
-		for name, text := range map[string]string{"roles@accessd": roles, "traits@accessd": traits, "mfa@accessd": mfa} {
+		for name, text := range map[string]string{"roles@accessd": roles, "traits@accessd": traits, "mfa@accessd": mfa, "requests@accessd": requests} {
 			delete(c.Extensions, name)
 			if text != "" {
 				c.Extensions[name] = text
@@ -78,7 +78,7 @@ func FuzzExtensions(f *testing.F) {
 			return
 		}
 		again := must(t)(sshca.MintUser(w.user, sshca.UserRequest{
-			Key: c.Key, User: id.User, Roles: id.Roles, Logins: id.Logins, Traits: id.Traits, MFA: id.MFA,
+			Key: c.Key, User: id.User, Roles: id.Roles, Logins: id.Logins, Traits: id.Traits, MFA: id.MFA, Requests: id.Requests,
 			ValidAfter: id.ValidAfter, ValidBefore: id.ValidBefore, SourceAddresses: id.SourceAddresses, Serial: id.Serial,
 		}))
 		for name, text := range again.Extensions {

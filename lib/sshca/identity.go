@@ -49,7 +49,10 @@ func userIdentity(c *ssh.Certificate) (*Identity, error) {
 	if id.Traits, err = decodeTraits(c); err != nil {
 		return nil, err
 	}
-	id.MFA, err = decodeMFA(c)
+	if id.MFA, err = decodeMFA(c); err != nil {
+		return nil, err
+	}
+	id.Requests, err = decodeRequests(c)
 	return id, err
 }
 

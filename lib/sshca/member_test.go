@@ -26,7 +26,8 @@ func TestUserIdentity(t *testing.T) {
 	want := &sshca.Identity{
 		Kind: sshca.KindUser, User: "alice", Roles: []names.RoleName{"access", "ops"},
 		Logins: []names.Login{"deploy", "root"}, Traits: map[string][]string{"team": {"blue", "grün"}}, MFA: "totp",
-		Serial: 7, KeyID: "alice", Fingerprint: ssh.FingerprintSHA256(w.key.PublicKey()),
+		Requests: []string{memberID},
+		Serial:   7, KeyID: "alice", Fingerprint: ssh.FingerprintSHA256(w.key.PublicKey()),
 		CAFingerprint: ssh.FingerprintSHA256(w.user.PublicKey()),
 		ValidAfter:    now.Add(-time.Minute), ValidBefore: now.Add(time.Hour),
 		Certificate: c.Marshal(),

@@ -24,6 +24,8 @@ type UserRequest struct {
 	Traits map[string][]string
 	MFA    string // method of the second factor just given, or ""
 
+	Requests []string // access requests that some of Roles are of
+
 	ValidAfter, ValidBefore time.Time
 	SourceAddresses         []netip.Prefix // empty means anywhere
 	Serial                  uint64
@@ -31,8 +33,8 @@ type UserRequest struct {
 
 // MintUser returns a certificate for a person. Its key id is the user name, its
 // principals are "user:" and the name, so that there always is one, and the
-// logins. Roles, traits and second factor stand in the extensions
-// roles@accessd, traits@accessd and mfa@accessd.
+// logins. Roles, traits, second factor and access requests stand in the
+// extensions roles@accessd, traits@accessd, mfa@accessd and requests@accessd.
 func MintUser(ca ssh.Signer, r UserRequest) (*ssh.Certificate, error) {
 	roles, logins := slices.Sorted(slices.Values(r.Roles)), slices.Sorted(slices.Values(r.Logins))
 	c := &ssh.Certificate{
@@ -47,7 +49,8 @@ func MintUser(ca ssh.Signer, r UserRequest) (*ssh.Certificate, error) {
 	if len(r.SourceAddresses) > 0 {
 		c.CriticalOptions[optionSourceAddress] = formatSources(r.SourceAddresses)
 	}
-	if err := encodeUser(c, slices.Compact(roles), r.Traits, r.MFA); err != nil {
+	r.Roles, r.Requests = slices.Compact(roles), slices.Compact(slices.Sorted(slices.Values(r.Requests)))
+	if err := encodeUser(c, r); err != nil {
 		return nil, err
 	}
 	return mint(ca, c, func() error {

@@ -78,6 +78,8 @@ type Identity struct {
 	Traits map[string][]string
 	MFA    string // method of the last second factor, or ""
 
+	Requests []string // access requests whose roles are among Roles; UUIDs, sorted
+
 	Member     names.NodeID // members only
 	MemberName names.NodeName
 

@@ -3,6 +3,7 @@ package sshca_test
 import (
 	"crypto/elliptic"
 	"errors"
+	"fmt"
 	"maps"
 	"math"
 	"net/netip"
@@ -145,8 +146,24 @@ func userTable(t *testing.T) []change {
 		{"no second factor", without("mfa@accessd"), ""},
 		{"second factor empty", extension("mfa@accessd", `""`), sshca.CodeBadExtension},
 		{"second factor not a text", extension("mfa@accessd", `true`), sshca.CodeBadExtension},
+		{"requests", extension("requests@accessd", `["`+memberID+`"]`), ""},
+		{"requests empty", extension("requests@accessd", `[]`), sshca.CodeBadExtension},
+		{"requests null", extension("requests@accessd", `null`), sshca.CodeBadExtension},
+		{"request without a form", extension("requests@accessd", `["1"]`), sshca.CodeBadExtension},
+		{"request twice", extension("requests@accessd", `["`+memberID+`","`+memberID+`"]`), sshca.CodeBadExtension},
+		{"requests not sorted", extension("requests@accessd", `["11111111-6a1c-4d8a-9d3c-0f7f1c9f3c11","`+memberID+`"]`), sshca.CodeBadExtension},
+		{"17 requests", extension("requests@accessd", manyRequests(17)), sshca.CodeBadExtension},
+		{"16 requests", extension("requests@accessd", manyRequests(16)), ""},
 		{"unknown extension", extension("other@example.com", "x"), ""},
 	}
+}
+
+func manyRequests(n int) string {
+	list := make([]string, n)
+	for i := range list {
+		list[i] = fmt.Sprintf("0b9fdd2a-6a1c-4d8a-9d3c-0f7f1c9f3c%02d", i)
+	}
+	return `["` + strings.Join(list, `","`) + `"]`
 }
 
 func sortedNames(n int) []string {

@@ -44,7 +44,7 @@ func (w *world) userRequest() sshca.UserRequest {
 	return sshca.UserRequest{
 		Key: w.key.PublicKey(), User: "alice", Roles: []names.RoleName{"ops", "access", "ops"},
 		Logins: []names.Login{"root", "deploy", "root"}, Traits: map[string][]string{"team": {"blue", "grün"}},
-		MFA: "totp", ValidAfter: now.Add(-time.Minute), ValidBefore: now.Add(time.Hour), Serial: 7,
+		MFA: "totp", Requests: []string{memberID, memberID}, ValidAfter: now.Add(-time.Minute), ValidBefore: now.Add(time.Hour), Serial: 7,
 	}
 }
 
