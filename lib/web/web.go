@@ -1,10 +1,14 @@
 // Package web serves the HTTPS side of the listener: is the process alive
-// (/healthz), do all its roles serve (/readyz), what does it count (/metrics).
+// (/healthz), do all its roles serve (/readyz), what does it count (/metrics),
+// and pages for people.
 //
-// It is small and strict: GET and HEAD only, no bodies, headers of at most 8 KiB,
-// short deadlines, few streams per HTTP/2 connection. Nothing it answers holds a
-// name of a user, role or node, or a byte of the request. TLS has been done by
-// the listener.
+// It is small and strict: headers of at most 8 KiB, short deadlines, few streams
+// per HTTP/2 connection, GET and HEAD only but for its forms, which are small and
+// taken from our own pages only. What is for everybody holds no name of a user,
+// role or node, and no byte of the request. TLS has been done by the listener.
+//
+// The pages for people are plain HTML that needs nothing from elsewhere. They
+// decide nothing: they ask the authority.
 package web
 
 import (
@@ -50,7 +54,19 @@ const (
 // Server is the HTTPS server.
 type Server struct {
 	cfg     Config
+	pages   *pages
 	handler http.Handler
+}
+
+// addPages adds what people see.
+func (s *Server) addPages(routes map[string]route) error {
+	var err error
+	if s.pages, err = newPages(s.cfg.Log); err != nil {
+		return err
+	}
+	style, err := asset("style.css", "text/css; charset=utf-8")
+	routes["/style.css"] = route{get: style}
+	return err
 }
 
 // New returns a Server that has started nothing.
@@ -66,15 +82,18 @@ func New(cfg Config) (*Server, error) {
 	}
 	cfg.Log = cfg.Log.Named("web")
 	s := &Server{cfg: cfg}
-	routes := map[string]http.HandlerFunc{
-		"/healthz": func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, "ok") },
-		"/readyz":  s.ready,
+	routes := map[string]route{
+		"/healthz": {get: func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, "ok") }},
+		"/readyz":  {get: s.ready},
 	}
 	if cfg.Gatherer != nil {
 		metrics := promhttp.HandlerFor(cfg.Gatherer, promhttp.HandlerOpts{
 			ErrorLog: promLog{cfg.Log}, ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: 2,
 		})
-		routes["/metrics"] = s.local(metrics)
+		routes["/metrics"] = route{get: s.local(metrics)}
+	}
+	if err := s.addPages(routes); err != nil {
+		return nil, err
 	}
 	s.handler = strict(routes)
 	return s, nil
@@ -123,9 +142,31 @@ func (s *Server) mayRead(from netip.Addr) bool {
 
 func notFound(w http.ResponseWriter) { answer(w, http.StatusNotFound, "not found") }
 
+// A route is what answers at one path. Without post it takes no forms.
+type route struct{ get, post http.HandlerFunc }
+
+// methods lists what r takes.
+func (r route) methods() string {
+	if r.post == nil {
+		return "GET, HEAD"
+	}
+	return "GET, HEAD, POST"
+}
+
+// handler returns what answers a request with the method, or nil.
+func (r route) handler(method string) http.HandlerFunc {
+	switch method {
+	case http.MethodGet, http.MethodHead:
+		return r.get
+	case http.MethodPost:
+		return r.post
+	}
+	return nil
+}
+
 // strict sets the headers every answer has. It takes the routes' exact paths and
 // no others: a ServeMux would redirect some, and repeat the request in doing so.
-func strict(routes map[string]http.HandlerFunc) http.Handler {
+func strict(routes map[string]route) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
 		h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
@@ -133,15 +174,18 @@ func strict(routes map[string]http.HandlerFunc) http.Handler {
 		h.Set("Referrer-Policy", "no-referrer")
 		h.Set("Cache-Control", "no-store")
 		h.Set("Strict-Transport-Security", "max-age=31536000")
-		switch route, ok := routes[r.URL.Path]; {
-		case !ok:
+		route, ok := routes[r.URL.Path]
+		if !ok {
 			notFound(w)
-		case r.Method != http.MethodGet && r.Method != http.MethodHead:
-			h.Set("Allow", "GET, HEAD")
-			answer(w, http.StatusMethodNotAllowed, "method not allowed")
-		default:
-			route(w, r)
+			return
 		}
+		serve := route.handler(r.Method)
+		if serve == nil {
+			h.Set("Allow", route.methods())
+			answer(w, http.StatusMethodNotAllowed, "method not allowed")
+			return
+		}
+		serve(w, r)
 	})
 }
 
