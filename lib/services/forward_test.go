@@ -25,6 +25,7 @@ deny:
   - forward_to: ["169.254.0.0/16:*"]
 options:
   plain_keys: true
+  mfa: session
   create_account:
     groups: [docker, _www]
     sudoers: ["ALL=(ALL) NOPASSWD: /usr/bin/systemctl", "ALL = /usr/bin/id, /bin/ls #1"]
@@ -50,7 +51,7 @@ func TestParseForwardsAndAccounts(t *testing.T) {
 		Groups: []string{"docker", "_www"}, Shell: "/bin/bash", Keep: true,
 		Sudoers: []string{"ALL=(ALL) NOPASSWD: /usr/bin/systemctl", "ALL = /usr/bin/id, /bin/ls #1"},
 	}
-	if !r.Options.PlainKeys || !reflect.DeepEqual(r.Options.CreateAccount, account) {
+	if !r.Options.PlainKeys || r.Options.MFA != services.MFASession || !reflect.DeepEqual(r.Options.CreateAccount, account) {
 		t.Errorf("options = %+v, account %+v", r.Options, r.Options.CreateAccount)
 	}
 	wantRoundTrip(t, r)

@@ -488,12 +488,20 @@ func (p *roleParser) options(n *yaml.Node) RoleOptions {
 		case "record_input":
 			o.RecordInput = p.boolean(value, "record_input")
 		case "mfa":
-			p.fail(key, "%s: not supported yet", key.Value)
+			o.MFA = p.mfa(value)
 		default:
 			p.fail(key, "unknown field %q in options", clip(key.Value))
 		}
 	})
 	return o
+}
+
+func (p *roleParser) mfa(n *yaml.Node) MFA {
+	s, ok := p.text(n, "mfa")
+	if ok && MFA(s) != MFASession {
+		p.fail(n, "mfa: want %s, got %q", MFASession, clip(s))
+	}
+	return MFA(s)
 }
 
 func (p *roleParser) boolean(n *yaml.Node, what string) bool {

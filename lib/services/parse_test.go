@@ -86,7 +86,7 @@ allow:
     resources: {audit: [read]}
 deny:
   nodes: {env: prod}
-options: {session_ttl: 8, max_sessions: 0, pin_source: "yes", mfa: session, record: sometimes, colour: red}
+options: {session_ttl: 8, max_sessions: 0, pin_source: "yes", mfa: always, record: sometimes, colour: red}
 allow: []
 ---
 kind: user
@@ -119,7 +119,7 @@ deny: [{actions: [x11]}]
 		`18: session_ttl: want a duration of at least a second, such as 30m or 8h, got "8" (int)`,
 		`18: max_sessions: want a number from 1 on, got "0" (int)`,
 		`18: pin_source: want true or false, got "yes"`,
-		`18: mfa: not supported yet`,
+		`18: mfa: want session, got "always"`,
 		`18: record: want strict, best_effort or off, got "sometimes"`,
 		`18: unknown field "colour" in options`,
 		`19: role: "allow" stands twice, first in line 3`,

@@ -1,6 +1,7 @@
 package services
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 	"time"
@@ -83,12 +84,20 @@ type RoleOptions struct {
 	MaxSessions int           `json:"max_sessions,omitempty"`
 	PinSource   bool          `json:"pin_source,omitempty"`
 	PlainKeys   bool          `json:"plain_keys,omitempty"` // enrolled public keys will do; see [User.Keys]
+	MFA         MFA           `json:"mfa,omitempty"`
 
 	CreateAccount *CreateAccount `json:"create_account,omitempty"` // nil: accounts are there or not
 
 	Record      Recording `json:"record,omitempty"`       // see [RoleOptions.Recording]
 	RecordInput bool      `json:"record_input,omitempty"` // what the process reads, too
 }
+
+// MFA says which second factor what a role grants takes, beside that of the
+// sign-in.
+type MFA string
+
+// MFASession is a second factor for each connection.
+const MFASession MFA = "session"
 
 // Strictest returns the options that keep every limit of o and of p. PlainKeys is
 // about signing in and no limit of what a role grants; the result has none.
@@ -98,6 +107,7 @@ func (o RoleOptions) Strictest(p RoleOptions) RoleOptions {
 		IdleTimeout: lower(o.IdleTimeout, p.IdleTimeout),
 		MaxSessions: lower(o.MaxSessions, p.MaxSessions),
 		PinSource:   o.PinSource || p.PinSource,
+		MFA:         cmp.Or(o.MFA, p.MFA),
 
 		CreateAccount: o.CreateAccount.strictest(p.CreateAccount),
 

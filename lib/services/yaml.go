@@ -33,6 +33,7 @@ type optionsDoc struct {
 	MaxSessions int    `yaml:"max_sessions,omitempty"`
 	PinSource   bool   `yaml:"pin_source,omitempty"`
 	PlainKeys   bool   `yaml:"plain_keys,omitempty"`
+	MFA         string `yaml:"mfa,omitempty"`
 
 	CreateAccount *accountDoc `yaml:"create_account,omitempty"`
 
@@ -53,8 +54,8 @@ func (r Role) YAML() []byte {
 	doc := roleDoc{Kind: KindRole, Name: string(r.Name), Allow: ruleDocs(r.Allow), Deny: ruleDocs(r.Deny)}
 	if o := r.Options; o != (RoleOptions{}) {
 		doc.Options = &optionsDoc{
-			shortDuration(o.SessionTTL), shortDuration(o.IdleTimeout), o.MaxSessions, o.PinSource, o.PlainKeys, (*accountDoc)(o.CreateAccount),
-			string(o.Record), o.RecordInput,
+			shortDuration(o.SessionTTL), shortDuration(o.IdleTimeout), o.MaxSessions, o.PinSource, o.PlainKeys, string(o.MFA),
+			(*accountDoc)(o.CreateAccount), string(o.Record), o.RecordInput,
 		}
 	}
 	var out bytes.Buffer

@@ -19,6 +19,7 @@ const (
 	extRoles  = "roles@accessd"    // JSON list of role names, sorted; always present
 	extTraits = "traits@accessd"   // JSON object of lists of texts
 	extMFA    = "mfa@accessd"      // JSON text
+	extFactor = "factor@accessd"   // JSON text
 	extReqs   = "requests@accessd" // JSON list of access requests, sorted; absent when there are none
 	extName   = "name@accessd"     // JSON text, the member's name
 	extKind   = "kind@accessd"     // JSON text, the member's kind
@@ -46,6 +47,9 @@ func encodeUser(c *ssh.Certificate, r UserRequest) error {
 	}
 	if r.MFA != "" {
 		set[extMFA] = r.MFA
+	}
+	if r.Factor != "" {
+		set[extFactor] = r.Factor
 	}
 	if len(r.Requests) > 0 {
 		set[extReqs] = r.Requests
@@ -124,16 +128,17 @@ func decodeTraits(c *ssh.Certificate) (map[string][]string, error) {
 	return traits, nil
 }
 
-func decodeMFA(c *ssh.Certificate) (string, error) {
-	if _, ok := c.Extensions[extMFA]; !ok {
+// decodeMethod reads the extension ext, the method of a second factor.
+func decodeMethod(c *ssh.Certificate, ext string) (string, error) {
+	if _, ok := c.Extensions[ext]; !ok {
 		return "", nil
 	}
 	var method string
-	if err := decode(c, extMFA, &method); err != nil {
+	if err := decode(c, ext, &method); err != nil {
 		return "", err
 	}
 	if method == "" || len(method) > maxMFA || !isText(method) {
-		return "", refuse(CodeBadExtension, "%s: method %.80q is malformed", extMFA, method)
+		return "", refuse(CodeBadExtension, "%s: method %.80q is malformed", ext, method)
 	}
 	return method, nil
 }

@@ -66,7 +66,7 @@ func FuzzExtensions(f *testing.F) {
 		if source != "" {
 			c.CriticalOptions["source-address"] = source
 		}
-		for name, text := range map[string]string{"roles@accessd": roles, "traits@accessd": traits, "mfa@accessd": mfa, "requests@accessd": requests} {
+		for name, text := range map[string]string{"roles@accessd": roles, "traits@accessd": traits, "mfa@accessd": mfa, "factor@accessd": mfa, "requests@accessd": requests} {
 			delete(c.Extensions, name)
 			if text != "" {
 				c.Extensions[name] = text
@@ -78,7 +78,7 @@ func FuzzExtensions(f *testing.F) {
 			return
 		}
 		again := must(t)(sshca.MintUser(w.user, sshca.UserRequest{
-			Key: c.Key, User: id.User, Roles: id.Roles, Logins: id.Logins, Traits: id.Traits, MFA: id.MFA, Requests: id.Requests,
+			Key: c.Key, User: id.User, Roles: id.Roles, Logins: id.Logins, Traits: id.Traits, MFA: id.MFA, Factor: id.Factor, Requests: id.Requests,
 			ValidAfter: id.ValidAfter, ValidBefore: id.ValidBefore, SourceAddresses: id.SourceAddresses, Serial: id.Serial,
 		}))
 		for name, text := range again.Extensions {

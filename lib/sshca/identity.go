@@ -49,7 +49,10 @@ func userIdentity(c *ssh.Certificate) (*Identity, error) {
 	if id.Traits, err = decodeTraits(c); err != nil {
 		return nil, err
 	}
-	if id.MFA, err = decodeMFA(c); err != nil {
+	if id.MFA, err = decodeMethod(c, extMFA); err != nil {
+		return nil, err
+	}
+	if id.Factor, err = decodeMethod(c, extFactor); err != nil {
 		return nil, err
 	}
 	id.Requests, err = decodeRequests(c)

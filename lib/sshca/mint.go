@@ -23,6 +23,7 @@ type UserRequest struct {
 	Logins []names.Login
 	Traits map[string][]string
 	MFA    string // method of the second factor just given, or ""
+	Factor string // the same, if Key is good for the one connection at which it was given
 
 	Requests []string // access requests that some of Roles are of
 
@@ -33,8 +34,9 @@ type UserRequest struct {
 
 // MintUser returns a certificate for a person. Its key id is the user name, its
 // principals are "user:" and the name, so that there always is one, and the
-// logins. Roles, traits, second factor and access requests stand in the
-// extensions roles@accessd, traits@accessd, mfa@accessd and requests@accessd.
+// logins. Roles, traits, second factors and access requests stand in the
+// extensions roles@accessd, traits@accessd, mfa@accessd, factor@accessd and
+// requests@accessd.
 func MintUser(ca ssh.Signer, r UserRequest) (*ssh.Certificate, error) {
 	roles, logins := slices.Sorted(slices.Values(r.Roles)), slices.Sorted(slices.Values(r.Logins))
 	c := &ssh.Certificate{

@@ -68,7 +68,8 @@ const (
 )
 
 // Identity is who a checked certificate says its holder is. Only Check methods
-// of [Trust] make one; it is shared by pointer and never changed.
+// of [Trust] make one, and [Identity.WithFactor]; it is shared by pointer and
+// never changed.
 type Identity struct {
 	Kind Kind
 
@@ -77,6 +78,10 @@ type Identity struct {
 	Logins []names.Login    // the principals that are logins, sorted
 	Traits map[string][]string
 	MFA    string // method of the last second factor, or ""
+
+	// Factor is the method of the second factor that was given for this one
+	// connection, or "".
+	Factor string
 
 	Requests []string // access requests whose roles are among Roles; UUIDs, sorted
 
@@ -90,5 +95,15 @@ type Identity struct {
 	ValidAfter, ValidBefore time.Time
 	SourceAddresses         []netip.Prefix // empty means anywhere
 
+	Addr netip.Addr // where it was shown from; zero when that is not known
+
 	Certificate []byte // the certificate that was checked, in wire form
+}
+
+// WithFactor returns id with the second factor that was given for the connection
+// it was proven on.
+func (id *Identity) WithFactor(method string) *Identity {
+	out := *id
+	out.Factor = method
+	return &out
 }
