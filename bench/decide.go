@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/accessd/accessd/lib/authz"
 	"github.com/accessd/accessd/lib/names"
@@ -32,6 +33,10 @@ func (p *policy) Role(name names.RoleName) (services.Role, bool) {
 
 func (p *policy) User(name names.UserName) (services.User, bool) { return p.user, name == p.user.Name }
 func (p *policy) Revision() uint64                               { return 1 }
+func (p *policy) Elevation(string) (services.Elevation, bool) { return services.Elevation{}, false }
+func (p *policy) Locked(services.Subject, time.Time) (services.Lock, bool) {
+	return services.Lock{}, false
+}
 
 // newPolicy makes roles with two allow rules and a deny rule each, and a user who
 // holds some; only the last of them grants.

@@ -9,7 +9,11 @@
 //   - allow rules count of roles that the certificate carries and that the user
 //     still holds, so a certificate never grants what was taken away, and a new
 //     role grants with the next certificate only;
-//   - deny rules count of every role the user holds now, so that a certificate
+//   - a role that the user does not hold counts while an approved access request
+//     gives it that the certificate names; when that is for one node, on that node
+//     alone, and for no resource;
+//   - deny rules count of every role the user holds now, and of those that a
+//     request gives, so that a certificate
 //     from before a prohibition does not evade it.
 //
 // Where a local forward leads is part of the question. A rule with destinations
@@ -21,7 +25,9 @@
 // among the certificate's principals is [sshca.Trust.CheckLogin]'s to see to.
 //
 // A role's options bind only where that role grants: a decision carries the
-// strictest of those whose allow rules grant it.
+// strictest of those whose allow rules grant it. Where one of these asks for a
+// second factor for each connection, nothing is allowed to an identity without;
+// what may be reached, [Engine.Reach], is no secret from who will be asked.
 //
 // # How casbin is used
 //
@@ -36,6 +42,12 @@
 //
 // Decisions are pure: no I/O, no clock, the same answer for the same policy.
 // They are not written to the log here; who asks emits the event.
+//
+// # Locks
+//
+// A lock keeps out whom the rules let in. Who is kept out by the rules does not
+// hear of locks, which may be about a node they know nothing of. Here alone a
+// decision depends on the time, since locks expire.
 package authz
 
 import (
@@ -47,6 +59,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/casbin/casbin/v2/model"
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -123,6 +136,13 @@ type Decision struct {
 	// no other.
 	Confined bool
 
+	// NeedsFactor is set of a refusal when the identity lacks nothing but a second
+	// factor for this connection ([services.MFASession]).
+	NeedsFactor bool
+
+	// Lock is set when the rules allow it and this lock does not.
+	Lock *services.Lock
+
 	// Options are the strictest among the roles that grant; the zero value when
 	// nothing is granted.
 	Options services.RoleOptions
@@ -132,7 +152,10 @@ type Decision struct {
 type Policy interface {
 	Role(name names.RoleName) (services.Role, bool)
 	User(name names.UserName) (services.User, bool)
-	Revision() uint64 // changes with every change of a role or a user
+	Elevation(request string) (services.Elevation, bool)
+	Revision() uint64 // changes with every change of a role, a user, an elevation or a lock
+	// Locked returns a lock that keeps s out at now.
+	Locked(s services.Subject, now time.Time) (services.Lock, bool)
 }
 
 // DefaultCacheSize is how many decisions an [Engine] remembers unless told
@@ -147,12 +170,15 @@ const maxSets = 1024
 type Config struct {
 	Policy    Policy // required
 	CacheSize int    // decisions remembered; 0 means DefaultCacheSize
+
+	Now func() time.Time // when locks expire; nil is time.Now
 }
 
 // Engine makes decisions. Its methods may be called at the same time.
 type Engine struct {
 	policy    Policy
 	cacheSize int
+	now       func() time.Time
 	template  model.Model // what every enforcer begins with
 
 	actions, resources, verbs []string // the words there are
@@ -203,11 +229,14 @@ func New(cfg Config) (*Engine, error) {
 		return nil, fmt.Errorf("read the casbin model: %w", err)
 	}
 	e := &Engine{
-		policy: cfg.Policy, cacheSize: cfg.CacheSize, template: template,
+		policy: cfg.Policy, cacheSize: cfg.CacheSize, now: cfg.Now, template: template,
 		actions: services.Actions(), resources: services.Resources(), verbs: services.Verbs(),
 	}
 	if e.cacheSize == 0 {
 		e.cacheSize = DefaultCacheSize
+	}
+	if e.now == nil {
+		e.now = time.Now
 	}
 	if e.cacheSize < 0 {
 		return nil, fault.New(fault.Internal, "authz: cache size %d", e.cacheSize)
@@ -227,7 +256,24 @@ func (e *Engine) Decide(r Request) Decision {
 	if r.Action == ActionExec {
 		a.command = r.Command
 	}
-	return e.answer(r.Identity, a, (*ruleSet).decide)
+	return e.answer(r.Identity, a, (*ruleSet).decide).held(r.Identity)
+}
+
+// held returns d for id, which needs a second factor for its connection where a
+// role that grants asks for one.
+func (d Decision) held(id *sshca.Identity) Decision {
+	if d.Allow && d.Options.MFA == services.MFASession && id.Factor == "" {
+		return Decision{Role: d.Role, Rule: d.Rule, NeedsFactor: true, Reason: "a second factor is needed for this connection"}
+	}
+	return d
+}
+
+// NeedsFactor answers whether there is anything that id may do as login on n
+// with a second factor for the connection, and not without.
+func (e *Engine) NeedsFactor(id *sshca.Identity, n NodeView, login names.Login) bool {
+	return slices.ContainsFunc(e.actions, func(action string) bool {
+		return e.Decide(Request{Identity: id, Node: n, Login: login, Action: Action(action)}).NeedsFactor
+	})
 }
 
 // Reach answers whether id may do anything at all on n: whether there are a
@@ -243,11 +289,26 @@ func (e *Engine) Resource(id *sshca.Identity, resource, verb string) Decision {
 	if !slices.Contains(e.resources, resource) || !slices.Contains(e.verbs, verb) {
 		return Decision{Reason: fmt.Sprintf("there is no resource %.80q to %.80q", resource, verb)}
 	}
-	return e.answer(id, ask{question: question{resource: resource, verb: verb}}, (*ruleSet).resource)
+	return e.answer(id, ask{question: question{resource: resource, verb: verb}}, (*ruleSet).resource).held(id)
 }
 
-// answer returns the remembered answer to a, or asks decide.
+// answer returns what the rules answer to a, unless that is yes and a lock says
+// no. Locks are asked each time: they expire, and are about more than a decision
+// is remembered by.
 func (e *Engine) answer(id *sshca.Identity, a ask, decide func(*ruleSet, *ask) Decision) Decision {
+	d := e.rules(id, a, decide)
+	if !d.Allow {
+		return d
+	}
+	l, locked := e.policy.Locked(services.Subject{Identity: id, Login: a.login, Node: a.node.ID, NodeName: a.node.Name}, e.now())
+	if locked {
+		return Decision{Lock: &l, Reason: l.Sentence()}
+	}
+	return d
+}
+
+// rules returns the remembered answer to a, or asks decide.
+func (e *Engine) rules(id *sshca.Identity, a ask, decide func(*ruleSet, *ask) Decision) Decision {
 	if id == nil || id.Kind != sshca.KindUser {
 		return Decision{Reason: "only people have roles"}
 	}
@@ -315,10 +376,14 @@ func (a *ask) lead(t Target) {
 func broken(err error) Decision { return Decision{Reason: "internal error: " + err.Error()} }
 
 // holderOf returns what, at one revision of the policy, determines the rules of
-// id: the user and the certificate's roles. Neither grammar has a slash.
+// id: the user and the certificate's roles and access requests. No grammar of
+// these has a slash or a colon.
 func holderOf(id *sshca.Identity) string {
 	size := len(id.User)
 	for _, r := range id.Roles {
+		size += 1 + len(r)
+	}
+	for _, r := range id.Requests {
 		size += 1 + len(r)
 	}
 	var b strings.Builder
@@ -327,6 +392,10 @@ func holderOf(id *sshca.Identity) string {
 	for _, r := range id.Roles {
 		b.WriteByte('/')
 		b.WriteString(string(r))
+	}
+	for _, r := range id.Requests {
+		b.WriteByte(':')
+		b.WriteString(r)
 	}
 	return b.String()
 }
@@ -349,4 +418,26 @@ func (e *Engine) current() (*memo, error) {
 		}
 		e.memo.CompareAndSwap(m, &memo{revision: revision, sets: sets, answers: answers})
 	}
+}
+
+// Err returns what the person reads of a refusal, or nil: what has ended or is not
+// to be, unless a lock is why.
+func (d Decision) Err(what string) error {
+	switch {
+	case d.Allow:
+		return nil
+	case d.Lock != nil:
+		return d.Lock.Refusal()
+	case what == "":
+		return fault.New(fault.Denied, "%s", d.Reason)
+	}
+	return fault.New(fault.Denied, "%s: %s", what, d.Reason)
+}
+
+// LockID returns the id of the lock that refuses, or "".
+func (d Decision) LockID() string {
+	if d.Lock == nil {
+		return ""
+	}
+	return string(d.Lock.ID)
 }

@@ -330,6 +330,12 @@ func (s *switching) now() *policy {
 
 func (s *switching) Role(name names.RoleName) (services.Role, bool) { return s.now().Role(name) }
 func (s *switching) User(name names.UserName) (services.User, bool) { return s.now().User(name) }
+func (s *switching) Elevation(string) (services.Elevation, bool) {
+	return services.Elevation{}, false
+}
+func (s *switching) Locked(services.Subject, time.Time) (services.Lock, bool) {
+	return services.Lock{}, false
+}
 func (s *switching) Revision() uint64 {
 	s.mu.RLock()
 	defer s.mu.RUnlock()

@@ -3,6 +3,7 @@ package authz_test
 import (
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/accessd/accessd/lib/authz"
 	"github.com/accessd/accessd/lib/names"
@@ -15,7 +16,9 @@ import (
 type policy struct {
 	roles    map[names.RoleName]services.Role
 	users    map[names.UserName]services.User
+	elevated map[string]services.Elevation
 	revision atomic.Uint64
+	locked   func(services.Subject, time.Time) (services.Lock, bool) // nil: nobody is
 }
 
 func newPolicy() *policy {
@@ -31,7 +34,19 @@ func (p *policy) User(name names.UserName) (services.User, bool) {
 	u, ok := p.users[name]
 	return u, ok
 }
+
+func (p *policy) Elevation(id string) (services.Elevation, bool) {
+	g, ok := p.elevated[id]
+	return g, ok
+}
 func (p *policy) Revision() uint64 { return p.revision.Load() }
+
+func (p *policy) Locked(s services.Subject, now time.Time) (services.Lock, bool) {
+	if p.locked == nil {
+		return services.Lock{}, false
+	}
+	return p.locked(s, now)
+}
 
 // give puts roles into the policy and gives them all to user.
 func (p *policy) give(user names.UserName, roles ...services.Role) *sshca.Identity {

@@ -19,6 +19,7 @@ type rule struct {
 	services.Rule
 
 	deny    bool
+	only    names.NodeID // the one node that it is about, of an access request; "" otherwise
 	user    *services.User
 	logins  []names.Login // Logins, expanded
 	options services.RoleOptions
@@ -48,6 +49,9 @@ func compile(role services.Role, deny bool, user *services.User) []rule {
 // coversNode reports whether r is about nodes and names a's.
 func (r *rule) coversNode(a *ask) bool {
 	if len(r.Resources) > 0 {
+		return false
+	}
+	if r.only != "" && r.only != a.node.ID {
 		return false
 	}
 	return r.deny && r.Nodes.IsZero() || r.Nodes.Match(a.node.Labels, r.user.Traits)

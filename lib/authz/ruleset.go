@@ -73,9 +73,42 @@ func (e *Engine) build(id *sshca.Identity) (*ruleSet, error) {
 			allow = append(allow, compile(role, false, &user)...)
 		}
 	}
+	for _, g := range e.given(id, user) {
+		s.rules = append(s.rules, compile(g.role, true, &user)...)
+		for _, r := range compile(g.role, false, &user) {
+			if r.only = g.node; r.only == "" || len(r.Resources) == 0 {
+				allow = append(allow, r)
+			}
+		}
+	}
 	s.rules = append(s.rules, allow...)
 	s.commands = slices.ContainsFunc(s.rules, func(r rule) bool { return len(r.Commands) > 0 })
 	return s, s.load(e)
+}
+
+// given is a role that an access request gives.
+type given struct {
+	role services.Role
+	node names.NodeID // the only one it is for; "" is all it reaches
+}
+
+// given returns the roles that user does not hold, but that id carries and an
+// access request gives which id names and which still stands.
+func (e *Engine) given(id *sshca.Identity, user services.User) []given {
+	var out []given
+	for _, request := range id.Requests {
+		g, ok := e.policy.Elevation(request)
+		if !ok || g.User != user.Name {
+			continue
+		}
+		for _, name := range g.Roles {
+			role, ok := e.policy.Role(name)
+			if ok && slices.Contains(id.Roles, name) && !slices.Contains(user.Roles, name) {
+				out = append(out, given{role, g.Node})
+			}
+		}
+	}
+	return out
 }
 
 // load makes the enforcer over s.rules.

@@ -240,6 +240,12 @@ func (c *Cache) Nodes() []Node {
 	return sorted(c, func(p *policy) map[names.NodeID]Node { return p.nodes }, func(n Node) string { return string(n.Name) })
 }
 
+// Elevation returns what the approved access request of an id gives. Whether its
+// time is over is not looked at: it goes away, and certificates that name it end.
+func (c *Cache) Elevation(id string) (Elevation, bool) {
+	return lookup(c, func(p *policy) map[string]Elevation { return p.elevated }, id)
+}
+
 // Member returns the proxy or authority of an id, up or not.
 func (c *Cache) Member(id names.NodeID) (Member, bool) {
 	return lookup(c, func(p *policy) map[names.NodeID]Member { return p.members }, id)

@@ -176,7 +176,10 @@ const AuditCA sshca.Type = "audit"
 // CA is one certificate authority.
 type CA struct {
 	Type sshca.Type `json:"type"`
-	Keys []CAKey    `json:"keys"` // newest first
+	Keys []CAKey    `json:"keys"` // the first signs; all are trusted
+
+	Phase Phase     `json:"phase,omitempty"` // of its rotation; "" is [PhaseStandby]
+	Since time.Time `json:"since,omitzero"`  // when that began
 
 	Revision int64 `json:"-"`
 }

@@ -252,6 +252,10 @@ func (p *roleParser) role(n *yaml.Node) Role {
 			r.Deny = p.rules(value, "deny", checkDeny)
 		case "options":
 			r.Options = p.options(value)
+		case "requests":
+			r.Requests = p.requestRules(value)
+		case "review":
+			r.Review = p.reviewRules(value)
 		default:
 			p.fail(key, "unknown field %q in a role", clip(key.Value))
 		}
@@ -278,8 +282,8 @@ func (p *roleParser) complete(n *yaml.Node) {
 	if !has("name") {
 		p.fail(n, "a role needs a name")
 	}
-	if !has("allow") && !has("deny") {
-		p.fail(n, "a role needs rules under allow or deny")
+	if !has("allow") && !has("deny") && !has("requests") && !has("review") {
+		p.fail(n, "a role needs rules under allow, deny, requests or review")
 	}
 }
 

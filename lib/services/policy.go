@@ -24,6 +24,8 @@ type policy struct {
 	proxies  map[names.NodeID]Proxy
 	settings map[string]RecordingSettings
 	presence map[names.NodeID][]names.NodeID // of a node: its proxies, sorted; slices are replaced, not changed
+	locks    locks
+	elevated map[string]Elevation // by the request's id
 
 	byName map[names.NodeName]names.NodeID
 	byPort map[int]names.NodeID
@@ -37,6 +39,7 @@ func newPolicy() *policy {
 		nodes: map[names.NodeID]Node{}, members: map[names.NodeID]Member{}, proxies: map[names.NodeID]Proxy{},
 		settings: map[string]RecordingSettings{}, presence: map[names.NodeID][]names.NodeID{},
 		byName: map[names.NodeName]names.NodeID{}, byPort: map[int]names.NodeID{}, byKey: map[string]names.UserName{},
+		locks: newLocks(), elevated: map[string]Elevation{},
 	}
 }
 
@@ -115,21 +118,22 @@ func putChange(r *accessdv1.Resource) (change, error) {
 		return change{func(p *policy) { p.putPresence(v.Node, v.Proxy) }, fleeting}, err
 	case KindSettings:
 		return putSettings(r)
+	case KindElevation:
+		v, err := parsed(r, func(v Elevation) string { return v.ID })
+		v.Revision = revision
+		return change{func(p *policy) { p.elevated[v.ID] = v }, decisive}, err
+	case KindLock:
+		v, err := parsed(r, func(v Lock) string { return string(v.ID) })
+		v.Revision = revision
+		return change{func(p *policy) { p.locks.put(v) }, decisive}, err
 	}
 	return change{func(*policy) {}, fleeting}, nil
 }
 
 func putCA(r *accessdv1.Resource) (change, error) {
-	ca, err := parsed(r, func(v CA) string { return string(v.Type) })
+	ca, err := ParseCA(r)
 	if err != nil {
 		return change{}, err
-	}
-	ca = ca.Public() // there is nothing else in it, and never shall be
-	ca.Revision = r.GetRevision()
-	for _, k := range ca.Keys {
-		if _, err := publicKey(k); err != nil {
-			return change{}, fault.New(fault.BadInput, "policy: ca %q: %w", ca.Type, err)
-		}
 	}
 	return change{func(p *policy) {
 		p.cas[ca.Type] = ca
@@ -162,6 +166,10 @@ func removeChange(k *accessdv1.ResourceKey) change {
 		return change{func(p *policy) { delete(p.proxies, names.NodeID(name)) }, fleeting}
 	case KindSettings:
 		return change{func(p *policy) { delete(p.settings, name) }, kept}
+	case KindElevation:
+		return change{func(p *policy) { delete(p.elevated, name) }, decisive}
+	case KindLock:
+		return change{func(p *policy) { p.locks.remove(LockID(name)) }, decisive}
 	case KindPresence:
 		proxy, node, _ := strings.Cut(name, "/")
 		return change{func(p *policy) { p.removePresence(names.NodeID(node), names.NodeID(proxy)) }, fleeting}
@@ -247,6 +255,7 @@ func (p *policy) durable() *policy {
 	return &policy{
 		roles: maps.Clone(p.roles), users: maps.Clone(p.users), cas: maps.Clone(p.cas),
 		nodes: maps.Clone(p.nodes), members: maps.Clone(p.members), settings: maps.Clone(p.settings),
+		locks: locks{byID: maps.Clone(p.locks.byID)}, elevated: maps.Clone(p.elevated),
 	}
 }
 
@@ -256,6 +265,8 @@ func (p *policy) resources() []*accessdv1.Resource {
 	out = appendResources(out, KindUser, p.users, func(v User) int64 { return v.Revision })
 	out = appendResources(out, KindCA, p.cas, func(v CA) int64 { return v.Revision })
 	out = appendResources(out, KindNode, p.nodes, func(v Node) int64 { return v.Revision })
+	out = appendResources(out, KindElevation, p.elevated, func(v Elevation) int64 { return v.Revision })
+	out = appendResources(out, KindLock, p.locks.byID, func(v Lock) int64 { return v.Revision })
 	out = appendResources(out, KindSettings, p.settings, func(v RecordingSettings) int64 { return v.Revision })
 	return appendResources(out, KindMember, p.members, func(v Member) int64 { return v.Revision })
 }

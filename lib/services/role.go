@@ -18,6 +18,9 @@ type Role struct {
 	Options RoleOptions    `json:"options,omitzero"` // bind where a rule of Allow grants
 	Builtin bool           `json:"builtin,omitempty"`
 
+	Requests []RequestRule `json:"requests,omitempty"` // what its users may ask for
+	Review   []ReviewRule  `json:"review,omitempty"`   // which requests of others they may review
+
 	Revision int64 `json:"-"`
 }
 

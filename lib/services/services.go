@@ -37,7 +37,7 @@ const (
 // It returns copies, so that nobody can change it.
 func vocabulary() (actions, resources, verbs []string) {
 	actions = []string{"shell", "exec", "sftp:read", "sftp:write", "forward:local", "forward:remote", "forward:agent", "x11", "join"}
-	resources = []string{"users", "roles", "tokens", "nodes", "sessions", "audit", "ca", "recordings", "requests", "locks"}
+	resources = []string{"users", "roles", "tokens", "nodes", "sessions", "audit", "ca", "recordings", "requests", "locks", "connectors"}
 	verbs = []string{"read", "create", "update", "delete", "kill", "sign", "hold"}
 	return actions, resources, verbs
 }
@@ -65,5 +65,5 @@ func Verbs() []string {
 
 // kinds lists every kind of a policy stream.
 func kinds() []string {
-	return []string{KindRole, KindUser, KindCA, KindNode, KindMember, KindPresence, KindProxy, KindSettings}
+	return []string{KindRole, KindUser, KindCA, KindNode, KindMember, KindPresence, KindProxy, KindSettings, KindElevation, KindLock}
 }

@@ -19,10 +19,14 @@ import (
 //	live/policy/user/NAME      live/fleet/member/ID
 //	live/policy/ca/TYPE        live/fleet/proxy/ID              with the proxy's lease
 //	live/policy/settings/NAME  live/fleet/presence/PROXY/NODE   with the proxy's lease
+//	live/policy/lock/ID        with a lease that outlives the lock
+//	live/policy/elevation/ID   with a lease that ends with it
 //
 //	credential/NAME      a user's credentials
 //	token/ID             with a lease that outlives the token
 //	ca/TYPE              an authority with its sealed keys
+//	standing/KIND/ID     what a member last got from the authorities
+//	holder/KEY/USER      until when a user has certificates of an authority's key
 //	key/FINGERPRINT      the user for whom a public key is enrolled; "_" is for "/"
 //	name/NAME            the id of the node or member that has the name
 //	port/NUMBER          the id of the node that has the gateway port
@@ -33,6 +37,8 @@ import (
 //	recording/SESSION    what is known of a recording
 //	part/SESSION/N       sizes and digests of a recording's parts, 64 in each
 //	part/SESSION/end     there when the recording is complete
+//	request/ID           an access request; with a lease once it has ended
+//	requester/USER       changes with every access request of a user's
 //	cluster, serial
 const (
 	dirLive        = "live/"
@@ -41,6 +47,8 @@ const (
 	dirCredential  = "credential/" //nolint:gosec // a directory's name, no secret
 	dirToken       = "token/"
 	dirCA          = "ca/"
+	dirStanding    = "standing/"
+	dirHolder      = "holder/"
 	dirKey         = "key/"
 	dirName        = "name/"
 	dirPort        = "port/"
@@ -50,6 +58,8 @@ const (
 	dirInstruction = "instruction/"
 	dirRecording   = "recording/"
 	dirPart        = "part/"
+	dirRequest     = "request/"
+	dirRequester   = "requester/"
 	keyCluster     = "cluster"
 	keySerial      = "serial"
 )
@@ -57,7 +67,7 @@ const (
 // dirOf returns the directory of a kind on policy streams.
 func dirOf(kind string) string {
 	switch kind {
-	case KindRole, KindUser, KindCA, KindSettings:
+	case KindRole, KindUser, KindCA, KindSettings, KindLock, KindElevation:
 		return dirPolicy + kind + "/"
 	}
 	return dirFleet + kind + "/"

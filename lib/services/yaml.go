@@ -16,6 +16,9 @@ type roleDoc struct {
 	Allow   []ruleDoc   `yaml:"allow,omitempty"`
 	Deny    []ruleDoc   `yaml:"deny,omitempty"`
 	Options *optionsDoc `yaml:"options,omitempty"`
+
+	Requests []requestDoc `yaml:"requests,omitempty"`
+	Review   []reviewDoc  `yaml:"review,omitempty"`
 }
 
 type ruleDoc struct {
@@ -58,6 +61,7 @@ func (r Role) YAML() []byte {
 			(*accountDoc)(o.CreateAccount), string(o.Record), o.RecordInput,
 		}
 	}
+	doc.Requests, doc.Review = requestDocs(r.Requests), reviewDocs(r.Review)
 	var out bytes.Buffer
 	enc := yaml.NewEncoder(&out)
 	enc.SetIndent(2)
