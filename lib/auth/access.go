@@ -78,6 +78,10 @@ func accessTable() map[string]rule {
 		// Public halves only, which proxies hand on to their clients.
 		accessdv1connect.CAServiceExportCAProcedure: {local: true, resource: "ca", verb: "read", members: proxy.members},
 
+		accessdv1connect.RotationServiceListAuthoritiesProcedure: admin("ca", "read"),
+		accessdv1connect.RotationServiceRotateAuthorityProcedure: admin("ca", "update"),
+		accessdv1connect.RotationServiceReadTrustProcedure:       proxy,
+
 		accessdv1connect.JoinServiceJoinProcedure: {joiner: true},
 
 		accessdv1connect.MemberServiceWatchPolicyProcedure:    member,

@@ -161,6 +161,7 @@ func (a *Authority) Handler() http.Handler {
 	mux.Handle(accessdv1connect.NewSessionServiceHandler(sessionService{a}, opts...))
 	mux.Handle(accessdv1connect.NewAuditServiceHandler(auditService{a}, opts...))
 	mux.Handle(accessdv1connect.NewCAServiceHandler(caService{a}, opts...))
+	mux.Handle(accessdv1connect.NewRotationServiceHandler(rotationService{a}, opts...))
 	mux.Handle(accessdv1connect.NewJoinServiceHandler(joinService{a}, opts...))
 	mux.Handle(accessdv1connect.NewMemberServiceHandler(memberService{a}, opts...))
 	mux.Handle(accessdv1connect.NewLoginServiceHandler(loginService{a}, opts...))
@@ -191,6 +192,7 @@ func (a *Authority) Run(ctx context.Context) error {
 // source is the store's policy for the cache, with the feed listening in.
 func (a *Authority) source(ctx context.Context, fn func(*accessdv1.PolicyUpdate) error) error {
 	return a.cfg.Store.Watch(ctx, nil, func(u *accessdv1.PolicyUpdate) error {
+		a.followKeys(ctx, u)
 		if err := fn(u); err != nil {
 			return err
 		}
@@ -207,6 +209,7 @@ func (a *Authority) sweep(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+			a.refreshKeys(ctx)
 			a.lobby.sweep()
 			a.grants.sweep()
 		}

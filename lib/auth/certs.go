@@ -134,6 +134,9 @@ func (a *Authority) issueUser(ctx context.Context, r userCert) (*ssh.Certificate
 	if err != nil {
 		return nil, err
 	}
+	if err := a.hold(ctx, r.User, cert); err != nil {
+		return nil, err
+	}
 	ev := certEvent("user", cert)
 	ev.User, ev.AddrRemote = r.User, r.client
 	ev.Fields["roles"] = r.Roles
@@ -147,8 +150,9 @@ func (a *Authority) issueUser(ctx context.Context, r userCert) (*ssh.Certificate
 }
 
 // issueMember signs a member's two certificates for the keys, the name and the
-// addresses on record, and records them before anybody sees them.
-func (a *Authority) issueMember(ctx context.Context, rec *record, method string) (*accessdv1.MemberCertificates, error) {
+// addresses on record, and records them before anybody sees them. trusts are the
+// keys that the member trusts.
+func (a *Authority) issueMember(ctx context.Context, rec *record, method string, trusts []string) (*accessdv1.MemberCertificates, error) {
 	memberKey, err := parseKeyLine(rec.MemberKey)
 	if err != nil {
 		return nil, fault.New(fault.BadInput, "member key: %w", err)
@@ -160,6 +164,7 @@ func (a *Authority) issueMember(ctx context.Context, rec *record, method string)
 	now := a.cfg.Now()
 	after, before := now.Add(-defaults.ClockSkew), now.Add(a.cfg.MemberTTL)
 	out := &accessdv1.MemberCertificates{Expires: timestamppb.New(before), Renew: timestamppb.New(now.Add(a.cfg.MemberTTL / 2))}
+	var given []*ssh.Certificate
 	for _, half := range []struct {
 		kind string
 		line *string
@@ -190,8 +195,9 @@ func (a *Authority) issueMember(ctx context.Context, rec *record, method string)
 			return nil, err
 		}
 		*half.line = keyLine(cert)
+		given = append(given, cert)
 	}
-	return out, nil
+	return out, a.stand(ctx, rec, trusts, given...)
 }
 
 // hostPrincipals returns the names a member answers to: its own, and those by

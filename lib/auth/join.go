@@ -289,7 +289,7 @@ func (a *Authority) enrol(ctx context.Context, tokenID string, rec *record) (*Ad
 	if rec.Joined.IsZero() {
 		rec.Joined = a.cfg.Now().UTC()
 	}
-	certs, err := a.issueMember(ctx, rec, "join")
+	certs, err := a.issueMember(ctx, rec, "join", a.trusted())
 	if err != nil {
 		return nil, err
 	}
@@ -348,7 +348,7 @@ func (a *Authority) AdmitSelf(ctx context.Context, s Self) (*Admission, error) {
 	if !rec.same(old) {
 		return a.enrol(ctx, "", rec)
 	}
-	certs, err := a.issueMember(ctx, rec, "start")
+	certs, err := a.issueMember(ctx, rec, "start", a.trusted())
 	if err != nil {
 		return nil, err
 	}

@@ -3,7 +3,9 @@ package auth
 import (
 	"context"
 	"crypto/x509"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -31,19 +33,25 @@ type InitConfig struct {
 // Keys are what a cluster is: its name, its authorities, and the key with which
 // this authority signs its audit log. Private keys do not leave this package.
 type Keys struct {
+	cfg         InitConfig // what Init was given
 	cluster     services.Cluster
 	authority   names.NodeID
-	cas         map[sshca.Type]authorityKeys
 	audit       note.Signer
 	verifierKey string
 	decoy       []byte // a sealed second factor that nobody has
+
+	mu  sync.RWMutex // guards what follows
+	cas map[sshca.Type]authorityKeys
 }
 
-// authorityKeys are the keys of one certificate authority, newest first.
+// authorityKeys are the keys of one certificate authority, the one that signs
+// first.
 type authorityKeys struct {
-	signer ssh.Signer // of the newest
+	signer ssh.Signer // of the first
 	public []ssh.PublicKey
 	lines  []string // authorized_keys format
+
+	revision int64 // of the authority in the store
 }
 
 // ClusterName returns the cluster's name.
@@ -54,6 +62,8 @@ func (k *Keys) ClusterID() string { return k.cluster.ID }
 
 // Trust returns the public keys of the cluster's authorities.
 func (k *Keys) Trust() sshca.Trust {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
 	return sshca.Trust{
 		User: k.cas[sshca.TypeUser].public,
 		Host: k.cas[sshca.TypeHost].public,
@@ -69,7 +79,37 @@ func (k *Keys) AuditSigner() note.Signer { return k.audit }
 // signed-note.
 func (k *Keys) AuditVerifierKey() string { return k.verifierKey }
 
-func (k *Keys) signer(t sshca.Type) ssh.Signer { return k.cas[t].signer }
+func (k *Keys) signer(t sshca.Type) ssh.Signer {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	return k.cas[t].signer
+}
+
+// follow makes k trust and sign with what the store has, when its keys of type t
+// are not those of lines, in authorized_keys format. It unseals only what has
+// changed.
+func (k *Keys) follow(ctx context.Context, t sshca.Type, lines []string) error {
+	k.mu.RLock()
+	same := slices.Equal(k.cas[t].lines, lines)
+	k.mu.RUnlock()
+	if same {
+		return nil
+	}
+	ca, err := k.cfg.Store.CA(ctx, t)
+	if err != nil {
+		return err
+	}
+	opened, err := k.cfg.openCA(ctx, ca)
+	if err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if opened.revision > k.cas[t].revision { // else somebody was faster
+		k.cas[t] = opened
+	}
+	return nil
+}
 
 // caTypes are the cluster's certificate authorities.
 func caTypes() []sshca.Type {
@@ -96,6 +136,7 @@ func Init(ctx context.Context, cfg InitConfig) (*Keys, error) {
 		return nil, err
 	}
 	cfg.ClusterName = k.cluster.Name
+	k.cfg = cfg
 	for _, t := range caTypes() {
 		if k.cas[t], err = cfg.initCA(ctx, t); err != nil {
 			return nil, err
@@ -159,26 +200,33 @@ func (cfg InitConfig) initCA(ctx context.Context, t sshca.Type) (authorityKeys, 
 }
 
 func (cfg InitConfig) createCA(ctx context.Context, t sshca.Type) error {
-	private, signer := sshca.Generate()
-	der, err := x509.MarshalPKCS8PrivateKey(private)
-	if err != nil {
-		return fault.Wrap(fault.Internal, err, "encode a CA key")
-	}
-	sealed, err := cfg.Sealer.Seal(ctx, caPurpose(t), der)
+	key, err := cfg.newKey(ctx, t)
 	if err != nil {
 		return err
 	}
-	ca := services.CA{Type: t, Keys: []services.CAKey{{Public: keyLine(signer.PublicKey()), Sealed: sealed, Created: cfg.Now().UTC()}}}
-	ev := events.Event{Name: events.CACreate, Fields: map[string]any{
-		"ca_type": string(t), "fingerprint": ssh.FingerprintSHA256(signer.PublicKey()),
-	}}
+	ca := services.CA{Type: t, Keys: []services.CAKey{key}}
+	ev := events.Event{Name: events.CACreate, Fields: map[string]any{"ca_type": string(t), "fingerprint": key.Fingerprint()}}
 	return cfg.record(ctx, ev, func() error { return cfg.Store.CreateCA(ctx, ca) })
 }
 
-// openCA unseals ca's newest key and reads the public half of all. A private
-// key that does not belong to its public half is refused.
+// newKey makes a key for an authority of type t.
+func (cfg InitConfig) newKey(ctx context.Context, t sshca.Type) (services.CAKey, error) {
+	private, signer := sshca.Generate()
+	der, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		return services.CAKey{}, fault.Wrap(fault.Internal, err, "encode a CA key")
+	}
+	sealed, err := cfg.Sealer.Seal(ctx, caPurpose(t), der)
+	if err != nil {
+		return services.CAKey{}, err
+	}
+	return services.CAKey{Public: keyLine(signer.PublicKey()), Sealed: sealed, Created: cfg.Now().UTC()}, nil
+}
+
+// openCA unseals the key of ca that signs and reads the public half of all. A
+// private key that does not belong to its public half is refused.
 func (cfg InitConfig) openCA(ctx context.Context, ca services.CA) (authorityKeys, error) {
-	var out authorityKeys
+	out := authorityKeys{revision: ca.Revision}
 	for _, k := range ca.Keys {
 		pub, err := parseKeyLine(k.Public)
 		if err != nil {

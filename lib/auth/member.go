@@ -201,9 +201,14 @@ func writers() map[events.Name]sshca.Kind {
 	return w
 }
 
-// Renew issues fresh certificates for what is on record.
-func (s memberService) Renew(ctx context.Context, _ *connect.Request[accessdv1.RenewRequest]) (*connect.Response[accessdv1.RenewResponse], error) {
-	certs, err := s.issueMember(ctx, callerOf(ctx).member, "renew")
+// Renew issues fresh certificates for what is on record, and notes which
+// authorities' keys the member trusts.
+func (s memberService) Renew(ctx context.Context, req *connect.Request[accessdv1.RenewRequest]) (*connect.Response[accessdv1.RenewResponse], error) {
+	trusts, err := parseTrusts(req.Msg.GetTrusts())
+	if err != nil {
+		return nil, err
+	}
+	certs, err := s.issueMember(ctx, callerOf(ctx).member, "renew", trusts)
 	if err != nil {
 		return nil, err
 	}

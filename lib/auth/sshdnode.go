@@ -150,6 +150,9 @@ func (a *Authority) issueNode(ctx context.Context, rec *record, method string, c
 	ev := aboutNode(certEvent(string(sshca.KindNode), cert), *rec.node)
 	ev.AddrRemote = client.String()
 	ev.Fields["method"], ev.Fields["by"] = method, callerOf(ctx).by
+	if err := a.stand(ctx, rec, nil, cert); err != nil {
+		return nil, err
+	}
 	return cert, a.record(ctx, ev)
 }
 
@@ -160,7 +163,23 @@ func (s loginService) RenewNode(ctx context.Context, req *connect.Request[access
 	if err != nil {
 		return nil, err
 	}
-	cert, err := parseCertLine(req.Msg.GetCertificate())
+	rec, err := s.provenNode(ctx, req.Msg.GetCertificate(), client)
+	if err != nil {
+		return nil, err
+	}
+	fresh, err := s.issueNode(ctx, rec, "renew", client)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&accessdv1.RenewNodeResponse{
+		Certificate: keyLine(fresh), Expires: timestamppb.New(certTime(fresh.ValidBefore)),
+	}), nil
+}
+
+// provenNode returns the plain sshd node on record whose good certificate line
+// is; a proxy has seen that it holds the key.
+func (s loginService) provenNode(ctx context.Context, line string, client netip.AddrPort) (*record, error) {
+	cert, err := parseCertLine(line)
 	if err != nil {
 		return nil, err
 	}
@@ -180,13 +199,7 @@ func (s loginService) RenewNode(ctx context.Context, req *connect.Request[access
 		s.note(ctx, ev)
 		return nil, fault.New(fault.Denied, "permission denied")
 	}
-	fresh, err := s.issueNode(ctx, rec, "renew", client)
-	if err != nil {
-		return nil, err
-	}
-	return connect.NewResponse(&accessdv1.RenewNodeResponse{
-		Certificate: keyLine(fresh), Expires: timestamppb.New(certTime(fresh.ValidBefore)),
-	}), nil
+	return rec, nil
 }
 
 // shownBy returns the node on record that cert claims to be of, or an empty

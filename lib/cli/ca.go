@@ -12,7 +12,7 @@ import (
 )
 
 func caCommand(e *env) *cobra.Command {
-	return noun("ca", "Read the cluster's certificate authorities", caExport(e), caPin(e))
+	return noun("ca", "Read and rotate the cluster's certificate authorities", caExport(e), caPin(e), caStatus(e), caRotate(e))
 }
 
 func caExport(e *env) *cobra.Command {

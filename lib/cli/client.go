@@ -79,6 +79,10 @@ func (e *env) ca() accessdv1connect.CAServiceClient {
 	return accessdv1connect.NewCAServiceClient(e.admin(), rpc.BaseURL, rpc.ClientOptions()...)
 }
 
+func (e *env) rotation() accessdv1connect.RotationServiceClient {
+	return accessdv1connect.NewRotationServiceClient(e.admin(), rpc.BaseURL, rpc.ClientOptions()...)
+}
+
 // writeFile puts data at path whole or not at all.
 func writeFile(path string, data []byte, mode os.FileMode) error {
 	f, err := os.CreateTemp(filepath.Dir(path), ".accessd-*")

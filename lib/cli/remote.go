@@ -94,6 +94,8 @@ func remoteVerbs() map[string]remoteVerb {
 		"audit prove":  {none: []string{"out"}, use: "prove UID"},
 		"ca export":    {flags: []string{"type", "format"}},
 		"ca pin":       {},
+		"ca status":    list,
+		"ca rotate":    {flags: []string{"type", "phase", "force", "format"}},
 	}
 }
 

@@ -154,7 +154,7 @@ func (d *Daemon) admit(ctx context.Context, m *member, kind sshca.Kind) error {
 		return err
 	}
 	state := &memberState{ID: a.ID, Name: a.Name, Kind: kind, Cluster: d.authority.keys.ClusterName(), GatewayPort: a.GatewayPort}
-	return m.adopt(state.renewed(a.Certificates))
+	return m.adopt(state.renewed(a.Certificates).believing(d.authority.keys.Trust()))
 }
 
 // Admin returns a client with the rights of admin.sock, for programs that embed

@@ -1,12 +1,14 @@
 package daemon
 
 import (
+	"bytes"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -41,6 +43,7 @@ type memberState struct {
 	Renew       time.Time      `json:"renew"`
 	GatewayPort int            `json:"gateway_port,omitempty"`
 	HostCA      []string       `json:"host_ca,omitempty"` // believed before the policy is there
+	Keys        []string       `json:"keys,omitempty"`    // of all authorities, as the authority was last told
 
 	memberCert, hostCert *ssh.Certificate
 }
@@ -199,6 +202,43 @@ func (s *memberState) renewed(c *accessdv1.MemberCertificates) *memberState {
 	next.Member, next.Host = c.GetMember(), c.GetHost()
 	next.Expires, next.Renew = c.GetExpires().AsTime(), c.GetRenew().AsTime()
 	return &next
+}
+
+// believing returns the state with the authorities' keys as they are now.
+func (s *memberState) believing(trust sshca.Trust) *memberState {
+	next := *s
+	next.HostCA, next.Keys = nil, keysInOrder(trust)
+	for _, key := range trust.Host {
+		next.HostCA = append(next.HostCA, string(ssh.MarshalAuthorizedKey(key)))
+	}
+	return &next
+}
+
+// believes reports whether trust is what the state was last made with. Nobody
+// believes in no keys at all.
+func (s *memberState) believes(trust sshca.Trust) bool {
+	return len(trust.Host) == 0 || slices.Equal(s.Keys, keysInOrder(trust))
+}
+
+// keysInOrder names the keys of each authority, the one that signs first.
+func keysInOrder(t sshca.Trust) []string {
+	var out []string
+	for _, keys := range [][]ssh.PublicKey{t.User, t.Host, t.Node, t.SSHD} {
+		for _, key := range keys {
+			out = append(out, ssh.FingerprintSHA256(key))
+		}
+		out = append(out, "") // ends an authority
+	}
+	return out
+}
+
+// signedBy reports whether the certificates are of the keys of trust that sign, as
+// far as there are any.
+func (s *memberState) signedBy(trust sshca.Trust) bool {
+	by := func(c *ssh.Certificate, keys []ssh.PublicKey) bool {
+		return len(keys) == 0 || bytes.Equal(c.SignatureKey.Marshal(), keys[0].Marshal())
+	}
+	return by(s.memberCert, trust.Node) && by(s.hostCert, trust.Host)
 }
 
 // credentials returns the member's name, and its key with its certificate, to

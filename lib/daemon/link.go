@@ -47,7 +47,7 @@ func (d *Daemon) link(ctx context.Context, m *member, c linkConfig) (*reversetun
 	if err != nil {
 		return nil, nil, err
 	}
-	s := &seat{member: m, calls: agent.Authority(), log: d.log}
+	s := &seat{member: m, calls: agent.Authority(), trust: d.trust, cache: d.cache, log: d.log}
 	at := rankLink
 	if c.addresses != nil {
 		at = rankTraffic // it dials this very process, which stops listening now
@@ -142,10 +142,7 @@ func (d *Daemon) join(ctx context.Context, m *member, c linkConfig) error {
 		ID: names.NodeID(res.GetId()), Name: names.NodeName(res.GetName()), Kind: c.kind, Cluster: res.GetClusterName(),
 		GatewayPort: int(res.GetGatewayPort()),
 	}
-	for _, key := range d.cache.Trust().Host {
-		state.HostCA = append(state.HostCA, string(ssh.MarshalAuthorizedKey(key)))
-	}
-	return m.adopt(state.renewed(res.GetCertificates()))
+	return m.adopt(state.renewed(res.GetCertificates()).believing(d.cache.Trust()))
 }
 
 // askToJoin tries the addresses in turn; only a cluster that is away makes it

@@ -3,6 +3,7 @@ package daemon
 import (
 	"cmp"
 	"context"
+	"math/rand/v2"
 	"net/http"
 	"time"
 
@@ -21,6 +22,7 @@ import (
 const (
 	retryPause  = 2 * time.Second  // after a call failed
 	renewPause  = time.Minute      // after a renewal failed
+	renewSpread = time.Second      // before one that the authorities' keys ask for, at most
 	savePause   = 5 * time.Second  // between two copies of the policy on disk
 	reportEvery = 30 * time.Second // live sessions, even when none changed
 	reportPause = time.Second      // between two reports of live sessions
@@ -31,6 +33,8 @@ const (
 type seat struct {
 	*member
 	calls *http.Client
+	trust func() sshca.Trust // the authorities' keys as this process believes them
+	cache *services.Cache    // tells when those may have changed
 	log   *zap.Logger
 }
 
@@ -73,22 +77,52 @@ func (s *seat) drain(ctx context.Context, batch [][]byte) error {
 	return err
 }
 
-// renew keeps the certificates fresh until ctx ends.
+// renew keeps the certificates fresh until ctx ends. It also has them renewed
+// when the authorities' keys change, so that a rotation has nobody to wait for:
+// with each renewal the authority is told which keys this process trusts.
 func (s *seat) renew(ctx context.Context) error {
 	for {
 		state := s.state.Load()
-		if !sleep(ctx, max(time.Until(state.Renew), time.Second)) {
+		if !s.untilRenewal(ctx, state) {
 			return nil
 		}
-		res, err := s.members().Renew(ctx, connect.NewRequest(&accessdv1.RenewRequest{}))
+		trust := s.trust()
+		res, err := s.members().Renew(ctx, connect.NewRequest(&accessdv1.RenewRequest{Trusts: trust.Fingerprints()}))
 		if err == nil {
-			err = s.adopt(state.renewed(res.Msg.GetCertificates()))
+			err = s.adopt(state.renewed(res.Msg.GetCertificates()).believing(trust))
 		}
-		if err != nil {
+		if err == nil && s.state.Load().signedBy(trust) {
+			continue
+		}
+		if err != nil { // else an authority does not sign with the new keys yet
 			s.log.Warn("certificates were not renewed", zap.Time("expires", state.Expires), zap.Error(err))
-			if !sleep(ctx, renewPause) {
-				return nil
+		}
+		if !sleep(ctx, renewPause) {
+			return nil
+		}
+	}
+}
+
+// untilRenewal waits until it is time to renew the certificates of state, or
+// until the authorities' keys are others than the authority was told or than the
+// certificates are of, and reports whether to go on. In a large cluster not everybody asks at once.
+func (s *seat) untilRenewal(ctx context.Context, state *memberState) bool {
+	timer := time.NewTimer(max(time.Until(state.Renew), time.Second))
+	defer timer.Stop()
+	for seen := s.cache.Revision() + 1; ; { // another than any
+		changed := s.cache.Changed()
+		if now := s.cache.Revision(); now != seen {
+			seen = now
+			if trust := s.trust(); !state.believes(trust) || !state.signedBy(trust) {
+				return sleep(ctx, rand.N(renewSpread)) //nolint:gosec // spreads load, keeps no secret
 			}
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-timer.C:
+			return true
+		case <-changed:
 		}
 	}
 }

@@ -52,6 +52,7 @@ const (
 	TokenDelete       Name = "token.delete"
 	TokenRejected     Name = "token.rejected"
 	CACreate          Name = "ca.create"
+	CARotate          Name = "ca.rotate"
 	ProcessStart      Name = "process.start"
 	ProcessStop       Name = "process.stop"
 )
@@ -563,6 +564,20 @@ func administration() []Spec {
 				by(),
 				Field{Name: "ca_type", Type: String, Meaning: "user, host, node, sshd or audit", Example: "user"},
 				fingerprint(), reason(),
+			),
+		},
+		{
+			Name: CARotate, Code: "A5011", Outcome: Either, Meaning: "a certificate authority went to another phase of its rotation, or was not let",
+			Fields: fields(
+				by(),
+				Field{Name: "ca_type", Type: String, Meaning: "user, host, node or sshd", Example: "user"},
+				Field{Name: "phase", Type: String, Meaning: "where it goes: init, clients, servers, standby or rollback", Example: "clients"},
+				Field{Name: "before", Type: String, Meaning: "how it was: phase, the key that signs, all that are trusted", Example: "phase=init signs=SHA256:nThbg6kXUpJWGl7E1IGOCspRomTxdCARLviKw6E5SY8 trusts=SHA256:nThbg6kXUpJWGl7E1IGOCspRomTxdCARLviKw6E5SY8,SHA256:uNiVztksCsDhcc0u9e8BrTyfMXGdnFGcZBQ/TuZzr0s"},
+				Field{Name: "after", Type: String, Meaning: "how it is", Example: "phase=clients signs=SHA256:uNiVztksCsDhcc0u9e8BrTyfMXGdnFGcZBQ/TuZzr0s trusts=SHA256:uNiVztksCsDhcc0u9e8BrTyfMXGdnFGcZBQ/TuZzr0s,SHA256:nThbg6kXUpJWGl7E1IGOCspRomTxdCARLviKw6E5SY8"},
+				Field{Name: "behind", Type: List, Meaning: "who is left behind, or keeps it from going; at most 20", Example: "node:web-1"},
+				Field{Name: "behind_total", Type: Int, Meaning: "how many those are", Example: "1"},
+				Field{Name: "forced", Type: Bool, Meaning: "whether they are left behind", Example: "true"},
+				reason(),
 			),
 		},
 		{Name: UserKeyCreate, Code: "A5009", Outcome: Either, Meaning: "a public key was enrolled for a user", Fields: key},

@@ -31,8 +31,18 @@ const (
 )
 
 // Trust holds the public keys of the authorities, several each while one is
-// replaced. The zero value trusts nobody.
+// replaced: then the first is that which signs. The zero value trusts nobody.
 type Trust struct{ User, Host, Node, SSHD []ssh.PublicKey }
+
+// Fingerprints returns those of all keys, "SHA256:…", sorted.
+func (t Trust) Fingerprints() []string {
+	var out []string
+	for _, key := range slices.Concat(t.User, t.Host, t.Node, t.SSHD) {
+		out = append(out, ssh.FingerprintSHA256(key))
+	}
+	slices.Sort(out)
+	return out
+}
 
 // Peer is who presents a certificate.
 type Peer struct {

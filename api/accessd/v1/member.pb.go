@@ -601,7 +601,9 @@ func (*AppendEventsResponse) Descriptor() ([]byte, []int) {
 }
 
 type RenewRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Fingerprints of the authorities' keys that the member trusts now.
+	Trusts        []string `protobuf:"bytes,1,rep,name=trusts,proto3" json:"trusts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -634,6 +636,13 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
 	return file_accessd_v1_member_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *RenewRequest) GetTrusts() []string {
+	if x != nil {
+		return x.Trusts
+	}
+	return nil
 }
 
 type RenewResponse struct {
@@ -1250,7 +1259,10 @@ type BeginRequest struct {
 	// authorized_keys format; proven by signature at the proxy.
 	PublicKey string `protobuf:"bytes,2,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
 	// Client address "ip:port", as the proxy attests it.
-	Client        string `protobuf:"bytes,3,opt,name=client,proto3" json:"client,omitempty"`
+	Client string `protobuf:"bytes,3,opt,name=client,proto3" json:"client,omitempty"`
+	// The key is the proxy's own, for this one connection of the person: the
+	// certificate says that the second factor was given for it.
+	Connection    bool `protobuf:"varint,4,opt,name=connection,proto3" json:"connection,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1304,6 +1316,13 @@ func (x *BeginRequest) GetClient() string {
 		return x.Client
 	}
 	return ""
+}
+
+func (x *BeginRequest) GetConnection() bool {
+	if x != nil {
+		return x.Connection
+	}
+	return false
 }
 
 type ContinueRequest struct {
@@ -1556,7 +1575,9 @@ type DelegateRequest struct {
 	// Where the person connects from, "ip:port".
 	Client string `protobuf:"bytes,4,opt,name=client,proto3" json:"client,omitempty"`
 	// The one login the certificate shall have; empty means all the credential has.
-	Login         string `protobuf:"bytes,5,opt,name=login,proto3" json:"login,omitempty"`
+	Login string `protobuf:"bytes,5,opt,name=login,proto3" json:"login,omitempty"`
+	// That a second factor was given for this connection, from VerifyFactor.
+	Proof         string `protobuf:"bytes,6,opt,name=proof,proto3" json:"proof,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1633,6 +1654,13 @@ func (x *DelegateRequest) GetClient() string {
 func (x *DelegateRequest) GetLogin() string {
 	if x != nil {
 		return x.Login
+	}
+	return ""
+}
+
+func (x *DelegateRequest) GetProof() string {
+	if x != nil {
+		return x.Proof
 	}
 	return ""
 }
@@ -1719,7 +1747,9 @@ type SignSessionRequest struct {
 	// Id of the session, or of the connection for what belongs to no session.
 	Session string `protobuf:"bytes,6,opt,name=session,proto3" json:"session,omitempty"`
 	// The role that grants it, for the key id.
-	Role          string `protobuf:"bytes,7,opt,name=role,proto3" json:"role,omitempty"`
+	Role string `protobuf:"bytes,7,opt,name=role,proto3" json:"role,omitempty"`
+	// That a second factor was given for this connection, from VerifyFactor.
+	Proof         string `protobuf:"bytes,8,opt,name=proof,proto3" json:"proof,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1799,6 +1829,13 @@ func (x *SignSessionRequest) GetSession() string {
 func (x *SignSessionRequest) GetRole() string {
 	if x != nil {
 		return x.Role
+	}
+	return ""
+}
+
+func (x *SignSessionRequest) GetProof() string {
+	if x != nil {
+		return x.Proof
 	}
 	return ""
 }
@@ -2352,8 +2389,9 @@ const file_accessd_v1_member_proto_rawDesc = "" +
 	"\brevision\x18\x03 \x01(\x03R\brevision\"-\n" +
 	"\x13AppendEventsRequest\x12\x16\n" +
 	"\x06events\x18\x01 \x03(\fR\x06events\"\x16\n" +
-	"\x14AppendEventsResponse\"\x0e\n" +
-	"\fRenewRequest\"S\n" +
+	"\x14AppendEventsResponse\"&\n" +
+	"\fRenewRequest\x12\x16\n" +
+	"\x06trusts\x18\x01 \x03(\tR\x06trusts\"S\n" +
 	"\rRenewResponse\x12B\n" +
 	"\fcertificates\x18\x01 \x01(\v2\x1e.accessd.v1.MemberCertificatesR\fcertificates\"\xa7\x01\n" +
 	"\x0fDescribeRequest\x12?\n" +
@@ -2391,12 +2429,15 @@ const file_accessd_v1_member_proto_rawDesc = "" +
 	"\x04kind\x18\x05 \x01(\tR\x04kind\x124\n" +
 	"\astarted\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x12\x12\n" +
 	"\x04node\x18\a \x01(\tR\x04node\"\x18\n" +
-	"\x16ReportSessionsResponse\"Y\n" +
+	"\x16ReportSessionsResponse\"y\n" +
 	"\fBeginRequest\x12\x12\n" +
 	"\x04user\x18\x01 \x01(\tR\x04user\x12\x1d\n" +
 	"\n" +
 	"public_key\x18\x02 \x01(\tR\tpublicKey\x12\x16\n" +
-	"\x06client\x18\x03 \x01(\tR\x06client\";\n" +
+	"\x06client\x18\x03 \x01(\tR\x06client\x12\x1e\n" +
+	"\n" +
+	"connection\x18\x04 \x01(\bR\n" +
+	"connection\";\n" +
 	"\x0fContinueRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aanswers\x18\x02 \x03(\tR\aanswers\"\x1f\n" +
@@ -2408,19 +2449,20 @@ const file_accessd_v1_member_proto_rawDesc = "" +
 	"\x06client\x18\x02 \x01(\tR\x06client\"k\n" +
 	"\x11RenewNodeResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\tR\vcertificate\x124\n" +
-	"\aexpires\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"\xb5\x01\n" +
+	"\aexpires\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"\xcb\x01\n" +
 	"\x0fDelegateRequest\x12\"\n" +
 	"\vcertificate\x18\x01 \x01(\tH\x00R\vcertificate\x12#\n" +
 	"\fenrolled_key\x18\x02 \x01(\tH\x00R\venrolledKey\x12\x1d\n" +
 	"\n" +
 	"public_key\x18\x03 \x01(\tR\tpublicKey\x12\x16\n" +
 	"\x06client\x18\x04 \x01(\tR\x06client\x12\x14\n" +
-	"\x05login\x18\x05 \x01(\tR\x05loginB\f\n" +
+	"\x05login\x18\x05 \x01(\tR\x05login\x12\x14\n" +
+	"\x05proof\x18\x06 \x01(\tR\x05proofB\f\n" +
 	"\n" +
 	"credential\"j\n" +
 	"\x10DelegateResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\tR\vcertificate\x124\n" +
-	"\aexpires\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"\xc5\x01\n" +
+	"\aexpires\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"\xdb\x01\n" +
 	"\x12SignSessionRequest\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\tR\vcertificate\x12\x1d\n" +
 	"\n" +
@@ -2429,7 +2471,8 @@ const file_accessd_v1_member_proto_rawDesc = "" +
 	"\x04node\x18\x04 \x01(\tR\x04node\x12\x14\n" +
 	"\x05login\x18\x05 \x01(\tR\x05login\x12\x18\n" +
 	"\asession\x18\x06 \x01(\tR\asession\x12\x12\n" +
-	"\x04role\x18\a \x01(\tR\x04role\"m\n" +
+	"\x04role\x18\a \x01(\tR\x04role\x12\x14\n" +
+	"\x05proof\x18\b \x01(\tR\x05proof\"m\n" +
 	"\x13SignSessionResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\tR\vcertificate\x124\n" +
 	"\aexpires\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"H\n" +
