@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"maps"
@@ -20,7 +21,10 @@ import (
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/services"
+	"github.com/accessd/accessd/lib/srv"
+	"github.com/accessd/accessd/lib/srv/sftp"
 	"github.com/accessd/accessd/lib/sshca"
+	"github.com/accessd/accessd/lib/sshwire"
 )
 
 // sessionCertTTL is the lifetime of a certificate for one session on a plain
@@ -106,8 +110,16 @@ func (s delegationService) delegation(ctx context.Context, m *accessdv1.Delegate
 	default:
 		err = fault.New(fault.BadInput, "delegate: want a certificate or an enrolled key")
 	}
+	if err != nil {
+		return d, err
+	}
 	d.ask.Key = key
-	return d, err
+	factor, err := s.factorOf(ctx, d.ask.User, d.fingerprint, m.GetProof())
+	if err != nil {
+		return d, s.rejectCredential(ctx, d, "the proof of a second factor is not for this connection")
+	}
+	d.ask.Factor = cmp.Or(factor, d.ask.Factor)
+	return d, nil
 }
 
 // ofCertificate returns what may be issued for a person's certificate: what it
@@ -118,7 +130,7 @@ func (s delegationService) ofCertificate(ctx context.Context, line string, clien
 		return delegation{}, err
 	}
 	d := delegation{method: "publickey", fingerprint: id.Fingerprint, client: client.String(), ask: sshca.UserRequest{
-		User: id.User, Logins: id.Logins, Traits: id.Traits, MFA: id.MFA,
+		User: id.User, Logins: id.Logins, Traits: id.Traits, MFA: id.MFA, Factor: id.Factor,
 		ValidAfter: id.ValidAfter, ValidBefore: id.ValidBefore, SourceAddresses: id.SourceAddresses,
 	}}
 	u, err := s.cfg.Store.User(ctx, id.User)
@@ -128,8 +140,13 @@ func (s delegationService) ofCertificate(ctx context.Context, line string, clien
 	if err != nil {
 		return d, err
 	}
+	requests, given, err := s.standingRequests(ctx, id.User, id.Requests)
+	if err != nil {
+		return d, err
+	}
+	d.ask.Requests = requests
 	for _, r := range id.Roles {
-		if slices.Contains(u.Roles, r) {
+		if slices.Contains(u.Roles, r) || slices.Contains(given, r) {
 			d.ask.Roles = append(d.ask.Roles, r)
 		}
 	}
@@ -165,7 +182,10 @@ func (s delegationService) verify(ctx context.Context, line string, client netip
 	}
 	id, err := s.cfg.Keys.Trust().CheckUser(cert, sshca.Peer{SSHUser: cert.KeyId, Addr: client.Addr(), Now: s.cfg.Now()})
 	s.noteRefusal(ctx, client, err)
-	return id, err
+	if err != nil {
+		return nil, err
+	}
+	return id, s.checkShown(ctx, id)
 }
 
 // noteRefusal records the refusal that err may be.
@@ -256,9 +276,20 @@ func (s delegationService) SignSession(ctx context.Context, req *connect.Request
 	if err != nil {
 		return nil, err
 	}
+	factor, err := s.factorOf(ctx, id.User, id.Fingerprint, m.GetProof())
+	if err != nil {
+		return nil, s.refuseCert(ctx, aboutNode(ev, node), "the proof of a second factor is not for this connection")
+	}
+	if factor != "" {
+		id = id.WithFactor(factor)
+	}
 	if why := s.mayOpen(id, node, r); why != "" {
 		return nil, s.refuseCert(ctx, aboutNode(ev, node), why)
 	}
+	if r.Force, err = s.force(id, node, r.Login, m.GetStart()); err != nil {
+		return nil, s.refuseCert(ctx, aboutNode(ev, node), err.Error())
+	}
+	set(ev, "force_command", r.Force)
 	r.User, r.Node = id.User, node.Name
 	r.ValidAfter, r.ValidBefore = s.cfg.Now().Add(-defaults.ClockSkew), s.cfg.Now().Add(sessionCertTTL)
 	if id.ValidBefore.Before(r.ValidBefore) {
@@ -292,6 +323,47 @@ func (s delegationService) mayOpen(id *sshca.Identity, node services.Node, r ssh
 		}
 	}
 	return d.Reason
+}
+
+// What a certificate forces where a person may run nothing of a shell's.
+const (
+	forceSFTP    = "internal-sftp" // sshd's own server (sshd_config(5), Subsystem)
+	forceNothing = "exit 1"
+)
+
+// force returns all that the sshd may run for a session as login that begins with
+// start, so that it is held to that even by a proxy that has been broken into; ""
+// where the person may run anything. A nil start is that of no session.
+func (s delegationService) force(id *sshca.Identity, node services.Node, login names.Login, start *accessdv1.SessionStart) (string, error) {
+	decide := func(action authz.Action, line string) authz.Decision {
+		return s.cfg.Engine.Decide(authz.Request{
+			Identity: id, Login: login, Action: action, Command: line,
+			Node: authz.NodeView{ID: node.ID, Name: node.Name, Labels: node.Labels},
+		})
+	}
+	if decide(authz.ActionShell, "").Allow {
+		return "", nil
+	}
+	files := decide(authz.ActionSFTPRead, "").Allow || decide(authz.ActionSFTPWrite, "").Allow
+	switch line := start.GetLine(); start.GetKind() {
+	case sshwire.RequestExec:
+		d := decide(authz.ActionExec, cmp.Or(line, " ")) // none would ask whether there is any
+		if _, scp := sftp.ParseSCP(line); !d.Allow && (!scp || !files) {
+			return "", errors.New(d.Reason)
+		}
+		if d.Allow && !d.Confined {
+			return "", nil
+		}
+		return line, nil
+	case sshwire.RequestSubsystem:
+		if line != srv.SubsystemSFTP || !files {
+			return "", errors.New("no role allows the subsystem")
+		}
+		return forceSFTP, nil
+	case sshwire.RequestShell:
+		return "", errors.New(decide(authz.ActionShell, "").Reason)
+	}
+	return forceNothing, nil
 }
 
 func (s delegationService) signSession(ctx context.Context, r sshca.SessionRequest, about events.Event) (*ssh.Certificate, error) {

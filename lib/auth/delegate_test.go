@@ -2,6 +2,7 @@ package auth
 
 import (
 	"crypto/rand"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -400,6 +401,79 @@ func TestSignSessionAsksTheRules(t *testing.T) {
 	w.rec.breakFor(events.CertCreate)
 	if _, err := call(t, p.SignSession, good); !fault.Is(err, fault.Unavailable) {
 		t.Errorf("without a record: %v, want unavailable", err)
+	}
+}
+
+// TestSignSessionForces: who may run no shell has a certificate with which the sshd
+// runs what was decided and nothing else, whatever the proxy does.
+func TestSignSessionForces(t *testing.T) {
+	w := newWorld(t, plan{})
+	p := w.join(sshca.KindProxy, "edge-1")
+	rule := "kind: role\nname: %s\nallow:\n  - {nodes: {env: dev}, logins: [root], actions: [%s]}\n"
+	w.apply(fmt.Sprintf(rule, "shells", "shell, exec"))
+	w.apply(fmt.Sprintf(rule, "lines", "exec"))
+	w.apply(fmt.Sprintf(rule, "files", `"sftp:read"`))
+	w.apply(fmt.Sprintf(rule, "tunnels", `"forward:local"`))
+	w.apply("kind: role\nname: confined\nallow:\n  - {nodes: {env: dev}, logins: [root], actions: [exec], commands: [uptime, \"ls *\"]}\n")
+	n := w.addSSHD("web-1", map[string]string{"env": "dev"})
+	exec := func(line string) *accessdv1.SessionStart { return &accessdv1.SessionStart{Kind: "exec", Line: line} }
+	shell, files := &accessdv1.SessionStart{Kind: "shell"}, &accessdv1.SessionStart{Kind: "subsystem", Line: "sftp"}
+	const refused = "refused"
+	for i, c := range []struct {
+		role  string
+		start *accessdv1.SessionStart
+		want  string
+	}{
+		{"shells", shell, ""},
+		{"shells", exec("anything; at all"), ""},
+		{"shells", nil, ""},
+		{"lines", exec("anything; at all"), ""},
+		{"lines", shell, refused},
+		{"lines", files, refused},
+		{"lines", nil, "exit 1"},
+		{"confined", exec("uptime"), "uptime"},
+		{"confined", exec("ls -l /tmp | uptime"), "ls -l /tmp | uptime"},
+		{"confined", exec("uptime; id"), refused},
+		{"confined", exec("scp -f /etc/passwd"), refused},
+		{"confined", exec(""), refused},
+		{"confined", shell, refused},
+		{"confined", nil, "exit 1"},
+		{"files", files, "internal-sftp"},
+		{"files", &accessdv1.SessionStart{Kind: "subsystem", Line: "other"}, refused},
+		{"files", exec("scp -f /etc/passwd"), "scp -f /etc/passwd"},
+		{"files", exec("scp -f /etc/passwd; id"), refused},
+		{"files", exec("id"), refused},
+		{"tunnels", nil, "exit 1"},
+		{"tunnels", files, refused},
+		{"tunnels", &accessdv1.SessionStart{Kind: "fly"}, "exit 1"},
+	} {
+		name := fmt.Sprintf("%s-%d", c.role, i)
+		w.addUser(name, c.role)
+		w.known(name)
+		r := sessionRequest(w.sign(name), n)
+		r.Role, r.Start = c.role, c.start
+		w.rec.take()
+		res, err := call(t, p.SignSession, r)
+		if c.want == refused {
+			if !fault.Is(err, fault.Denied) {
+				t.Errorf("%s %v: %v, want denied", c.role, c.start, err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%s %v: %v", c.role, c.start, err)
+			continue
+		}
+		cert := parseCert(t, res.GetCertificate())
+		if got := cert.CriticalOptions["force-command"]; got != c.want || len(cert.CriticalOptions) > 1 {
+			t.Errorf("%s %v: forces %q, want %q", c.role, c.start, got, c.want)
+		}
+		if _, rc := cert.Extensions["permit-user-rc"]; rc != (c.want == "") {
+			t.Errorf("%s %v: permit-user-rc is %v", c.role, c.start, rc)
+		}
+		if got, _ := w.rec.take()[0].Fields["force_command"].(string); got != c.want {
+			t.Errorf("%s %v: the event says %q", c.role, c.start, got)
+		}
 	}
 }
 

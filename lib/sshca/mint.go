@@ -124,15 +124,16 @@ type SessionRequest struct {
 	Node    names.NodeName
 	Session names.SessionID
 	Role    names.RoleName // whose rule grants it; "" when that is not known
+	Force   string         // all that the sshd may run; "" is no bound
 
 	ValidAfter, ValidBefore time.Time
 	Serial                  uint64
 }
 
 // MintSession returns a certificate for one login on a plain sshd. sshd asks
-// for nothing but the one principal, the login; it has no critical options,
-// which an old sshd could refuse, and the standard extensions, since what of
-// them is used is decided in front of sshd. The key id, which sshd writes into
+// for nothing but the one principal, the login. Its only critical option is
+// force-command, for who may not run anything; it has the standard extensions,
+// since what of them is used is decided in front of sshd. The key id, which sshd writes into
 // its log, says on whose behalf:
 //
 //	USER " session=" SESSION " role=" ROLE " node=" NODE
@@ -150,6 +151,10 @@ func MintSession(ca ssh.Signer, r SessionRequest) (*ssh.Certificate, error) {
 		ValidAfter: unix(r.ValidAfter), ValidBefore: unix(r.ValidBefore),
 		ValidPrincipals: []string{string(r.Login)},
 		Permissions:     ssh.Permissions{Extensions: permits()},
+	}
+	if r.Force != "" {
+		c.CriticalOptions = map[string]string{optionForceCommand: r.Force}
+		delete(c.Extensions, permitUserRC) // which would run before it
 	}
 	return mint(ca, c, r.check)
 }
@@ -199,6 +204,12 @@ func mint(ca ssh.Signer, c *ssh.Certificate, form func() error) (*ssh.Certificat
 // as an end is in the past.
 func unix(t time.Time) uint64 { return uint64(max(t.Unix(), 0)) }
 
+// What a certificate for a plain sshd may say (PROTOCOL.certkeys).
+const (
+	optionForceCommand = "force-command"
+	permitUserRC       = "permit-user-rc"
+)
+
 // permits are the standard extensions that let plain sshd grant what it can;
 // accessd's own nodes ask the roles instead.
 func permits() map[string]string {
@@ -207,7 +218,7 @@ func permits() map[string]string {
 		"permit-agent-forwarding": "",
 		"permit-port-forwarding":  "",
 		"permit-pty":              "",
-		"permit-user-rc":          "",
+		permitUserRC:              "",
 	}
 }
 

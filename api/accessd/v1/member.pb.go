@@ -1749,7 +1749,9 @@ type SignSessionRequest struct {
 	// The role that grants it, for the key id.
 	Role string `protobuf:"bytes,7,opt,name=role,proto3" json:"role,omitempty"`
 	// That a second factor was given for this connection, from VerifyFactor.
-	Proof         string `protobuf:"bytes,8,opt,name=proof,proto3" json:"proof,omitempty"`
+	Proof string `protobuf:"bytes,8,opt,name=proof,proto3" json:"proof,omitempty"`
+	// What the session begins with; absent for what belongs to no session.
+	Start         *SessionStart `protobuf:"bytes,9,opt,name=start,proto3" json:"start,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1840,6 +1842,68 @@ func (x *SignSessionRequest) GetProof() string {
 	return ""
 }
 
+func (x *SignSessionRequest) GetStart() *SessionStart {
+	if x != nil {
+		return x.Start
+	}
+	return nil
+}
+
+// SessionStart is what a session begins with (RFC 4254, section 6.5).
+type SessionStart struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "shell", "exec" or "subsystem".
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// The line as the sshd gets it, for exec; the name of a subsystem.
+	Line          string `protobuf:"bytes,2,opt,name=line,proto3" json:"line,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SessionStart) Reset() {
+	*x = SessionStart{}
+	mi := &file_accessd_v1_member_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SessionStart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SessionStart) ProtoMessage() {}
+
+func (x *SessionStart) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_member_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SessionStart.ProtoReflect.Descriptor instead.
+func (*SessionStart) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *SessionStart) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *SessionStart) GetLine() string {
+	if x != nil {
+		return x.Line
+	}
+	return ""
+}
+
 type SignSessionResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Certificate   string                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
@@ -1850,7 +1914,7 @@ type SignSessionResponse struct {
 
 func (x *SignSessionResponse) Reset() {
 	*x = SignSessionResponse{}
-	mi := &file_accessd_v1_member_proto_msgTypes[30]
+	mi := &file_accessd_v1_member_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1862,7 +1926,7 @@ func (x *SignSessionResponse) String() string {
 func (*SignSessionResponse) ProtoMessage() {}
 
 func (x *SignSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[30]
+	mi := &file_accessd_v1_member_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1875,7 +1939,7 @@ func (x *SignSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignSessionResponse.ProtoReflect.Descriptor instead.
 func (*SignSessionResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{30}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SignSessionResponse) GetCertificate() string {
@@ -1902,7 +1966,7 @@ type SignNodeHostRequest struct {
 
 func (x *SignNodeHostRequest) Reset() {
 	*x = SignNodeHostRequest{}
-	mi := &file_accessd_v1_member_proto_msgTypes[31]
+	mi := &file_accessd_v1_member_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1914,7 +1978,7 @@ func (x *SignNodeHostRequest) String() string {
 func (*SignNodeHostRequest) ProtoMessage() {}
 
 func (x *SignNodeHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[31]
+	mi := &file_accessd_v1_member_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1927,7 +1991,7 @@ func (x *SignNodeHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignNodeHostRequest.ProtoReflect.Descriptor instead.
 func (*SignNodeHostRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{31}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SignNodeHostRequest) GetNode() string {
@@ -1954,7 +2018,7 @@ type SignNodeHostResponse struct {
 
 func (x *SignNodeHostResponse) Reset() {
 	*x = SignNodeHostResponse{}
-	mi := &file_accessd_v1_member_proto_msgTypes[32]
+	mi := &file_accessd_v1_member_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1966,7 +2030,7 @@ func (x *SignNodeHostResponse) String() string {
 func (*SignNodeHostResponse) ProtoMessage() {}
 
 func (x *SignNodeHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[32]
+	mi := &file_accessd_v1_member_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1979,7 +2043,7 @@ func (x *SignNodeHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignNodeHostResponse.ProtoReflect.Descriptor instead.
 func (*SignNodeHostResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{32}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *SignNodeHostResponse) GetCertificate() string {
@@ -2007,7 +2071,7 @@ type PinHostKeyRequest struct {
 
 func (x *PinHostKeyRequest) Reset() {
 	*x = PinHostKeyRequest{}
-	mi := &file_accessd_v1_member_proto_msgTypes[33]
+	mi := &file_accessd_v1_member_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2019,7 +2083,7 @@ func (x *PinHostKeyRequest) String() string {
 func (*PinHostKeyRequest) ProtoMessage() {}
 
 func (x *PinHostKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[33]
+	mi := &file_accessd_v1_member_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2032,7 +2096,7 @@ func (x *PinHostKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinHostKeyRequest.ProtoReflect.Descriptor instead.
 func (*PinHostKeyRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{33}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *PinHostKeyRequest) GetNode() string {
@@ -2057,7 +2121,7 @@ type PinHostKeyResponse struct {
 
 func (x *PinHostKeyResponse) Reset() {
 	*x = PinHostKeyResponse{}
-	mi := &file_accessd_v1_member_proto_msgTypes[34]
+	mi := &file_accessd_v1_member_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2069,7 +2133,7 @@ func (x *PinHostKeyResponse) String() string {
 func (*PinHostKeyResponse) ProtoMessage() {}
 
 func (x *PinHostKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[34]
+	mi := &file_accessd_v1_member_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2082,7 +2146,7 @@ func (x *PinHostKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinHostKeyResponse.ProtoReflect.Descriptor instead.
 func (*PinHostKeyResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{34}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{35}
 }
 
 // LoginStep is one round of a keyboard-interactive sign-in (RFC 4256), or its end.
@@ -2109,7 +2173,7 @@ type LoginStep struct {
 
 func (x *LoginStep) Reset() {
 	*x = LoginStep{}
-	mi := &file_accessd_v1_member_proto_msgTypes[35]
+	mi := &file_accessd_v1_member_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2121,7 +2185,7 @@ func (x *LoginStep) String() string {
 func (*LoginStep) ProtoMessage() {}
 
 func (x *LoginStep) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[35]
+	mi := &file_accessd_v1_member_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2134,7 +2198,7 @@ func (x *LoginStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoginStep.ProtoReflect.Descriptor instead.
 func (*LoginStep) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{35}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *LoginStep) GetId() string {
@@ -2196,7 +2260,7 @@ type Prompt struct {
 
 func (x *Prompt) Reset() {
 	*x = Prompt{}
-	mi := &file_accessd_v1_member_proto_msgTypes[36]
+	mi := &file_accessd_v1_member_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2208,7 +2272,7 @@ func (x *Prompt) String() string {
 func (*Prompt) ProtoMessage() {}
 
 func (x *Prompt) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[36]
+	mi := &file_accessd_v1_member_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2221,7 +2285,7 @@ func (x *Prompt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Prompt.ProtoReflect.Descriptor instead.
 func (*Prompt) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{36}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Prompt) GetText() string {
@@ -2248,7 +2312,7 @@ type RedeemRequest struct {
 
 func (x *RedeemRequest) Reset() {
 	*x = RedeemRequest{}
-	mi := &file_accessd_v1_member_proto_msgTypes[37]
+	mi := &file_accessd_v1_member_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2260,7 +2324,7 @@ func (x *RedeemRequest) String() string {
 func (*RedeemRequest) ProtoMessage() {}
 
 func (x *RedeemRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[37]
+	mi := &file_accessd_v1_member_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2273,7 +2337,7 @@ func (x *RedeemRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RedeemRequest.ProtoReflect.Descriptor instead.
 func (*RedeemRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{37}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RedeemRequest) GetGrant() string {
@@ -2300,7 +2364,7 @@ type RedeemResponse struct {
 
 func (x *RedeemResponse) Reset() {
 	*x = RedeemResponse{}
-	mi := &file_accessd_v1_member_proto_msgTypes[38]
+	mi := &file_accessd_v1_member_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2312,7 +2376,7 @@ func (x *RedeemResponse) String() string {
 func (*RedeemResponse) ProtoMessage() {}
 
 func (x *RedeemResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_member_proto_msgTypes[38]
+	mi := &file_accessd_v1_member_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2325,7 +2389,7 @@ func (x *RedeemResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RedeemResponse.ProtoReflect.Descriptor instead.
 func (*RedeemResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_member_proto_rawDescGZIP(), []int{38}
+	return file_accessd_v1_member_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *RedeemResponse) GetCertificate() string {
@@ -2462,7 +2526,7 @@ const file_accessd_v1_member_proto_rawDesc = "" +
 	"credential\"j\n" +
 	"\x10DelegateResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\tR\vcertificate\x124\n" +
-	"\aexpires\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"\xdb\x01\n" +
+	"\aexpires\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"\x8b\x02\n" +
 	"\x12SignSessionRequest\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\tR\vcertificate\x12\x1d\n" +
 	"\n" +
@@ -2472,7 +2536,11 @@ const file_accessd_v1_member_proto_rawDesc = "" +
 	"\x05login\x18\x05 \x01(\tR\x05login\x12\x18\n" +
 	"\asession\x18\x06 \x01(\tR\asession\x12\x12\n" +
 	"\x04role\x18\a \x01(\tR\x04role\x12\x14\n" +
-	"\x05proof\x18\b \x01(\tR\x05proof\"m\n" +
+	"\x05proof\x18\b \x01(\tR\x05proof\x12.\n" +
+	"\x05start\x18\t \x01(\v2\x18.accessd.v1.SessionStartR\x05start\"6\n" +
+	"\fSessionStart\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04line\x18\x02 \x01(\tR\x04line\"m\n" +
 	"\x13SignSessionResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\tR\vcertificate\x124\n" +
 	"\aexpires\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"H\n" +
@@ -2541,7 +2609,7 @@ func file_accessd_v1_member_proto_rawDescGZIP() []byte {
 	return file_accessd_v1_member_proto_rawDescData
 }
 
-var file_accessd_v1_member_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_accessd_v1_member_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
 var file_accessd_v1_member_proto_goTypes = []any{
 	(*JoinRequest)(nil),            // 0: accessd.v1.JoinRequest
 	(*JoinResponse)(nil),           // 1: accessd.v1.JoinResponse
@@ -2573,81 +2641,83 @@ var file_accessd_v1_member_proto_goTypes = []any{
 	(*DelegateRequest)(nil),        // 27: accessd.v1.DelegateRequest
 	(*DelegateResponse)(nil),       // 28: accessd.v1.DelegateResponse
 	(*SignSessionRequest)(nil),     // 29: accessd.v1.SignSessionRequest
-	(*SignSessionResponse)(nil),    // 30: accessd.v1.SignSessionResponse
-	(*SignNodeHostRequest)(nil),    // 31: accessd.v1.SignNodeHostRequest
-	(*SignNodeHostResponse)(nil),   // 32: accessd.v1.SignNodeHostResponse
-	(*PinHostKeyRequest)(nil),      // 33: accessd.v1.PinHostKeyRequest
-	(*PinHostKeyResponse)(nil),     // 34: accessd.v1.PinHostKeyResponse
-	(*LoginStep)(nil),              // 35: accessd.v1.LoginStep
-	(*Prompt)(nil),                 // 36: accessd.v1.Prompt
-	(*RedeemRequest)(nil),          // 37: accessd.v1.RedeemRequest
-	(*RedeemResponse)(nil),         // 38: accessd.v1.RedeemResponse
-	nil,                            // 39: accessd.v1.JoinRequest.LabelsEntry
-	nil,                            // 40: accessd.v1.DescribeRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil),  // 41: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 42: google.protobuf.Duration
+	(*SessionStart)(nil),           // 30: accessd.v1.SessionStart
+	(*SignSessionResponse)(nil),    // 31: accessd.v1.SignSessionResponse
+	(*SignNodeHostRequest)(nil),    // 32: accessd.v1.SignNodeHostRequest
+	(*SignNodeHostResponse)(nil),   // 33: accessd.v1.SignNodeHostResponse
+	(*PinHostKeyRequest)(nil),      // 34: accessd.v1.PinHostKeyRequest
+	(*PinHostKeyResponse)(nil),     // 35: accessd.v1.PinHostKeyResponse
+	(*LoginStep)(nil),              // 36: accessd.v1.LoginStep
+	(*Prompt)(nil),                 // 37: accessd.v1.Prompt
+	(*RedeemRequest)(nil),          // 38: accessd.v1.RedeemRequest
+	(*RedeemResponse)(nil),         // 39: accessd.v1.RedeemResponse
+	nil,                            // 40: accessd.v1.JoinRequest.LabelsEntry
+	nil,                            // 41: accessd.v1.DescribeRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil),  // 42: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 43: google.protobuf.Duration
 }
 var file_accessd_v1_member_proto_depIdxs = []int32{
-	39, // 0: accessd.v1.JoinRequest.labels:type_name -> accessd.v1.JoinRequest.LabelsEntry
+	40, // 0: accessd.v1.JoinRequest.labels:type_name -> accessd.v1.JoinRequest.LabelsEntry
 	2,  // 1: accessd.v1.JoinResponse.certificates:type_name -> accessd.v1.MemberCertificates
 	6,  // 2: accessd.v1.JoinResponse.trust:type_name -> accessd.v1.Resource
-	41, // 3: accessd.v1.MemberCertificates.expires:type_name -> google.protobuf.Timestamp
-	41, // 4: accessd.v1.MemberCertificates.renew:type_name -> google.protobuf.Timestamp
+	42, // 3: accessd.v1.MemberCertificates.expires:type_name -> google.protobuf.Timestamp
+	42, // 4: accessd.v1.MemberCertificates.renew:type_name -> google.protobuf.Timestamp
 	6,  // 5: accessd.v1.PolicyUpdate.put:type_name -> accessd.v1.Resource
 	5,  // 6: accessd.v1.PolicyUpdate.remove:type_name -> accessd.v1.ResourceKey
 	5,  // 7: accessd.v1.Resource.key:type_name -> accessd.v1.ResourceKey
 	2,  // 8: accessd.v1.RenewResponse.certificates:type_name -> accessd.v1.MemberCertificates
-	40, // 9: accessd.v1.DescribeRequest.labels:type_name -> accessd.v1.DescribeRequest.LabelsEntry
-	42, // 10: accessd.v1.AnnounceResponse.ttl:type_name -> google.protobuf.Duration
+	41, // 9: accessd.v1.DescribeRequest.labels:type_name -> accessd.v1.DescribeRequest.LabelsEntry
+	43, // 10: accessd.v1.AnnounceResponse.ttl:type_name -> google.protobuf.Duration
 	17, // 11: accessd.v1.Instruction.kill_session:type_name -> accessd.v1.KillSession
 	19, // 12: accessd.v1.ReportSessionsRequest.sessions:type_name -> accessd.v1.LiveSession
-	41, // 13: accessd.v1.LiveSession.started:type_name -> google.protobuf.Timestamp
-	41, // 14: accessd.v1.RenewNodeResponse.expires:type_name -> google.protobuf.Timestamp
-	41, // 15: accessd.v1.DelegateResponse.expires:type_name -> google.protobuf.Timestamp
-	41, // 16: accessd.v1.SignSessionResponse.expires:type_name -> google.protobuf.Timestamp
-	41, // 17: accessd.v1.SignNodeHostResponse.expires:type_name -> google.protobuf.Timestamp
-	36, // 18: accessd.v1.LoginStep.prompts:type_name -> accessd.v1.Prompt
-	41, // 19: accessd.v1.LoginStep.expires:type_name -> google.protobuf.Timestamp
-	41, // 20: accessd.v1.RedeemResponse.expires:type_name -> google.protobuf.Timestamp
-	0,  // 21: accessd.v1.JoinService.Join:input_type -> accessd.v1.JoinRequest
-	3,  // 22: accessd.v1.MemberService.WatchPolicy:input_type -> accessd.v1.WatchPolicyRequest
-	7,  // 23: accessd.v1.MemberService.AppendEvents:input_type -> accessd.v1.AppendEventsRequest
-	9,  // 24: accessd.v1.MemberService.Renew:input_type -> accessd.v1.RenewRequest
-	11, // 25: accessd.v1.MemberService.Describe:input_type -> accessd.v1.DescribeRequest
-	13, // 26: accessd.v1.MemberService.Announce:input_type -> accessd.v1.AnnounceRequest
-	15, // 27: accessd.v1.MemberService.Instructions:input_type -> accessd.v1.InstructionsRequest
-	18, // 28: accessd.v1.MemberService.ReportSessions:input_type -> accessd.v1.ReportSessionsRequest
-	21, // 29: accessd.v1.LoginService.Begin:input_type -> accessd.v1.BeginRequest
-	22, // 30: accessd.v1.LoginService.Continue:input_type -> accessd.v1.ContinueRequest
-	23, // 31: accessd.v1.LoginService.Cancel:input_type -> accessd.v1.CancelRequest
-	25, // 32: accessd.v1.LoginService.RenewNode:input_type -> accessd.v1.RenewNodeRequest
-	27, // 33: accessd.v1.DelegationService.Delegate:input_type -> accessd.v1.DelegateRequest
-	29, // 34: accessd.v1.DelegationService.SignSession:input_type -> accessd.v1.SignSessionRequest
-	31, // 35: accessd.v1.DelegationService.SignNodeHost:input_type -> accessd.v1.SignNodeHostRequest
-	33, // 36: accessd.v1.DelegationService.PinHostKey:input_type -> accessd.v1.PinHostKeyRequest
-	37, // 37: accessd.v1.GrantService.Redeem:input_type -> accessd.v1.RedeemRequest
-	1,  // 38: accessd.v1.JoinService.Join:output_type -> accessd.v1.JoinResponse
-	4,  // 39: accessd.v1.MemberService.WatchPolicy:output_type -> accessd.v1.PolicyUpdate
-	8,  // 40: accessd.v1.MemberService.AppendEvents:output_type -> accessd.v1.AppendEventsResponse
-	10, // 41: accessd.v1.MemberService.Renew:output_type -> accessd.v1.RenewResponse
-	12, // 42: accessd.v1.MemberService.Describe:output_type -> accessd.v1.DescribeResponse
-	14, // 43: accessd.v1.MemberService.Announce:output_type -> accessd.v1.AnnounceResponse
-	16, // 44: accessd.v1.MemberService.Instructions:output_type -> accessd.v1.Instruction
-	20, // 45: accessd.v1.MemberService.ReportSessions:output_type -> accessd.v1.ReportSessionsResponse
-	35, // 46: accessd.v1.LoginService.Begin:output_type -> accessd.v1.LoginStep
-	35, // 47: accessd.v1.LoginService.Continue:output_type -> accessd.v1.LoginStep
-	24, // 48: accessd.v1.LoginService.Cancel:output_type -> accessd.v1.CancelResponse
-	26, // 49: accessd.v1.LoginService.RenewNode:output_type -> accessd.v1.RenewNodeResponse
-	28, // 50: accessd.v1.DelegationService.Delegate:output_type -> accessd.v1.DelegateResponse
-	30, // 51: accessd.v1.DelegationService.SignSession:output_type -> accessd.v1.SignSessionResponse
-	32, // 52: accessd.v1.DelegationService.SignNodeHost:output_type -> accessd.v1.SignNodeHostResponse
-	34, // 53: accessd.v1.DelegationService.PinHostKey:output_type -> accessd.v1.PinHostKeyResponse
-	38, // 54: accessd.v1.GrantService.Redeem:output_type -> accessd.v1.RedeemResponse
-	38, // [38:55] is the sub-list for method output_type
-	21, // [21:38] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	42, // 13: accessd.v1.LiveSession.started:type_name -> google.protobuf.Timestamp
+	42, // 14: accessd.v1.RenewNodeResponse.expires:type_name -> google.protobuf.Timestamp
+	42, // 15: accessd.v1.DelegateResponse.expires:type_name -> google.protobuf.Timestamp
+	30, // 16: accessd.v1.SignSessionRequest.start:type_name -> accessd.v1.SessionStart
+	42, // 17: accessd.v1.SignSessionResponse.expires:type_name -> google.protobuf.Timestamp
+	42, // 18: accessd.v1.SignNodeHostResponse.expires:type_name -> google.protobuf.Timestamp
+	37, // 19: accessd.v1.LoginStep.prompts:type_name -> accessd.v1.Prompt
+	42, // 20: accessd.v1.LoginStep.expires:type_name -> google.protobuf.Timestamp
+	42, // 21: accessd.v1.RedeemResponse.expires:type_name -> google.protobuf.Timestamp
+	0,  // 22: accessd.v1.JoinService.Join:input_type -> accessd.v1.JoinRequest
+	3,  // 23: accessd.v1.MemberService.WatchPolicy:input_type -> accessd.v1.WatchPolicyRequest
+	7,  // 24: accessd.v1.MemberService.AppendEvents:input_type -> accessd.v1.AppendEventsRequest
+	9,  // 25: accessd.v1.MemberService.Renew:input_type -> accessd.v1.RenewRequest
+	11, // 26: accessd.v1.MemberService.Describe:input_type -> accessd.v1.DescribeRequest
+	13, // 27: accessd.v1.MemberService.Announce:input_type -> accessd.v1.AnnounceRequest
+	15, // 28: accessd.v1.MemberService.Instructions:input_type -> accessd.v1.InstructionsRequest
+	18, // 29: accessd.v1.MemberService.ReportSessions:input_type -> accessd.v1.ReportSessionsRequest
+	21, // 30: accessd.v1.LoginService.Begin:input_type -> accessd.v1.BeginRequest
+	22, // 31: accessd.v1.LoginService.Continue:input_type -> accessd.v1.ContinueRequest
+	23, // 32: accessd.v1.LoginService.Cancel:input_type -> accessd.v1.CancelRequest
+	25, // 33: accessd.v1.LoginService.RenewNode:input_type -> accessd.v1.RenewNodeRequest
+	27, // 34: accessd.v1.DelegationService.Delegate:input_type -> accessd.v1.DelegateRequest
+	29, // 35: accessd.v1.DelegationService.SignSession:input_type -> accessd.v1.SignSessionRequest
+	32, // 36: accessd.v1.DelegationService.SignNodeHost:input_type -> accessd.v1.SignNodeHostRequest
+	34, // 37: accessd.v1.DelegationService.PinHostKey:input_type -> accessd.v1.PinHostKeyRequest
+	38, // 38: accessd.v1.GrantService.Redeem:input_type -> accessd.v1.RedeemRequest
+	1,  // 39: accessd.v1.JoinService.Join:output_type -> accessd.v1.JoinResponse
+	4,  // 40: accessd.v1.MemberService.WatchPolicy:output_type -> accessd.v1.PolicyUpdate
+	8,  // 41: accessd.v1.MemberService.AppendEvents:output_type -> accessd.v1.AppendEventsResponse
+	10, // 42: accessd.v1.MemberService.Renew:output_type -> accessd.v1.RenewResponse
+	12, // 43: accessd.v1.MemberService.Describe:output_type -> accessd.v1.DescribeResponse
+	14, // 44: accessd.v1.MemberService.Announce:output_type -> accessd.v1.AnnounceResponse
+	16, // 45: accessd.v1.MemberService.Instructions:output_type -> accessd.v1.Instruction
+	20, // 46: accessd.v1.MemberService.ReportSessions:output_type -> accessd.v1.ReportSessionsResponse
+	36, // 47: accessd.v1.LoginService.Begin:output_type -> accessd.v1.LoginStep
+	36, // 48: accessd.v1.LoginService.Continue:output_type -> accessd.v1.LoginStep
+	24, // 49: accessd.v1.LoginService.Cancel:output_type -> accessd.v1.CancelResponse
+	26, // 50: accessd.v1.LoginService.RenewNode:output_type -> accessd.v1.RenewNodeResponse
+	28, // 51: accessd.v1.DelegationService.Delegate:output_type -> accessd.v1.DelegateResponse
+	31, // 52: accessd.v1.DelegationService.SignSession:output_type -> accessd.v1.SignSessionResponse
+	33, // 53: accessd.v1.DelegationService.SignNodeHost:output_type -> accessd.v1.SignNodeHostResponse
+	35, // 54: accessd.v1.DelegationService.PinHostKey:output_type -> accessd.v1.PinHostKeyResponse
+	39, // 55: accessd.v1.GrantService.Redeem:output_type -> accessd.v1.RedeemResponse
+	39, // [39:56] is the sub-list for method output_type
+	22, // [22:39] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_accessd_v1_member_proto_init() }
@@ -2668,7 +2738,7 @@ func file_accessd_v1_member_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_accessd_v1_member_proto_rawDesc), len(file_accessd_v1_member_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   41,
+			NumMessages:   42,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

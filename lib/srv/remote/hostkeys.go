@@ -39,6 +39,7 @@ type hostSigner interface {
 // nodes. They are for the proxy's own host key and name the node.
 type HostKeys struct {
 	signer func() ssh.Signer
+	ca     func() ssh.PublicKey
 	certs  hostSigner
 	now    func() time.Time
 	calls  singleflight.Group // by node id
@@ -56,15 +57,18 @@ type hostKey struct {
 	signer ssh.Signer // for cert
 	renew  time.Time
 	ends   time.Time
+
+	postponed bool // a renewal failed: whoever signed it, it does until renew
 }
 
 // NewHostKeys returns a HostKeys that has asked for nothing. signer returns the
-// proxy's host key as it is now, and nil now is time.Now.
-func NewHostKeys(signer func() ssh.Signer, certs hostSigner, now func() time.Time) *HostKeys {
+// proxy's host key and ca the key that signs host certificates, as they are now;
+// nil now is time.Now.
+func NewHostKeys(signer func() ssh.Signer, ca func() ssh.PublicKey, certs hostSigner, now func() time.Time) *HostKeys {
 	if now == nil {
 		now = time.Now
 	}
-	return &HostKeys{signer: signer, certs: certs, now: now, nodes: map[names.NodeID]*list.Element{}}
+	return &HostKeys{signer: signer, ca: ca, certs: certs, now: now, nodes: map[names.NodeID]*list.Element{}}
 }
 
 // For returns the keys to show for n: the proxy's with a certificate that names
@@ -73,11 +77,11 @@ func NewHostKeys(signer func() ssh.Signer, certs hostSigner, now func() time.Tim
 func (h *HostKeys) For(ctx context.Context, n services.Node) ([]ssh.Signer, error) {
 	key := h.signer()
 	k := h.look(n, key)
-	if k != nil && h.now().Before(k.renew) {
+	if h.fresh(k) {
 		return []ssh.Signer{k.signer, key}, nil
 	}
 	signed := h.calls.DoChan(string(n.ID), func() (any, error) {
-		if k := h.look(n, key); k != nil && h.now().Before(k.renew) {
+		if k := h.look(n, key); h.fresh(k) {
 			return k.signer, nil // it came since
 		}
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), signTimeout) // others may wait for it, too
@@ -107,6 +111,16 @@ func (h *HostKeys) For(ctx context.Context, n services.Node) ([]ssh.Signer, erro
 		return nil, err
 	}
 	return nil, fault.Wrap(fault.Unavailable, err, fmt.Sprintf("there is no host certificate for node %q now", n.Name))
+}
+
+// fresh reports whether there is no reason to ask for another than k: it is not
+// time yet, and the host CA signs with the key that signed it.
+func (h *HostKeys) fresh(k *hostKey) bool {
+	if k == nil || !h.now().Before(k.renew) {
+		return false
+	}
+	ca := h.ca()
+	return ca == nil || k.postponed || bytes.Equal(ca.Marshal(), k.cert.SignatureKey.Marshal())
 }
 
 // look returns the good certificate that is kept for n and key, or nil.
@@ -169,6 +183,6 @@ func (h *HostKeys) keep(k *hostKey) {
 
 // postpone keeps k for a while, since its renewal failed.
 func (h *HostKeys) postpone(k *hostKey) {
-	k.renew = h.now().Add(signAgain)
+	k.renew, k.postponed = h.now().Add(signAgain), true
 	h.keep(k)
 }

@@ -76,7 +76,7 @@ func newKeyring() *keyring {
 	k.n.now = func() time.Time { return start.Add(time.Duration(k.clock.Load()) * time.Second) }
 	_, key := sshca.Generate()
 	k.key.Store(&key)
-	k.HostKeys = NewHostKeys(func() ssh.Signer { return *k.key.Load() }, k.n, k.n.now)
+	k.HostKeys = NewHostKeys(func() ssh.Signer { return *k.key.Load() }, func() ssh.PublicKey { return k.n.ca.PublicKey() }, k.n, k.n.now)
 	return k
 }
 
@@ -138,6 +138,16 @@ func TestHostKeysAreKeptAndRenewedAtHalfLife(t *testing.T) {
 	k.shows(t, node)
 	if got := k.n.calls.Load(); got != 4 {
 		t.Errorf("after a change of name: asked %d times, want 4", got)
+	}
+	_, k.n.ca = sshca.Generate()
+	k.shows(t, node)
+	k.shows(t, node)
+	if got := k.n.calls.Load(); got != 5 {
+		t.Errorf("after the host CA got another key: asked %d times, want 5", got)
+	}
+	k.n.ca, k.n.err = *k.key.Load(), errors.New("away")
+	if keys, err := k.For(t.Context(), node); err != nil || len(keys) != 2 {
+		t.Errorf("with another key of the host CA and no authority: %d keys, %v, want the old ones", len(keys), err)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/crypto/ssh"
 
+	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/services"
@@ -34,6 +35,7 @@ type purpose struct {
 	login    names.Login
 	session  string // id of the session, or of the client's connection
 	role     names.RoleName
+	start    *accessdv1.SessionStart                          //  what the session begins with; nil: it is none
 	channels map[string]func(*sshserver.Conn, ssh.NewChannel) // that the sshd may open
 }
 

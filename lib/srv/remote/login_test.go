@@ -493,3 +493,50 @@ func TestNew(t *testing.T) {
 		t.Error("a closed executor starts a session")
 	}
 }
+
+// TestForcedCommand: the authority is told what a session begins with, and where it
+// forces something the sshd itself runs that and nothing else.
+func TestForcedCommand(t *testing.T) {
+	w := newWorld(t)
+	w.sshd()
+	x := w.executor()
+	for _, c := range []struct {
+		name, force string
+		kind        srv.Kind
+		line        string
+		want        string
+	}{
+		{"as asked", "echo one", srv.KindExec, "echo one", "one\n"},
+		{"another line", "echo forced", srv.KindExec, "echo asked", "forced\n"},
+		{"a shell", "echo forced", srv.KindShell, "", "forced\n"},
+		{"a shell behind files", "internal-sftp", srv.KindShell, "", "This service allows sftp connections only.\n"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w.mu.Lock()
+			w.force, w.signed = c.force, nil
+			w.mu.Unlock()
+			if r := w.run(x, w.command(c.kind, c.line), nil); string(r.stdout) != c.want {
+				t.Errorf("stdout = %q, want %q", r.stdout, c.want)
+			}
+			if s := w.signed[0].GetStart(); s.GetKind() != string(c.kind) || s.GetLine() != c.line {
+				t.Errorf("the authority was told %v", s)
+			}
+		})
+	}
+	w.mu.Lock()
+	w.force = "internal-sftp"
+	w.mu.Unlock()
+	p, err := x.Start(t.Context(), w.command(srv.KindSubsystem, srv.SubsystemSFTP))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	pipes := p.Pipes()
+	answer := make([]byte, 9)
+	if _, err := pipes.Stdin.Write([]byte{0, 0, 0, 5, 1, 0, 0, 0, 3}); err != nil { // SSH_FXP_INIT, version 3
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(pipes.Stdout, answer); err != nil || answer[4] != 2 {
+		t.Errorf("the forced server answers % x, %v; want SSH_FXP_VERSION", answer, err)
+	}
+}

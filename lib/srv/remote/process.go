@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/relay"
 	"github.com/accessd/accessd/lib/srv"
@@ -32,7 +33,7 @@ const exitUnknown = -1
 // Start implements [srv.Executor].
 func (x *Executor) Start(ctx context.Context, c srv.Command) (srv.Process, error) {
 	l, err := x.connect(ctx, purpose{
-		login: c.Login, session: string(c.Session), role: c.Role, channels: backChannels(c),
+		login: c.Login, session: string(c.Session), role: c.Role, start: startOf(c), channels: backChannels(c),
 	})
 	if err != nil {
 		return nil, err
@@ -136,18 +137,29 @@ func (p *process) request(c srv.Command) (notes string, err error) {
 	return notes, err
 }
 
-// begin returns the request that starts c.
-func begin(c srv.Command) (name string, payload []byte) {
+// startOf returns what the sshd is asked to start for c, which the certificate
+// may force.
+func startOf(c srv.Command) *accessdv1.SessionStart {
 	switch c.Kind {
 	case srv.KindShell:
 	case srv.KindExec:
-		line := c.Line
 		if len(c.Argv) > 0 {
-			line = quote(c.Argv)
+			return &accessdv1.SessionStart{Kind: sshwire.RequestExec, Line: quote(c.Argv)}
 		}
-		return sshwire.RequestExec, sshwire.Exec{Command: line}.Marshal()
+		return &accessdv1.SessionStart{Kind: sshwire.RequestExec, Line: c.Line}
 	case srv.KindSubsystem:
-		return sshwire.RequestSubsystem, sshwire.Subsystem{Name: c.Line}.Marshal()
+		return &accessdv1.SessionStart{Kind: sshwire.RequestSubsystem, Line: c.Line}
+	}
+	return &accessdv1.SessionStart{Kind: sshwire.RequestShell}
+}
+
+// begin returns the request that starts c (RFC 4254, section 6.5).
+func begin(c srv.Command) (name string, payload []byte) {
+	switch s := startOf(c); s.GetKind() {
+	case sshwire.RequestExec:
+		return sshwire.RequestExec, sshwire.Exec{Command: s.GetLine()}.Marshal()
+	case sshwire.RequestSubsystem:
+		return sshwire.RequestSubsystem, sshwire.Subsystem{Name: s.GetLine()}.Marshal()
 	}
 	return sshwire.RequestShell, nil
 }

@@ -54,6 +54,7 @@ type Config struct {
 	Node     func() (services.Node, bool) // as the policy has it now; false when it is gone
 	Identity *sshca.Identity              // who is at the other end of the connection
 	Client   netip.AddrPort               // where from
+	Proof    string                       // that the person gave a second factor for the connection; "" without one
 	ID       string                       // names the connection in audit events: 16 hexadecimal digits
 
 	// Dial connects to the sshd of n on behalf of a client at from: by TCP when n

@@ -56,9 +56,10 @@ type world struct {
 	events     []events.Event
 	signed     []*accessdv1.SignSessionRequest
 	dials      int
-	refuse     error // of SignSession
-	deaf       bool  // the audit log cannot be written
-	unpinnable error // what PinHostKey answers
+	refuse     error  // of SignSession
+	force      string // a certificate's force-command
+	deaf       bool   // the audit log cannot be written
+	unpinnable error  // what PinHostKey answers
 	wrap       func(net.Conn) net.Conn
 }
 
@@ -152,6 +153,9 @@ func (w *world) SignSession(_ context.Context, r *connect.Request[accessdv1.Sign
 		Permissions: ssh.Permissions{Extensions: map[string]string{
 			"permit-pty": "", "permit-agent-forwarding": "", "permit-port-forwarding": "", "permit-X11-forwarding": "", "permit-user-rc": "",
 		}},
+	}
+	if w.force != "" {
+		cert.CriticalOptions = map[string]string{"force-command": w.force}
 	}
 	if err := cert.SignCert(rand.Reader, w.sshdCA); err != nil {
 		return nil, err
