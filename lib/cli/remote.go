@@ -67,10 +67,17 @@ func remoteVerbs() map[string]remoteVerb {
 		"users keys ls":  list,
 		"users keys rm":  {},
 
-		"roles ls":      list,
-		"roles get":     {},
-		"roles rm":      {},
-		"roles apply":   {stdin: []string{"file"}, use: "apply -f -"},
+		"roles ls":         list,
+		"roles get":        {},
+		"roles rm":         {},
+		"roles apply":      {stdin: []string{"file"}, use: "apply -f -"},
+		"roles diff":       {flags: []string{"without", "user", "format"}, stdin: []string{"file"}, use: "diff -f -"},
+		"roles explain":    {flags: []string{"action", "command", "target", "resource", "verb", "format"}},
+		"connectors ls":    list,
+		"connectors get":   {},
+		"connectors rm":    {},
+		"connectors apply": {stdin: []string{"file"}, none: []string{"client-secret-file"}, use: "apply -f -"},
+
 		"tokens ls":     list,
 		"tokens add":    {flags: []string{"role", "ttl", "uses", "names", "labels", "quiet", "format"}},
 		"tokens rm":     {},
@@ -79,6 +86,15 @@ func remoteVerbs() map[string]remoteVerb {
 
 		"sessions watch": {},
 		"sessions join":  {},
+
+		"requests create":  {flags: []string{"roles", "node", "reason", "ttl", "wait", "format"}},
+		"requests ls":      {flags: []string{"all", "format"}},
+		"requests show":    list,
+		"requests watch":   list,
+		"requests approve": {flags: []string{"reason", "text"}, stdin: []string{"signature"}},
+		"requests deny":    {flags: []string{"reason", "text"}, stdin: []string{"signature"}},
+		"requests assume":  {flags: []string{"print"}},
+		"requests drop":    {flags: []string{"reason"}},
 
 		"recordings ls":     {flags: []string{"since", "until", "user", "login", "node", "interactive", "in-progress", "min-duration", "min-size", "limit", "format"}},
 		"recordings play":   {flags: []string{"speed", "skip-idle", "follow", "format"}, none: []string{"identity"}, use: "play SESSION [--speed N] [--skip-idle D] [--follow] [--format tty|text|json]"},

@@ -14,7 +14,8 @@ import (
 const maxRoleFile = 1 << 20
 
 func rolesCommand(e *env) *cobra.Command {
-	return noun("roles", "Manage roles", rolesApply(e), rolesList(e), rolesGet(e), rolesRemove(e))
+	return noun("roles", "Manage roles", rolesApply(e), rolesDiff(e), rolesTest(e), rolesExplain(e),
+		rolesList(e), rolesGet(e), rolesRemove(e))
 }
 
 func rolesApply(e *env) *cobra.Command {
@@ -24,15 +25,7 @@ func rolesApply(e *env) *cobra.Command {
 		Short: "Create or replace every role of a file, all or none",
 		Args:  want(),
 		RunE: verb(func(ctx context.Context, _ []string) error {
-			var (
-				yaml []byte
-				err  error
-			)
-			if file == "-" {
-				yaml, err = readAll("stdin", e.stdin, maxRoleFile)
-			} else {
-				yaml, err = readBounded(file, maxRoleFile)
-			}
+			yaml, err := e.readFile(file)
 			if err != nil {
 				return err
 			}
