@@ -314,10 +314,5 @@ func (s rotationService) ReadTrust(ctx context.Context, req *connect.Request[acc
 	for _, k := range ca.Keys {
 		res.PublicKeys = append(res.PublicKeys, k.Public)
 	}
-	current := s.trusted()
-	err = s.cfg.Store.Stand(ctx, rec.Kind, rec.ID, func(st *services.Standing) {
-		had := slices.DeleteFunc(st.Trusts, func(key string) bool { return !slices.Contains(current, key) })
-		st.Trusts = slices.Compact(slices.Sorted(slices.Values(append(had, ca.Fingerprints()...))))
-	})
-	return connect.NewResponse(res), err
+	return connect.NewResponse(res), s.noteTrust(ctx, rec, ca.Fingerprints()...)
 }

@@ -153,6 +153,10 @@ func (a *Authority) issueNode(ctx context.Context, rec *record, method string, c
 	if err := a.stand(ctx, rec, nil, cert); err != nil {
 		return nil, err
 	}
+	// It came this far through a proxy whose host certificate that key has signed.
+	if err := a.noteTrust(ctx, rec, ssh.FingerprintSHA256(a.cfg.Keys.signer(sshca.TypeHost).PublicKey())); err != nil {
+		return nil, err
+	}
 	return cert, a.record(ctx, ev)
 }
 

@@ -38,6 +38,16 @@ func parseTrusts(list []string) ([]string, error) {
 // trusted returns the fingerprints of all keys that are authorities now.
 func (a *Authority) trusted() []string { return a.cfg.Keys.Trust().Fingerprints() }
 
+// noteTrust notes that a plain sshd node has the keys named on its machine, and
+// forgets those that are no authority's any more.
+func (a *Authority) noteTrust(ctx context.Context, rec *record, keys ...string) error {
+	current := a.trusted()
+	return a.cfg.Store.Stand(ctx, rec.Kind, rec.ID, func(st *services.Standing) {
+		had := slices.DeleteFunc(st.Trusts, func(key string) bool { return !slices.Contains(current, key) })
+		st.Trusts = slices.Compact(slices.Sorted(slices.Values(append(had, keys...))))
+	})
+}
+
 // stand notes that rec gets the certificates given, any of which may be nil, and
 // trusts the keys that trusts names; nil is what it did before.
 func (a *Authority) stand(ctx context.Context, rec *record, trusts []string, given ...*ssh.Certificate) error {
@@ -165,7 +175,10 @@ func (a *Authority) behind(ctx context.Context, ca services.CA, gate services.Ph
 	if gate != services.PhaseStandby {
 		return f.strangers(ca.Type, keys[1]), nil
 	}
-	late := f.strangers(ca.Type, keys[0])
+	var late []laggard
+	if ca.CurrentPhase() != services.PhaseRollback { // whose key that stays is the one that everybody knows
+		late = f.strangers(ca.Type, keys[0])
+	}
 	for _, old := range keys[1:] {
 		late = append(late, f.bearers(ca.Type, old)...)
 		if ca.Type != sshca.TypeUser {

@@ -51,7 +51,7 @@ func (d *Daemon) startForwarder(ctx context.Context, tunnels *reversetunnel.Serv
 	if f.dialer, err = sshserver.NewDialer(sshserver.DialerConfig{Name: "sshd", Registerer: d.metrics, Log: d.log}); err != nil {
 		return nil, err
 	}
-	f.keys = remote.NewHostKeys(func() ssh.Signer { return d.server.hostKey }, f.certs, nil)
+	f.keys = remote.NewHostKeys(func() ssh.Signer { return d.server.hostKey }, d.hostCA, f.certs, nil)
 	recorder, err := d.openRecorder(ctx, "forwarder", func() *seat { return d.server })
 	if err != nil {
 		return nil, err

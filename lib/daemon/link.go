@@ -100,6 +100,14 @@ func (d *Daemon) linkTrust(m *member) func() sshca.Trust {
 	}
 }
 
+// hostCA returns the key that signs host certificates now, or nil.
+func (d *Daemon) hostCA() ssh.PublicKey {
+	if keys := d.trust().Host; len(keys) > 0 {
+		return keys[0]
+	}
+	return nil
+}
+
 // token returns the join token.
 func (d *Daemon) token() (string, error) {
 	if d.cfg.Join.TokenFile == "" {
