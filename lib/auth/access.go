@@ -98,6 +98,9 @@ func accessTable() map[string]rule {
 		accessdv1connect.LoginServiceRenewNodeProcedure: proxy,
 		accessdv1connect.GrantServiceRedeemProcedure:    proxy,
 
+		// A node has a code checked for a connection to itself, a proxy for any.
+		accessdv1connect.FactorServiceVerifyFactorProcedure: member,
+
 		accessdv1connect.DelegationServiceDelegateProcedure:     proxy,
 		accessdv1connect.DelegationServiceSignSessionProcedure:  proxy,
 		accessdv1connect.DelegationServiceSignNodeHostProcedure: proxy,

@@ -122,6 +122,7 @@ type Authority struct {
 	writers map[events.Name]sshca.Kind // who may write which event
 	hasher  *hasher
 	backoff *backoff
+	codes   *backoff // of second factors for connections
 	lobby   *lobby
 	grants  *grants
 	feed    *feed
@@ -141,6 +142,7 @@ func New(cfg Config) (*Authority, error) {
 		writers: writers(),
 		hasher:  newHasher(cfg.Argon2, cfg.MaxHashing),
 		backoff: newBackoff(cfg.Now),
+		codes:   newBackoff(cfg.Now),
 		lobby:   newLobby(cfg.Now, cfg.Parked, cfg.ParkedPerSource),
 		grants:  newGrants(cfg.Now, cfg.Parked),
 		feed:    newFeed(),
@@ -165,6 +167,7 @@ func (a *Authority) Handler() http.Handler {
 	mux.Handle(accessdv1connect.NewJoinServiceHandler(joinService{a}, opts...))
 	mux.Handle(accessdv1connect.NewMemberServiceHandler(memberService{a}, opts...))
 	mux.Handle(accessdv1connect.NewLoginServiceHandler(loginService{a}, opts...))
+	mux.Handle(accessdv1connect.NewFactorServiceHandler(factorService{a}, opts...))
 	mux.Handle(accessdv1connect.NewGrantServiceHandler(grantService{a}, opts...))
 	mux.Handle(accessdv1connect.NewDelegationServiceHandler(delegationService{a}, opts...))
 	mux.Handle(accessdv1connect.NewRecordingServiceHandler(recordingService{a}, opts...))

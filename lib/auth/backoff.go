@@ -80,14 +80,15 @@ func sourceOf(addr netip.Addr) netip.Prefix {
 	return p
 }
 
-// try charges one failure to user and to source beforehand, so that tries made
+// try charges one failure to user and to source, whatever is comparable and
+// stands for the place where it is made, beforehand, so that tries made
 // at the same time count too, or refuses while one of them has to wait. Whether
 // there is such a user makes no difference; known spares a person the second
 // gate. Call succeeded when the try was none of a guesser.
-func (b *backoff) try(user names.UserName, source netip.Prefix, known bool) (succeeded func(), err error) {
+func (b *backoff) try(user names.UserName, source any, known bool) (succeeded func(), err error) {
 	type place struct {
 		user   names.UserName
-		source netip.Prefix
+		source any
 	}
 	pair := &b.pair[maphash.Comparable(b.seed, place{user, source})%gateSlots]
 	all := &b.user[maphash.Comparable(b.seed, user)%gateSlots]

@@ -26,6 +26,7 @@ type grant struct {
 
 	user    names.UserName
 	roles   []names.RoleName
+	mfa     string    // method of the second factor
 	before  time.Time // end of the first certificate
 	sources []netip.Prefix
 	client  string
@@ -111,7 +112,7 @@ func (s grantService) Redeem(ctx context.Context, req *connect.Request[accessdv1
 	// What the person gained since the sign-in takes another sign-in.
 	sub.Roles = slices.DeleteFunc(slices.Clone(sub.Roles), func(r names.RoleName) bool { return !slices.Contains(g.roles, r) })
 	ask := sub.request()
-	ask.Key, ask.ValidBefore, ask.SourceAddresses, ask.MFA = key, g.before, g.sources, methodTOTP
+	ask.Key, ask.ValidBefore, ask.SourceAddresses, ask.MFA = key, g.before, g.sources, g.mfa
 	cert, err := s.issueUser(ctx, userCert{UserRequest: ask, method: "grant", by: c.by, client: g.client})
 	if err != nil {
 		return nil, err

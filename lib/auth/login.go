@@ -59,9 +59,11 @@ type signIn struct {
 	asked  int  // how many answers it takes
 	tries  int
 	method string
+	ours   bool // the key is the proxy's, for one connection
 
 	creds    services.Credentials // as read when the first secret was checked
 	refused  error                // why it will be refused, whatever comes
+	factor   string               // method of the second one
 	acquit   func()               // takes the charge for this try back
 	rehash   string               // the right password, when its hash is of another cost than today's
 	password string               // hash of the new password
@@ -89,7 +91,7 @@ func (s loginService) Begin(ctx context.Context, req *connect.Request[accessdv1.
 	}
 	in := &signIn{
 		owner: string(callerOf(ctx).member.ID), user: user, key: key,
-		client: client, source: sourceOf(client.Addr()), method: methodPassword,
+		client: client, source: sourceOf(client.Addr()), method: methodPassword, ours: req.Msg.GetConnection(),
 	}
 	first := in.ask("", s.takeFirst, &accessdv1.Prompt{Text: "Password, invite or join token: "})
 	if err := s.lobby.admit(in); err != nil {
@@ -239,22 +241,17 @@ func (s loginService) checkInvite(in *signIn, hash string) error {
 // takeCode takes the second factor, and only now says whether the first was
 // right. It does the same work when it was not.
 func (s loginService) takeCode(ctx context.Context, in *signIn, answers []string) (*accessdv1.LoginStep, error) {
-	sealed, purpose := in.creds.TOTPSecret, totpPurpose(in.user)
-	enrolled := len(sealed) > 0
-	if !enrolled {
-		sealed, purpose = s.cfg.Keys.decoy, totpPurpose("")
-	}
-	key, err := s.cfg.Sealer.Unseal(ctx, purpose, sealed)
+	use, ok, err := s.matchFactor(ctx, in.user, in.creds, answers[0])
 	if err != nil {
 		return nil, err
 	}
-	at, ok := totpKey(key).match(answers[0], s.cfg.Now())
 	if in.refused != nil {
 		return nil, in.refused
 	}
-	if !enrolled || !ok {
+	if !ok {
 		return nil, refusal("wrong code")
 	}
+	in.factor = use.method
 	if in.rehash != "" {
 		if in.password, err = s.hasher.hash(ctx, in.rehash); err != nil {
 			return nil, err
@@ -264,10 +261,9 @@ func (s loginService) takeCode(ctx context.Context, in *signIn, answers []string
 		if c.PasswordHash != in.creds.PasswordHash {
 			return refusal("the password was changed meanwhile")
 		}
-		if at <= c.TOTPLastStep {
-			return refusal("the code was used before")
+		if err := use.apply(c); err != nil {
+			return err
 		}
-		c.TOTPLastStep = at
 		if in.password != "" {
 			c.PasswordHash = in.password
 		}
@@ -302,6 +298,7 @@ func (s loginService) takeNewPassword(ctx context.Context, in *signIn, answers [
 // Only then the invite is used up, in one step with all that it brought.
 func (s loginService) takeFirstCode(ctx context.Context, in *signIn, answers []string) (*accessdv1.LoginStep, error) {
 	at, ok := in.totp.match(answers[0], s.cfg.Now())
+	in.factor = methodTOTP
 	if !ok {
 		if in.tries++; in.tries >= maxTries {
 			return nil, refusal("the second factor was not confirmed")
@@ -367,19 +364,22 @@ func (s loginService) finish(ctx context.Context, in *signIn, apply func(*servic
 func (s loginService) complete(ctx context.Context, in *signIn, sub subject) (*accessdv1.LoginStep, error) {
 	ev := in.event()
 	ev.Success = true
-	ev.Fields["mfa"], ev.Fields["roles"], ev.Fields["logins"] = methodTOTP, sub.Roles, sub.Logins
+	ev.Fields["mfa"], ev.Fields["roles"], ev.Fields["logins"] = in.factor, sub.Roles, sub.Logins
 	if err := s.record(ctx, ev); err != nil {
 		return nil, err
 	}
 	before, sources := s.cfg.Now().Add(s.cfg.UserTTL), sub.sources(in.client)
 	ask := sub.request()
-	ask.Key, ask.ValidBefore, ask.SourceAddresses, ask.MFA = in.key, before, sources, methodTOTP
+	ask.Key, ask.ValidBefore, ask.SourceAddresses, ask.MFA = in.key, before, sources, in.factor
+	if in.ours {
+		ask.Factor = in.factor
+	}
 	cert, err := s.issueUser(ctx, userCert{UserRequest: ask, method: "login", by: string(in.user), client: in.client.String()})
 	if err != nil {
 		return nil, err
 	}
 	grant := s.grants.add(grant{
-		owner: in.owner, user: in.user, roles: sub.Roles, before: before, sources: sources, client: in.client.String(),
+		owner: in.owner, user: in.user, roles: sub.Roles, mfa: in.factor, before: before, sources: sources, client: in.client.String(),
 	})
 	return &accessdv1.LoginStep{
 		Id: in.id, Done: true, Certificate: keyLine(cert), Grant: grant, Expires: timestamppb.New(certTime(cert.ValidBefore)),

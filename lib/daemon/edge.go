@@ -224,6 +224,7 @@ func (d *Daemon) proxyConfig(e *edge, link *reversetunnel.Agent) proxy.Config {
 			Grants: accessdv1connect.NewGrantServiceClient(d.server.calls, rpc.BaseURL, rpc.ClientOptions()...),
 
 			Delegation: accessdv1connect.NewDelegationServiceClient(d.server.calls, rpc.BaseURL, rpc.ClientOptions()...),
+			Factors:    accessdv1connect.NewFactorServiceClient(d.server.calls, rpc.BaseURL, rpc.ClientOptions()...),
 		}
 	}
 	return cfg

@@ -58,7 +58,8 @@ func (d *Daemon) startForwarder(ctx context.Context, tunnels *reversetunnel.Serv
 	}
 	f.server, err = node.New(node.Config{
 		Name: "forwarder", Trust: d.trust, Engine: d.engine, Changed: d.cache.Changed, Events: d.events, Ledger: ledger, Recorder: recorder,
-		Grace: d.cfg.Grace, Algorithms: sshserver.Algorithms{Ciphers: d.cfg.SSH.Ciphers}, Registerer: d.metrics, Log: d.log,
+		Factors: accessdv1connect.NewFactorServiceClient(d.server.calls, rpc.BaseURL, rpc.ClientOptions()...),
+		Grace:   d.cfg.Grace, Algorithms: sshserver.Algorithms{Ciphers: d.cfg.SSH.Ciphers}, Registerer: d.metrics, Log: d.log,
 	})
 	if err != nil {
 		return nil, err
@@ -95,7 +96,7 @@ func (f *forwarder) view(n services.Node) authz.NodeView {
 func (f *forwarder) executor(p node.Person, n names.NodeID) (srv.Executor, error) {
 	return remote.New(remote.Config{
 		Node:     func() (services.Node, bool) { return f.d.cache.Node(n) },
-		Identity: p.Identity, Client: p.Remote, ID: p.Connection, Dial: f.dial, Certs: f.certs, Trust: f.d.trust,
+		Identity: p.Identity, Client: p.Remote, Proof: p.Proof, ID: p.Connection, Dial: f.dial, Certs: f.certs, Trust: f.d.trust,
 		Events: f.d.events, Dialer: f.dialer, Log: f.d.log,
 	})
 }

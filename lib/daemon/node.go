@@ -4,16 +4,19 @@ import (
 	"context"
 	"net"
 
+	"connectrpc.com/connect"
 	"go.uber.org/zap"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
+	"github.com/accessd/accessd/api/accessd/v1/accessdv1connect"
 	"github.com/accessd/accessd/lib/authz"
 	"github.com/accessd/accessd/lib/events"
 	"github.com/accessd/accessd/lib/events/recording"
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/reversetunnel"
+	"github.com/accessd/accessd/lib/rpc"
 	"github.com/accessd/accessd/lib/srv"
 	"github.com/accessd/accessd/lib/srv/node"
 	"github.com/accessd/accessd/lib/sshca"
@@ -52,7 +55,7 @@ func (d *Daemon) startNode(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if n.server, err = d.newNode(ctx, m, recorder); err != nil {
+	if n.server, err = d.newNode(ctx, n, m, recorder); err != nil {
 		return err
 	}
 	c.serve = d.serveClient(n.server)
@@ -78,7 +81,7 @@ func (d *Daemon) serveClient(server *node.Server) func(context.Context, net.Conn
 }
 
 // newNode returns the SSH server of the node, its old sessions ended.
-func (d *Daemon) newNode(ctx context.Context, m *member, recorder *recording.Recorder) (*node.Server, error) {
+func (d *Daemon) newNode(ctx context.Context, n *nodeRole, m *member, recorder *recording.Recorder) (*node.Server, error) {
 	ledger, err := events.NewOpenSessions(d.path("sessions"))
 	if err != nil {
 		return nil, err
@@ -96,9 +99,18 @@ func (d *Daemon) newNode(ctx context.Context, m *member, recorder *recording.Rec
 	}
 	return node.New(node.Config{
 		Host: host, Trust: d.trust, Engine: d.engine, Changed: d.cache.Changed,
-		Events: d.events, Ledger: ledger, Recorder: recorder, MaxSessions: d.cfg.Node.MaxSessions,
+		Events: d.events, Ledger: ledger, Recorder: recorder, Factors: nodeFactors{n}, MaxSessions: d.cfg.Node.MaxSessions,
 		OutliveCertificate: d.cfg.Node.OutliveCert, Grace: d.cfg.Grace, Registerer: d.metrics, Log: d.log,
 	})
+}
+
+// nodeFactors has second factors checked by the authority, over the link that the
+// node has by the time people come.
+type nodeFactors struct{ n *nodeRole }
+
+// VerifyFactor calls the authority.
+func (f nodeFactors) VerifyFactor(ctx context.Context, r *connect.Request[accessdv1.VerifyFactorRequest]) (*connect.Response[accessdv1.VerifyFactorResponse], error) {
+	return accessdv1connect.NewFactorServiceClient(f.n.calls, rpc.BaseURL, rpc.ClientOptions()...).VerifyFactor(ctx, r)
 }
 
 // accountChanged returns what makes durable that an account of the node is about

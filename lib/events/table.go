@@ -13,6 +13,7 @@ const (
 	UserKeyDelete     Name = "user.key.delete"
 	InviteUse         Name = "invite.use"
 	CertCreate        Name = "cert.create"
+	FactorVerify      Name = "factor.verify"
 	AuthRejected      Name = "auth.rejected"
 	AccessDecision    Name = "access.decision"
 	SessionStart      Name = "session.start"
@@ -253,6 +254,13 @@ func people() []Spec {
 				Field{Name: "method", Type: String, Meaning: "how it was asked for", Example: "login"},
 				Field{Name: "mfa", Type: String, Meaning: "second factor given", Example: "totp"},
 				node(), connection(),
+			),
+		},
+		{
+			Name: FactorVerify, Code: "A1010", Outcome: Either, Meaning: "a second factor was given for one connection, or tried",
+			Fields: fields(
+				Field{Name: "method", Type: String, Meaning: "totp or recovery", Example: "totp"},
+				by(), fingerprint(), reason(), node(), connection(),
 			),
 		},
 	}

@@ -84,6 +84,7 @@ type Credentials struct {
 	PasswordHash  string    `json:"password_hash,omitempty"`  // argon2id, PHC string; empty: no password yet
 	TOTPSecret    []byte    `json:"totp_secret,omitempty"`    // sealed; empty: no second factor yet
 	TOTPLastStep  int64     `json:"totp_last_step,omitempty"` // newest time step (RFC 6238, section 4.2) used
+	Recovery      []string  `json:"recovery,omitempty"`       // hashes of recovery codes that were not used
 	InviteHash    string    `json:"invite_hash,omitempty"`    // empty: no invite is open
 	InviteExpires time.Time `json:"invite_expires,omitzero"`
 	Failures      int       `json:"failures,omitempty"` // failed sign-ins since the last good one

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/accessd/accessd/lib/events"
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
+	"github.com/accessd/accessd/lib/sshca"
 	"github.com/accessd/accessd/lib/sshwire"
 )
 
@@ -149,6 +151,8 @@ func (v *visit) admit(ctx context.Context, s *session, sid names.SessionID, mode
 	switch d := v.decide(s, mode); {
 	case s == nil:
 		err = errNotYours
+	case d.NeedsFactor:
+		err = fault.New(fault.Denied, "%s", d.Reason)
 	case !d.Allow && v.decide(s, modeWatch).Allow:
 		err = fault.New(fault.Denied, "you may watch this session, not join it: %s", d.Reason)
 	case !d.Allow:
@@ -179,10 +183,19 @@ func (v *visit) decide(s *session, mode string) authz.Decision {
 	if d.Allow || mode == modeJoin {
 		return d
 	}
-	if r := v.m.cfg.Engine.Resource(id, "recordings", "read"); r.Allow {
+	if r := v.m.cfg.Engine.Resource(id, "recordings", "read"); r.Allow || r.NeedsFactor {
 		return r
 	}
 	return d
+}
+
+// NeedsFactor reports whether there is a live session that id could take part in
+// with a second factor for the connection, and cannot without.
+func (m *Manager) NeedsFactor(id *sshca.Identity) bool {
+	v := visit{Observer: m.Observe(ClientConfig{Identity: id})}
+	return slices.ContainsFunc(m.live(), func(s *session) bool {
+		return v.decide(s, modeWatch).NeedsFactor || v.decide(s, modeJoin).NeedsFactor
+	})
 }
 
 // follow shows the session to the person, and with join the person's input to

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"maps"
@@ -56,7 +57,7 @@ func (s *Server) loginEvent(c *sshserver.Conn, m ssh.ConnMetadata, id *sshca.Ide
 		ev.Login = ""
 	}
 	maps.Copy(ev.Fields, map[string]any{
-		"method": "certificate", "mfa": id.MFA, "key_id": id.KeyID, "ca": id.CAFingerprint, "roles": id.Roles, "logins": id.Logins,
+		"method": "certificate", "mfa": cmp.Or(id.Factor, id.MFA), "key_id": id.KeyID, "ca": id.CAFingerprint, "roles": id.Roles, "logins": id.Logins,
 	})
 	return ev
 }

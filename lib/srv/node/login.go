@@ -31,7 +31,9 @@ type login struct {
 	conn *sshserver.Conn
 	stop func() bool // keeps abandoned from being called
 
-	executor srv.Executor // of whom it let in; nil until then
+	certified *sshca.Identity // who has proven a certificate and is asked for a second factor
+	proof     string          // of that factor, for the authority
+	executor  srv.Executor    // of whom it let in; nil until then
 
 	mu    sync.Mutex
 	told  map[string]bool // refusals the audit log has; bounded by the tries of a connection
@@ -94,11 +96,23 @@ func (l *login) proven(m ssh.ConnMetadata, key ssh.PublicKey, _ *ssh.Permissions
 	if err != nil {
 		return nil, err
 	}
+	if l.needsFactor(m, id) {
+		l.certified = id
+		if err := l.conn.Prove(id); err != nil {
+			return nil, err
+		}
+		return nil, &ssh.PartialSuccessError{Next: ssh.ServerAuthCallbacks{KeyboardInteractiveCallback: l.ask}}
+	}
+	return nil, l.enter(m, id)
+}
+
+// enter lets id in, or says why not.
+func (l *login) enter(m ssh.ConnMetadata, id *sshca.Identity) error {
 	if err := l.admit(m, id); err != nil {
-		return nil, &ssh.BannerError{Err: err, Message: "accessd: " + fault.Public(err) + "\r\n"}
+		return banner(err)
 	}
 	l.stop()
-	return nil, l.conn.Prove(id)
+	return l.conn.Prove(id)
 }
 
 // admit decides whether id may use the login it asks for, and records it. What an
@@ -113,7 +127,7 @@ func (l *login) admit(m ssh.ConnMetadata, id *sshca.Identity) error {
 	if !d.Allow {
 		return l.refuse(ctx, l.s.decisionEvent(l.conn, m, id, d), fault.New(fault.Denied, "%s", d.Reason))
 	}
-	executor, err := host.Executor(Person{Identity: id, Remote: l.conn.Remote, Connection: connectionID(m)})
+	executor, err := host.Executor(Person{Identity: id, Remote: l.conn.Remote, Connection: connectionID(m), Proof: l.proof})
 	if err == nil {
 		l.adopt(executor)
 		err = executor.Check(ctx, srv.Account{Login: account, Create: d.Options.CreateAccount})
@@ -155,7 +169,8 @@ func (l *login) record(ctx context.Context, ev events.Event) error {
 func (l *login) ended(m ssh.ConnMetadata, method string, err error) {
 	_, refused := errors.AsType[*sshca.Refusal](err)
 	_, banner := errors.AsType[*ssh.BannerError](err)
-	if err == nil || refused || banner || method == "none" {
+	_, partial := errors.AsType[*ssh.PartialSuccessError](err)
+	if err == nil || refused || banner || partial || method == "none" {
 		return
 	}
 	l.tell(rejection{m: m, method: method, why: &sshca.Refusal{Code: codeNotAccepted, Detail: err.Error()}})

@@ -7,10 +7,12 @@ import (
 	"net/netip"
 	"time"
 
+	"connectrpc.com/connect"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 	"golang.org/x/crypto/ssh"
 
+	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
 	"github.com/accessd/accessd/lib/authz"
 	"github.com/accessd/accessd/lib/defaults"
 	"github.com/accessd/accessd/lib/events"
@@ -43,6 +45,7 @@ type Person struct {
 	Identity   *sshca.Identity // proven
 	Remote     netip.AddrPort  // the zero AddrPort means unknown
 	Connection string          // names it in audit events
+	Proof      string          // of the second factor given for the connection, for the authority; "" without one
 }
 
 // Config configures a [Server].
@@ -66,6 +69,9 @@ type Config struct {
 	// Recorder records what sessions show; required, and this server's own.
 	Recorder *recording.Recorder
 
+	// Factors checks second factors for connections; nil: nobody can give one.
+	Factors factors
+
 	AcceptEnv          []string      // as [srv.Config]
 	OutliveCertificate bool          // as [srv.Config]
 	MaxSessions        int           // as [srv.Config]
@@ -78,6 +84,11 @@ type Config struct {
 	Now        func() time.Time      // nil is time.Now
 	Registerer prometheus.Registerer // nil keeps the counters private
 	Log        *zap.Logger           // nil discards
+}
+
+// factors is the part of the authority that checks second factors.
+type factors interface {
+	VerifyFactor(ctx context.Context, r *connect.Request[accessdv1.VerifyFactorRequest]) (*connect.Response[accessdv1.VerifyFactorResponse], error)
 }
 
 // Server is the SSH server of a node.

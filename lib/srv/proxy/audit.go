@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"fmt"
@@ -38,7 +39,7 @@ type audit struct {
 // login records that the certificate of id let a person in.
 func (a *audit) login(c *sshserver.Conn, m ssh.ConnMetadata, id *sshca.Identity) error {
 	ev := event(events.UserLogin, c, m, map[string]any{
-		"method": "certificate", "mfa": id.MFA, "key_id": id.KeyID, "ca": id.CAFingerprint,
+		"method": "certificate", "mfa": cmp.Or(id.Factor, id.MFA), "key_id": id.KeyID, "ca": id.CAFingerprint,
 		"roles": id.Roles, "logins": id.Logins,
 	})
 	ev.User, ev.Success = id.User, true

@@ -62,6 +62,7 @@ type gate struct {
 	cert        *ssh.Certificate   // once proven
 	signer      ssh.Signer         // a visitor's: a certificate of our own for the person
 	enrolledKey string             // fingerprint of the enrolled key that let a visitor in
+	pending     *pending           // set while a visitor is asked for a second factor
 	told        map[string]bool    // refusals the audit log has; bounded by the tries of a connection
 	last        checked
 }
@@ -133,7 +134,7 @@ func (g *gate) proven(m ssh.ConnMetadata, key ssh.PublicKey, _ *ssh.Permissions,
 		return nil, g.conn.ProveKey(key)
 	}
 	if v, ok := parseVisit(m.User()); ok && g.enrolled(key) && g.visits(v, key) {
-		return nil, nil
+		return nil, g.detained()
 	}
 	g.key = cmp.Or(g.key, key)
 	return nil, &ssh.PartialSuccessError{Next: ssh.ServerAuthCallbacks{
@@ -153,6 +154,13 @@ func (g *gate) certified(m ssh.ConnMetadata, cert *ssh.Certificate) error {
 		}
 		return refused
 	}
+	if v, ok := parseVisit(m.User()); ok && id.Kind == sshca.KindUser && g.detains(v, id, delegation{certificate: authorizedKey(cert)}) {
+		g.cert = cert
+		if err := g.conn.Prove(id); err != nil {
+			return err
+		}
+		return g.detained()
+	}
 	if id.Kind == sshca.KindUser {
 		if err := g.s.audit.login(g.conn, m, id); err != nil {
 			return &ssh.BannerError{Err: err, Message: bannerNoAudit}
@@ -160,6 +168,14 @@ func (g *gate) certified(m ssh.ConnMetadata, cert *ssh.Certificate) error {
 	}
 	g.cert = cert
 	return g.conn.Prove(id)
+}
+
+// detained returns nil, or that a second factor is to follow.
+func (g *gate) detained() error {
+	if g.pending == nil {
+		return nil
+	}
+	return &ssh.PartialSuccessError{Next: ssh.ServerAuthCallbacks{KeyboardInteractiveCallback: g.askFactor}}
 }
 
 // enrolled reports whether key, which may be no more than offered, is enrolled
@@ -187,6 +203,7 @@ func (g *gate) visits(v visit, key ssh.PublicKey) bool {
 		return false
 	}
 	g.signer, g.enrolledKey = signer, ssh.FingerprintSHA256(key)
+	g.detains(v, id, delegation{enrolled: authorizedKey(key)})
 	return true
 }
 
@@ -230,7 +247,7 @@ func (g *gate) askVisitor(r signInRequest) error {
 		r.peer.SSHUser = string(user)
 	}
 	_, key := sshca.Generate()
-	r.key = key.PublicKey()
+	r.key, r.ours = key.PublicKey(), true
 	signed, err := g.s.signIn(g.conn.Context(), r)
 	if err != nil {
 		return err

@@ -37,11 +37,16 @@ type observation struct {
 // observe shows the person a session, which runs where its node says: that node
 // decides who may see it, and records it.
 func (x *session) observe(ctx context.Context, o observation) error {
-	node, err := o.node(ctx)
+	node, login, err := o.place(ctx)
 	if err != nil {
 		return err
 	}
-	p, err := x.s.pass(ctx, x.conn, x.who, errand{visit: visit{login: observerUser, place: node}, observes: true})
+	if x.joinNeedsFactor(node, login) {
+		if err := x.obtain(ctx, o.in); err != nil {
+			return err
+		}
+	}
+	p, err := x.s.pass(ctx, x.conn, x.who, errand{visit: visit{login: observerUser, place: string(node)}, proof: x.given.proof, observes: true})
 	if err != nil {
 		return err
 	}
@@ -107,20 +112,20 @@ func (x *session) follow(ctx context.Context, p *passage, far observed) error {
 	return nil
 }
 
-// node returns the id of the node that the session runs on, if the person may
-// see that it does.
-func (o observation) node(ctx context.Context) (string, error) {
+// place returns the id of the node that the session runs on, and its login there,
+// if the person may see that it does.
+func (o observation) place(ctx context.Context) (names.NodeID, names.Login, error) {
 	client := accessdv1connect.NewSessionServiceClient(o.calls, rpc.BaseURL, rpc.ClientOptions()...)
 	list, err := unwrap(client.ListSessions(ctx, connect.NewRequest(&accessdv1.ListSessionsRequest{})))
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	for _, s := range list.GetSessions() {
 		if s.GetId() == string(o.sid) {
-			return s.GetNodeId(), nil
+			return names.NodeID(s.GetNodeId()), names.Login(s.GetLogin()), nil
 		}
 	}
-	return "", fault.New(fault.NotFound, "no live session with that id that you may see")
+	return "", "", fault.New(fault.NotFound, "no live session with that id that you may see")
 }
 
 // lost is what the person reads of a passage that ended, which is why err came.

@@ -71,6 +71,7 @@ type opens struct {
 type errand struct {
 	visit
 	signer   ssh.Signer // a certificate of our own for the person; nil buys one with theirs
+	proof    string     // of a second factor given for the connection, where there is no signer; "" without one
 	observes bool       // it follows sessions there; the login is observerUser
 }
 
@@ -109,7 +110,7 @@ func (p *passage) connect(e errand) error {
 	defer stop()
 	signer := e.signer
 	if signer == nil {
-		d := delegation{client: p.near.Remote, certificate: p.who.cert, user: p.near.Identity.User}
+		d := delegation{client: p.near.Remote, certificate: p.who.cert, user: p.near.Identity.User, proof: e.proof}
 		if !e.observes {
 			d.login = e.login
 		}

@@ -73,6 +73,8 @@ type People struct {
 	// Delegation gives out the certificates with which this process goes on to
 	// nodes as somebody; nil does not.
 	Delegation accessdv1connect.DelegationServiceClient
+	// Factors checks second factors for connections; nil: nobody can give one.
+	Factors accessdv1connect.FactorServiceClient
 }
 
 // Tunnels are the ways to nodes; lib/reversetunnel has them.

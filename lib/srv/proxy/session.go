@@ -32,6 +32,8 @@ type session struct {
 	reqs <-chan *ssh.Request
 	work sync.WaitGroup // ends with the channel
 
+	given factor // for the connection, on this channel
+
 	pty   *sshwire.PtyRequest // the client's terminal, which is raw: lines end in CR LF; nil for none
 	env   []sshwire.Env       // for the node that a menu leads to
 	agent bool                // the client offers its agent

@@ -116,7 +116,12 @@ func (p *picker) connect(ctx context.Context, choice menu.Choice) (string, error
 	if err := p.who.usage.opens.Wait(ctx); err != nil {
 		return "", errGone
 	}
-	way, err := p.s.pass(ctx, p.conn, p.who, errand{visit: visit{login, choice.Node}})
+	if _, ok := p.s.asksFactor(p.conn.Identity, visit{login, choice.Node}); ok {
+		if err := p.obtain(ctx, p.t.Reader(ctx)); err != nil {
+			return "", err
+		}
+	}
+	way, err := p.s.pass(ctx, p.conn, p.who, errand{visit: visit{login, choice.Node}, proof: p.given.proof})
 	if err != nil {
 		return "", err
 	}

@@ -40,6 +40,7 @@ type signedIn struct {
 type signInRequest struct {
 	peer      sshca.Peer
 	key       ssh.PublicKey
+	ours      bool // the key is this process's, for the connection alone
 	client    netip.AddrPort
 	banner    func(string) error
 	challenge ssh.KeyboardInteractiveChallenge
@@ -49,7 +50,7 @@ type signInRequest struct {
 // until the authority is satisfied. An error is what the connection's
 // authentication ends with.
 func (s *Server) signIn(ctx context.Context, r signInRequest) (*signedIn, error) {
-	begin := &accessdv1.BeginRequest{User: r.peer.SSHUser, PublicKey: authorizedKey(r.key), Client: r.client.String()}
+	begin := &accessdv1.BeginRequest{User: r.peer.SSHUser, PublicKey: authorizedKey(r.key), Client: r.client.String(), Connection: r.ours}
 	step, err := unwrap(s.cfg.People.Login.Begin(ctx, connect.NewRequest(begin)))
 	for round := 0; err == nil && !step.GetDone(); round++ {
 		var answers []string

@@ -65,24 +65,28 @@ func (x *session) verb(ctx context.Context, args []string) int {
 	defer x.s.live.finish(x.who)
 	defer cancel(nil)
 	x.work.Go(func() { x.attend(cancel, func(r *ssh.Request) bool { return false }) })
-	calls, hangUp := x.s.callsAs(x.conn, x.who)
-	defer hangUp()
-	call := VerbCall{
-		Args: args, In: x.ch, Out: lineEnds{x, x.ch}, Err: lineEnds{x, x.ch.Stderr()}, Terminal: x.pty != nil,
-		User: x.conn.Identity.User, API: calls, Nodes: func() []Reachable { return x.s.reachable(x.conn.Identity) },
-	}
+	var in io.Reader = x.ch
 	if x.pty != nil {
 		k := newKeys(func() { cancel(errInterrupted) })
 		x.work.Go(func() { k.pump(ctx, x.ch) })
-		call.In = k
-		call.Attach = func(ctx context.Context, sid names.SessionID, join bool) error {
+		in = k
+	}
+	if x.nounNeedsFactor(args) {
+		if err := x.obtain(ctx, in); err != nil {
+			return x.fail(err)
+		}
+	}
+	calls, hangUp := x.s.callsAs(x.conn, x.who, x.given)
+	defer hangUp()
+	call := VerbCall{
+		Args: args, In: in, Out: lineEnds{x, x.ch}, Err: lineEnds{x, x.ch.Stderr()}, Terminal: x.pty != nil,
+		User: x.conn.Identity.User, API: calls, Nodes: func() []Reachable { return x.s.reachable(x.conn.Identity) },
+	}
+	call.Attach = func(ctx context.Context, sid names.SessionID, join bool) error {
+		if k, ok := in.(*keys); ok {
 			defer k.lend()()
-			return x.observe(ctx, observation{calls: calls, sid: sid, join: join, in: k})
 		}
-	} else {
-		call.Attach = func(ctx context.Context, sid names.SessionID, join bool) error {
-			return x.observe(ctx, observation{calls: calls, sid: sid, join: join, in: x.ch})
-		}
+		return x.observe(ctx, observation{calls: calls, sid: sid, join: join, in: in})
 	}
 	code := x.s.cfg.Verbs(ctx, call)
 	if errors.Is(context.Cause(ctx), errInterrupted) {
@@ -255,28 +259,29 @@ func (s *Server) reachable(id *sshca.Identity) []Reachable {
 // mayUse reports whether id may do anything as login on n.
 func (s *Server) mayUse(id *sshca.Identity, n services.Node, login names.Login) bool {
 	return slices.ContainsFunc(services.Actions(), func(action string) bool {
-		return s.cfg.Engine.Decide(authz.Request{Identity: id, Node: view(n), Login: login, Action: authz.Action(action)}).Allow
+		d := s.cfg.Engine.Decide(authz.Request{Identity: id, Node: view(n), Login: login, Action: authz.Action(action)})
+		return d.Allow || d.NeedsFactor
 	})
 }
 
 // callsAs returns a client of the authority's services for the person at the
 // other end of c, and what ends its connection.
-func (s *Server) callsAs(c *sshserver.Conn, who *person) (calls *http.Client, hangUp func()) {
+func (s *Server) callsAs(c *sshserver.Conn, who *person, given factor) (calls *http.Client, hangUp func()) {
 	if s.cfg.Authority != nil {
-		return rpc.Local(s.cfg.Authority, rpc.Peer{Identity: c.Identity, Addr: c.Remote}), func() {}
+		return rpc.Local(s.cfg.Authority, rpc.Peer{Identity: given.of(c.Identity), Addr: c.Remote}), func() {}
 	}
-	calls = rpc.Client(func(ctx context.Context) (net.Conn, error) { return s.dialAuthority(ctx, c, who) })
+	calls = rpc.Client(func(ctx context.Context) (net.Conn, error) { return s.dialAuthority(ctx, c, who, given) })
 	return calls, calls.CloseIdleConnections
 }
 
 // dialAuthority connects to the services of an authority elsewhere as the person
 // at the other end of c: for all it knows, that is who calls.
-func (s *Server) dialAuthority(ctx context.Context, c *sshserver.Conn, who *person) (net.Conn, error) {
+func (s *Server) dialAuthority(ctx context.Context, c *sshserver.Conn, who *person, given factor) (net.Conn, error) {
 	if s.cfg.OpenAuthority == nil {
 		return nil, fault.New(fault.Unavailable, "this process reaches no authority")
 	}
 	user := c.Identity.User
-	signer, _, err := s.delegate(ctx, delegation{client: c.Remote, certificate: who.cert, user: user})
+	signer, _, err := s.delegate(ctx, delegation{client: c.Remote, certificate: who.cert, user: user, proof: given.proof})
 	if err != nil {
 		return nil, err
 	}

@@ -100,6 +100,7 @@ type delegation struct {
 	enrolled    string         // a key that was, same format
 	user        names.UserName // whose they are; "" of a key, where the authority says it
 	login       names.Login    // the one login it shall be good for; "" means all
+	proof       string         // that they gave a second factor for the connection; "" without one
 }
 
 // delegate has a key of this process certified for the person who has shown the
@@ -109,7 +110,7 @@ func (s *Server) delegate(ctx context.Context, d delegation) (ssh.Signer, *sshca
 		return nil, nil, fault.New(fault.Unavailable, "this proxy does not go on to nodes; use ssh -J")
 	}
 	_, key := sshca.Generate()
-	req := &accessdv1.DelegateRequest{PublicKey: authorizedKey(key.PublicKey()), Client: d.client.String(), Login: string(d.login)}
+	req := &accessdv1.DelegateRequest{PublicKey: authorizedKey(key.PublicKey()), Client: d.client.String(), Login: string(d.login), Proof: d.proof}
 	if d.certificate != "" {
 		req.Credential = &accessdv1.DelegateRequest_Certificate{Certificate: d.certificate}
 	} else {

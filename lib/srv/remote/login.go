@@ -88,7 +88,7 @@ func (g *login) certify(ctx context.Context) (ssh.Signer, error) {
 	resp, err := g.x.cfg.Certs.SignSession(ctx, connect.NewRequest(&accessdv1.SignSessionRequest{
 		Certificate: g.x.credential, PublicKey: string(ssh.MarshalAuthorizedKey(key.PublicKey())),
 		Client: client, Node: string(g.node.ID), Login: string(g.login),
-		Session: g.session, Role: string(g.role), Start: g.start,
+		Session: g.session, Role: string(g.role), Start: g.start, Proof: g.x.cfg.Proof,
 	}))
 	if err != nil {
 		if fault.KindOf(err) == fault.Internal {
