@@ -52,6 +52,8 @@ require (
 	modernc.org/sqlite v1.60.1
 )
 
+require github.com/coreos/go-oidc/v3 v3.21.0 // indirect
+
 require (
 	cel.dev/expr v0.25.3 // indirect
 	cloud.google.com/go v0.123.0 // indirect

@@ -48,6 +48,12 @@ func accessTable() map[string]rule {
 		accessdv1connect.RoleServiceGetRoleProcedure:    admin("roles", "read"),
 		accessdv1connect.RoleServiceRemoveRoleProcedure: admin("roles", "delete"),
 
+		// Whoever says who a provider's people are is whoever they are.
+		accessdv1connect.ConnectorServiceApplyConnectorsProcedure: admin("connectors", "update"),
+		accessdv1connect.ConnectorServiceListConnectorsProcedure:  admin("connectors", "read"),
+		accessdv1connect.ConnectorServiceGetConnectorProcedure:    admin("connectors", "read"),
+		accessdv1connect.ConnectorServiceRemoveConnectorProcedure: admin("connectors", "delete"),
+
 		accessdv1connect.TokenServiceAddTokenProcedure:    admin("tokens", "create"),
 		accessdv1connect.TokenServiceListTokensProcedure:  admin("tokens", "read"),
 		accessdv1connect.TokenServiceRemoveTokenProcedure: admin("tokens", "delete"),
@@ -97,6 +103,11 @@ func accessTable() map[string]rule {
 		accessdv1connect.LoginServiceCancelProcedure:    proxy,
 		accessdv1connect.LoginServiceRenewNodeProcedure: proxy,
 		accessdv1connect.GrantServiceRedeemProcedure:    proxy,
+
+		accessdv1connect.SignOnServiceShowProcedure:    proxy,
+		accessdv1connect.SignOnServiceConfirmProcedure: proxy,
+		accessdv1connect.SignOnServiceFinishProcedure:  proxy,
+		accessdv1connect.SignOnServiceResumeProcedure:  proxy,
 
 		// A node has a code checked for a connection to itself, a proxy for any.
 		accessdv1connect.FactorServiceVerifyFactorProcedure: member,

@@ -36,6 +36,10 @@ RoleService/ApplyRoles         L A D
 RoleService/ListRoles          L A D
 RoleService/GetRole            L A D
 RoleService/RemoveRole         L A D
+ConnectorService/ApplyConnectors L A D
+ConnectorService/ListConnectors  L A D
+ConnectorService/GetConnector    L A D
+ConnectorService/RemoveConnector L A D
 TokenService/AddToken          L A D
 TokenService/ListTokens        L A D
 TokenService/RemoveToken       L A D
@@ -74,6 +78,10 @@ LoginService/Continue          P H
 LoginService/Cancel            P H
 LoginService/RenewNode         P H
 GrantService/Redeem            P H
+SignOnService/Show             P H
+SignOnService/Confirm          P H
+SignOnService/Finish           P H
+SignOnService/Resume           P H
 FactorService/VerifyFactor     N P H
 DelegationService/Delegate     P H
 DelegationService/SignSession  P H

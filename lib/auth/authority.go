@@ -127,6 +127,8 @@ type Authority struct {
 	grants  *grants
 	feed    *feed
 	archive *archive
+
+	providers *providers
 }
 
 // New returns an authority that answers but does none of its own work yet; see
@@ -146,6 +148,8 @@ func New(cfg Config) (*Authority, error) {
 		lobby:   newLobby(cfg.Now, cfg.Parked, cfg.ParkedPerSource),
 		grants:  newGrants(cfg.Now, cfg.Parked),
 		feed:    newFeed(),
+
+		providers: newProviders(cfg.Now),
 	}
 	a.archive = newArchive(a)
 	return a, nil
@@ -172,6 +176,8 @@ func (a *Authority) Handler() http.Handler {
 	mux.Handle(accessdv1connect.NewDelegationServiceHandler(delegationService{a}, opts...))
 	mux.Handle(accessdv1connect.NewRecordingServiceHandler(recordingService{a}, opts...))
 	mux.Handle(accessdv1connect.NewArchiveServiceHandler(archiveService{a}, opts...))
+	mux.Handle(accessdv1connect.NewConnectorServiceHandler(connectorService{a}, opts...))
+	mux.Handle(accessdv1connect.NewSignOnServiceHandler(signOnService{a}, opts...))
 	return mux
 }
 

@@ -73,6 +73,9 @@ func (a *Authority) subject(ctx context.Context, name names.UserName) (subject, 
 	if err != nil {
 		return subject{}, err
 	}
+	if !u.Expires.IsZero() && !a.cfg.Now().Before(u.Expires) {
+		return subject{}, fault.New(fault.Denied, "user %q has to sign in again", name)
+	}
 	s := subject{User: u}
 	for _, r := range u.Roles {
 		role, err := a.cfg.Store.Role(ctx, r)
@@ -106,6 +109,14 @@ func (s subject) sources(client netip.AddrPort) []netip.Prefix {
 	}
 	addr := client.Addr().Unmap().WithZone("")
 	return []netip.Prefix{netip.PrefixFrom(addr, addr.BitLen())}
+}
+
+// until returns the end of a certificate that may be good until then.
+func (s subject) until(then time.Time) time.Time {
+	if !s.Expires.IsZero() && s.Expires.Before(then) {
+		return s.Expires
+	}
+	return then
 }
 
 // request asks for a certificate with all that the person has now; key, times,

@@ -59,7 +59,15 @@ type signIn struct {
 	asked  int  // how many answers it takes
 	tries  int
 	method string
-	ours   bool // the key is the proxy's, for one connection
+
+	sso       bool                   // there are connectors
+	signOn    string                 // id of the sign-in through a browser that it waits for
+	connector services.ConnectorName // of that
+	grace     bool                   // an earlier one is enough
+	loopback  string                 // where a program beside the browser listens, which
+	challenge string                 // keeps the secret of this
+
+	ours bool // the key is the proxy's, for one connection
 
 	creds    services.Credentials // as read when the first secret was checked
 	refused  error                // why it will be refused, whatever comes
@@ -93,7 +101,10 @@ func (s loginService) Begin(ctx context.Context, req *connect.Request[accessdv1.
 		owner: string(callerOf(ctx).member.ID), user: user, key: key,
 		client: client, source: sourceOf(client.Addr()), method: methodPassword, ours: req.Msg.GetConnection(),
 	}
-	first := in.ask("", s.takeFirst, &accessdv1.Prompt{Text: "Password, invite or join token: "})
+	first, err := s.begin(ctx, in)
+	if err != nil {
+		return nil, err
+	}
 	if err := s.lobby.admit(in); err != nil {
 		return nil, err
 	}
@@ -140,6 +151,7 @@ func (s loginService) Continue(ctx context.Context, req *connect.Request[accessd
 func (s loginService) Cancel(ctx context.Context, req *connect.Request[accessdv1.CancelRequest]) (*connect.Response[accessdv1.CancelResponse], error) {
 	if in, err := s.lobby.take(req.Msg.GetId(), string(callerOf(ctx).member.ID)); err == nil {
 		s.lobby.forget(in)
+		s.dropSignOn(ctx, in)
 	}
 	return connect.NewResponse(&accessdv1.CancelResponse{}), nil
 }
@@ -164,6 +176,9 @@ func (s loginService) verdict(ctx context.Context, in *signIn, err error) error 
 		return err
 	}
 	denied := fault.Wrap(fault.Denied, err, "permission denied")
+	if in.method == methodSSO {
+		return denied.WithHint("the page in the browser says why")
+	}
 	if in.method == methodInvite {
 		return denied.WithHint("an invite works once and until it expires; ask for another")
 	}
@@ -171,14 +186,22 @@ func (s loginService) verdict(ctx context.Context, in *signIn, err error) error 
 }
 
 func (s *signIn) event() events.Event {
-	return events.Event{Name: events.UserLogin, User: s.user, AddrRemote: s.client.String(), Proto: "ssh", Fields: map[string]any{
+	ev := events.Event{Name: events.UserLogin, User: s.user, AddrRemote: s.client.String(), Proto: "ssh", Fields: map[string]any{
 		"method": s.method, "fingerprint": ssh.FingerprintSHA256(s.key),
 	}}
+	set(ev, "connector", string(s.connector))
+	if s.grace {
+		ev.Fields["reason"] = "an earlier sign-in with the same key from the same address is enough"
+	}
+	return ev
 }
 
 // takeFirst takes a password or an invite. Only a good invite changes what is
 // asked next; every other verdict waits until the code was given, too.
 func (s loginService) takeFirst(ctx context.Context, in *signIn, answers []string) (*accessdv1.LoginStep, error) {
+	if in.sso && ssoAsked(answers[0]) {
+		return s.takeSSO(ctx, in, answers[0])
+	}
 	var err error
 	in.creds, err = s.cfg.Store.Credentials(ctx, in.user)
 	exists := err == nil
@@ -368,7 +391,7 @@ func (s loginService) complete(ctx context.Context, in *signIn, sub subject) (*a
 	if err := s.record(ctx, ev); err != nil {
 		return nil, err
 	}
-	before, sources := s.cfg.Now().Add(s.cfg.UserTTL), sub.sources(in.client)
+	before, sources := sub.until(s.cfg.Now().Add(s.cfg.UserTTL)), sub.sources(in.client)
 	ask := sub.request()
 	ask.Key, ask.ValidBefore, ask.SourceAddresses, ask.MFA = in.key, before, sources, in.factor
 	if in.ours {

@@ -121,7 +121,7 @@ func tree(e *env) *cobra.Command {
 	root.PersistentFlags().StringVar(&e.dataDir, "data-dir", "", "data directory of the cluster (default $ACCESSD_DATA_DIR or /var/lib/accessd)")
 	root.AddCommand(serverCommands(e)...)
 	root.AddCommand(nouns(e)...)
-	root.AddCommand(nodesList(e), sshConfigCommand(e))
+	root.AddCommand(nodesList(e), sshConfigCommand(e), loginCommand(e), logoutCommand(e), statusCommand(e))
 	completeValues(root)
 	return root
 }
@@ -129,7 +129,7 @@ func tree(e *env) *cobra.Command {
 // nouns are the verbs that need no more than the services.
 func nouns(e *env) []*cobra.Command {
 	return []*cobra.Command{
-		usersCommand(e), rolesCommand(e), tokensCommand(e), nodesCommand(e),
+		usersCommand(e), connectorsCommand(e), rolesCommand(e), tokensCommand(e), nodesCommand(e),
 		sessionsCommand(e), recordingsCommand(e), auditCommand(e), caCommand(e), versionCommand(e),
 	}
 }

@@ -179,7 +179,11 @@ func (d *Daemon) serveEdge(ctx context.Context, e *edge, link *reversetunnel.Age
 		return err
 	}
 	e.ssh = server
-	site, err := web.New(web.Config{Unready: d.unready, Gatherer: d.metrics, Grace: d.cfg.Grace, Log: d.log})
+	pages := web.Config{Unready: d.unready, Gatherer: d.metrics, Grace: d.cfg.Grace, Log: d.log}
+	if cfg.People != nil {
+		pages.SignOn = cfg.People.SignOn
+	}
+	site, err := web.New(pages)
 	if err != nil {
 		return err
 	}
@@ -222,6 +226,7 @@ func (d *Daemon) proxyConfig(e *edge, link *reversetunnel.Agent) proxy.Config {
 		cfg.People = &proxy.People{
 			Login:  accessdv1connect.NewLoginServiceClient(d.server.calls, rpc.BaseURL, rpc.ClientOptions()...),
 			Grants: accessdv1connect.NewGrantServiceClient(d.server.calls, rpc.BaseURL, rpc.ClientOptions()...),
+			SignOn: accessdv1connect.NewSignOnServiceClient(d.server.calls, rpc.BaseURL, rpc.ClientOptions()...),
 
 			Delegation: accessdv1connect.NewDelegationServiceClient(d.server.calls, rpc.BaseURL, rpc.ClientOptions()...),
 			Factors:    accessdv1connect.NewFactorServiceClient(d.server.calls, rpc.BaseURL, rpc.ClientOptions()...),

@@ -53,6 +53,9 @@ const (
 	TokenDelete       Name = "token.delete"
 	TokenRejected     Name = "token.rejected"
 	CACreate          Name = "ca.create"
+	ConnectorCreate   Name = "connector.create"
+	ConnectorUpdate   Name = "connector.update"
+	ConnectorDelete   Name = "connector.delete"
 	CARotate          Name = "ca.rotate"
 	ProcessStart      Name = "process.start"
 	ProcessStop       Name = "process.stop"
@@ -223,7 +226,10 @@ func people() []Spec {
 		{
 			Name: UserLogin, Code: "A1000", Outcome: Either, Meaning: "somebody signed in, or tried to",
 			Fields: fields(
-				Field{Name: "method", Type: String, Meaning: "certificate, key (an enrolled one), password, totp, invite", Example: "certificate"},
+				Field{Name: "method", Type: String, Meaning: "certificate, key (an enrolled one), password, totp, invite, sso", Example: "certificate"},
+				Field{Name: "connector", Type: String, Meaning: "the connector somebody signed in through", Example: "corp"},
+				Field{Name: "subject", Type: String, Meaning: "who the connector's provider says it was", Example: "248289761001"},
+				Field{Name: "addr.browser", Type: String, Meaning: "where the browser of the sign-in was", Example: "203.0.113.7:50122"},
 				Field{Name: "mfa", Type: String, Meaning: "second factor given", Example: "totp"},
 				serial(), keyID(), fingerprint(), caFingerprint(), roles(), logins(), reason(), connection(),
 			),
@@ -564,6 +570,9 @@ func administration() []Spec {
 		{Name: RoleCreate, Code: "A5003", Outcome: Either, Meaning: "a role was added", Fields: role},
 		{Name: RoleUpdate, Code: "A5004", Outcome: Either, Meaning: "a role was changed", Fields: role},
 		{Name: RoleDelete, Code: "A5005", Outcome: Either, Meaning: "a role was removed", Fields: role},
+		{Name: ConnectorCreate, Code: "A5030", Outcome: Either, Meaning: "a connector was added", Fields: fields(change("connector"), reason())},
+		{Name: ConnectorUpdate, Code: "A5031", Outcome: Either, Meaning: "a connector was changed", Fields: fields(change("connector"), reason())},
+		{Name: ConnectorDelete, Code: "A5032", Outcome: Either, Meaning: "a connector was removed", Fields: fields(change("connector"), reason())},
 		{Name: TokenCreate, Code: "A5006", Outcome: Either, Meaning: "a join token was made", Fields: token},
 		{Name: TokenDelete, Code: "A5007", Outcome: Either, Meaning: "a join token was removed", Fields: token},
 		{

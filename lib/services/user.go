@@ -27,6 +27,9 @@ type User struct {
 	Keys    []UserKey           `json:"keys,omitempty"`   // enrolled, for clients that know no certificates
 	Created time.Time           `json:"created"`
 
+	Origin  *UserOrigin `json:"origin,omitempty"` // of a user made by a connector; nil: one of ours
+	Expires time.Time   `json:"expires,omitzero"` // no certificate is issued from then on, until the next sign-in
+
 	Revision int64 `json:"-"`
 }
 
@@ -57,6 +60,11 @@ func (u User) Check() error {
 	}
 	if err := u.checkKeys(); err != nil {
 		return err
+	}
+	if u.Origin != nil {
+		if err := u.Origin.check(); err != nil {
+			return err
+		}
 	}
 	return checkTraits(u.Traits)
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"go.uber.org/zap"
 
+	"github.com/accessd/accessd/api/accessd/v1/accessdv1connect"
 	"github.com/accessd/accessd/lib/defaults"
 )
 
@@ -38,8 +39,11 @@ type Config struct {
 	// MetricsFrom are the networks that may read /metrics; nil means loopback
 	// and private addresses. To others there is no such page.
 	MetricsFrom []netip.Prefix
-	Grace       time.Duration // for requests at shutdown; 0 means defaults.Grace
-	Log         *zap.Logger   // nil discards
+	// SignOn is asked about sign-ins through a browser; nil serves no pages for
+	// them.
+	SignOn accessdv1connect.SignOnServiceClient
+	Grace  time.Duration // for requests at shutdown; 0 means defaults.Grace
+	Log    *zap.Logger   // nil discards
 }
 
 // Bounds of one connection and one request.
@@ -66,6 +70,7 @@ func (s *Server) addPages(routes map[string]route) error {
 	}
 	style, err := asset("style.css", "text/css; charset=utf-8")
 	routes["/style.css"] = route{get: style}
+	s.addSignOn(routes)
 	return err
 }
 

@@ -136,6 +136,9 @@ func (g *gate) proven(m ssh.ConnMetadata, key ssh.PublicKey, _ *ssh.Permissions,
 	if v, ok := parseVisit(m.User()); ok && g.enrolled(key) && g.visits(v, key) {
 		return nil, g.detained()
 	}
+	if g.resumes(m, key) {
+		return nil, nil
+	}
 	g.key = cmp.Or(g.key, key)
 	return nil, &ssh.PartialSuccessError{Next: ssh.ServerAuthCallbacks{
 		PublicKeyCallback:           g.offered,

@@ -70,6 +70,8 @@ type Config struct {
 type People struct {
 	Login  accessdv1connect.LoginServiceClient
 	Grants accessdv1connect.GrantServiceClient
+	// SignOn knows who has signed in through a browser lately; nil does not.
+	SignOn accessdv1connect.SignOnServiceClient
 	// Delegation gives out the certificates with which this process goes on to
 	// nodes as somebody; nil does not.
 	Delegation accessdv1connect.DelegationServiceClient
