@@ -9,6 +9,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/accessd/accessd/api/accessd/v1/accessdv1connect"
+	"github.com/accessd/accessd/lib/authz"
 	"github.com/accessd/accessd/lib/events"
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
@@ -23,12 +24,18 @@ type rule struct {
 	resource, verb string       // people whose roles allow this; none when empty
 	members        []sshca.Kind // members, each for its own data
 	joiner         bool         // whoever proved a key and nothing else
+	locked         bool         // members also while they are locked: what they tell is of what they did
+
+	// own lets every person call, for what is the person's own; whose roles allow
+	// resource and verb may for everybody, which caller.all says.
+	own bool
 }
 
 // accessTable says who may call what: everybody else may not.
 func accessTable() map[string]rule {
 	admin := func(resource, verb string) rule { return rule{local: true, resource: resource, verb: verb} }
 	member := rule{members: []sshca.Kind{sshca.KindNode, sshca.KindProxy, sshca.KindAuth}}
+	telling := rule{members: member.members, locked: true}
 	proxy := rule{members: []sshca.Kind{sshca.KindProxy, sshca.KindAuth}}
 	node := rule{members: []sshca.Kind{sshca.KindNode}}
 	return map[string]rule{
@@ -66,8 +73,26 @@ func accessTable() map[string]rule {
 		accessdv1connect.SessionServiceListSessionsProcedure: admin("sessions", "read"),
 		accessdv1connect.SessionServiceKillSessionProcedure:  admin("sessions", "kill"),
 
-		accessdv1connect.RecordingServiceUploadPartProcedure:        member,
-		accessdv1connect.RecordingServiceCompleteRecordingProcedure: member,
+		accessdv1connect.LockServiceAddLockProcedure:    admin("locks", "create"),
+		accessdv1connect.LockServiceListLocksProcedure:  admin("locks", "read"),
+		accessdv1connect.LockServiceRemoveLockProcedure: admin("locks", "delete"),
+		// Whom it keeps out, in a form for sshd; proxies hand it on to nodes.
+		accessdv1connect.LockServiceReadKRLProcedure: {local: true, resource: "locks", verb: "read", members: proxy.members},
+
+		// Everybody sees and reviews what the roles' sections say; the rights are
+		// those to see and to drop everybody's. Reviews and elevations are a
+		// person's own, so the admin socket has none.
+		accessdv1connect.RequestServiceCreateRequestProcedure: {resource: "requests", verb: "create"},
+		accessdv1connect.RequestServiceListRequestsProcedure:  {local: true, resource: "requests", verb: "read", own: true},
+		accessdv1connect.RequestServiceGetRequestProcedure:    {local: true, resource: "requests", verb: "read", own: true},
+		accessdv1connect.RequestServiceWatchRequestsProcedure: {local: true, resource: "requests", verb: "read", own: true},
+		accessdv1connect.RequestServicePrepareReviewProcedure: {resource: "requests", verb: "read", own: true},
+		accessdv1connect.RequestServiceReviewRequestProcedure: {resource: "requests", verb: "read", own: true},
+		accessdv1connect.RequestServiceDropRequestProcedure:   {local: true, resource: "requests", verb: "delete", own: true},
+		accessdv1connect.RequestServiceAssumeRequestProcedure: {resource: "requests", verb: "create", own: true},
+
+		accessdv1connect.RecordingServiceUploadPartProcedure:        telling,
+		accessdv1connect.RecordingServiceCompleteRecordingProcedure: telling,
 
 		accessdv1connect.ArchiveServiceListRecordingsProcedure:   admin("recordings", "read"),
 		accessdv1connect.ArchiveServiceReadRecordingProcedure:    admin("recordings", "read"),
@@ -91,11 +116,11 @@ func accessTable() map[string]rule {
 		accessdv1connect.JoinServiceJoinProcedure: {joiner: true},
 
 		accessdv1connect.MemberServiceWatchPolicyProcedure:    member,
-		accessdv1connect.MemberServiceAppendEventsProcedure:   member,
+		accessdv1connect.MemberServiceAppendEventsProcedure:   telling,
 		accessdv1connect.MemberServiceRenewProcedure:          member,
 		accessdv1connect.MemberServiceInstructionsProcedure:   member,
 		accessdv1connect.MemberServiceDescribeProcedure:       node,
-		accessdv1connect.MemberServiceReportSessionsProcedure: member,
+		accessdv1connect.MemberServiceReportSessionsProcedure: telling,
 		accessdv1connect.MemberServiceAnnounceProcedure:       proxy,
 
 		accessdv1connect.LoginServiceBeginProcedure:     proxy,
@@ -121,10 +146,12 @@ func accessTable() map[string]rule {
 
 // A caller is who made a request that was let in.
 type caller struct {
-	by     string        // for events: a user, "local:UID", or "node:ID" and the like
-	member *record       // members only: what the store knows about it
-	joiner ssh.PublicKey // joiners only: the key it proved
-	addr   string        // where it comes from, or ""
+	by     string         // for events: a user, "local:UID", or "node:ID" and the like
+	user   names.UserName // people only
+	all    bool           // it may for everybody; else, where the rule says own, for itself
+	member *record        // members only: what the store knows about it
+	joiner ssh.PublicKey  // joiners only: the key it proved
+	addr   string         // where it comes from, or ""
 }
 
 // A record is what the store keeps about a member, of whichever kind.
@@ -197,38 +224,60 @@ func (g gatekeeper) callerFor(ctx context.Context, peer rpc.Peer, procedure stri
 	id := peer.Identity
 	switch {
 	case id != nil && id.Kind == sshca.KindUser:
-		return caller{by: string(id.User)}, g.admitPerson(ctx, peer, procedure, r)
+		all, err := g.admitPerson(ctx, peer, procedure, r)
+		return caller{by: string(id.User), user: id.User, all: all}, err
 	case id != nil:
 		rec, err := g.admitMember(ctx, peer, procedure, r)
 		return caller{by: string(id.Kind) + ":" + string(id.Member), member: rec}, err
 	case peer.Joiner != nil && r.joiner:
 		return caller{by: "joiner", joiner: peer.Joiner}, nil
 	case peer.Local && r.local:
-		return caller{by: "local:" + strconv.FormatUint(uint64(peer.UID), 10)}, nil
+		return caller{by: "local:" + strconv.FormatUint(uint64(peer.UID), 10), all: true}, nil
 	}
 	return caller{}, g.refuse(ctx, peer, procedure, "not for this kind of caller")
 }
 
-// admitPerson asks the roles, and records what they answer.
-func (g gatekeeper) admitPerson(ctx context.Context, peer rpc.Peer, procedure string, r rule) error {
+// admitPerson asks the roles, and records what they answer. It returns whether
+// they allow it for everybody.
+func (g gatekeeper) admitPerson(ctx context.Context, peer rpc.Peer, procedure string, r rule) (all bool, err error) {
 	if r.resource == "" {
-		return g.refuse(ctx, peer, procedure, "not for people")
+		return false, g.refuse(ctx, peer, procedure, "not for people")
 	}
 	if !g.cfg.Now().Before(peer.Identity.ValidBefore) {
-		return g.refuse(ctx, peer, procedure, "the certificate has expired")
+		return false, g.refuse(ctx, peer, procedure, "the certificate has expired")
 	}
 	d := g.cfg.Engine.Resource(peer.Identity, r.resource, r.verb)
+	all = d.Allow
+	if !d.Allow && r.own {
+		d = g.own(peer.Identity, d)
+	}
 	ev := decision(peer, procedure)
 	ev.Success = d.Allow
 	ev.Fields["resource"], ev.Fields["verb"] = r.resource, r.verb
 	set(ev, "rule", d.Rule)
 	set(ev, "role", string(d.Role))
 	set(ev, "reason", d.Reason)
+	set(ev, "lock", d.LockID())
 	if !d.Allow {
 		g.note(ctx, ev)
-		return fault.New(fault.Denied, "you may not %s %s", r.verb, r.resource)
+		return false, d.Err("you may not " + r.verb + " " + r.resource)
 	}
-	return g.record(ctx, ev)
+	return all, g.record(ctx, ev)
+}
+
+// own allows id what refused does not, for itself, as long as it may do anything
+// at all.
+func (g gatekeeper) own(id *sshca.Identity, refused authz.Decision) authz.Decision {
+	if refused.Lock != nil {
+		return refused
+	}
+	if _, exists := g.cfg.Cache.User(id.User); !exists {
+		return refused
+	}
+	if l, locked := g.cfg.Cache.Locked(services.Subject{Identity: id}, g.cfg.Now()); locked {
+		return authz.Decision{Lock: &l, Reason: l.Sentence()}
+	}
+	return authz.Decision{Allow: true, Reason: "for " + string(id.User) + " alone"}
 }
 
 // admitMember lets a member in that is on record with the key it proved: one
@@ -247,6 +296,12 @@ func (g gatekeeper) admitMember(ctx context.Context, peer rpc.Peer, procedure st
 	}
 	if rec.Kind != id.Kind || rec.Name != id.MemberName || fingerprint(rec.MemberKey) != id.Fingerprint {
 		return nil, g.refuse(ctx, peer, procedure, "the member has another key or name by now")
+	}
+	if l, locked := g.cfg.Cache.Locked(lockSubject(id), g.cfg.Now()); locked && !r.locked {
+		ev := decision(peer, procedure)
+		ev.Fields["reason"], ev.Fields["lock"] = l.Sentence(), l.ID
+		g.note(ctx, ev)
+		return nil, l.Refusal()
 	}
 	if rec.node != nil && rec.node.Kind == services.NodeSSHD {
 		return nil, g.refuse(ctx, peer, procedure, "a plain sshd node has nothing to ask") // what it is, others say

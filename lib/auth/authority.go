@@ -129,6 +129,8 @@ type Authority struct {
 	archive *archive
 
 	providers *providers
+
+	deadlines chan struct{} // holds a token when there may be a nearer end of an access request
 }
 
 // New returns an authority that answers but does none of its own work yet; see
@@ -152,6 +154,7 @@ func New(cfg Config) (*Authority, error) {
 		providers: newProviders(cfg.Now),
 	}
 	a.archive = newArchive(a)
+	a.deadlines = make(chan struct{}, 1)
 	return a, nil
 }
 
@@ -162,9 +165,13 @@ func (a *Authority) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle(accessdv1connect.NewUserServiceHandler(userService{a}, opts...))
 	mux.Handle(accessdv1connect.NewRoleServiceHandler(roleService{a}, opts...))
+	mux.Handle(accessdv1connect.NewPolicyServiceHandler(policyService{a}, opts...))
+	mux.Handle(accessdv1connect.NewWatchServiceHandler(watchService{a}, opts...))
 	mux.Handle(accessdv1connect.NewTokenServiceHandler(tokenService{a}, opts...))
 	mux.Handle(accessdv1connect.NewNodeServiceHandler(nodeService{a}, opts...))
 	mux.Handle(accessdv1connect.NewSessionServiceHandler(sessionService{a}, opts...))
+	mux.Handle(accessdv1connect.NewRequestServiceHandler(requestService{a}, opts...))
+	mux.Handle(accessdv1connect.NewLockServiceHandler(lockService{a}, opts...))
 	mux.Handle(accessdv1connect.NewAuditServiceHandler(auditService{a}, opts...))
 	mux.Handle(accessdv1connect.NewCAServiceHandler(caService{a}, opts...))
 	mux.Handle(accessdv1connect.NewRotationServiceHandler(rotationService{a}, opts...))
@@ -186,7 +193,7 @@ const sweepInterval = time.Minute
 
 // Run keeps the cache and every member's policy stream fed from the store, and
 // forgets sign-ins and grants that have expired, and looks after recordings, until
-// ctx ends. What recorders are told is in the policy from the beginning.
+// ctx ends, and ends access requests whose time is over. What recorders are told is in the policy from the beginning.
 func (a *Authority) Run(ctx context.Context) error {
 	if err := a.putSettings(ctx); err != nil {
 		return err
@@ -195,6 +202,7 @@ func (a *Authority) Run(ctx context.Context) error {
 	g.Go(func() error { return a.cfg.Cache.Run(ctx, a.source) })
 	g.Go(func() error { return a.sweep(ctx) })
 	g.Go(func() error { return a.archive.run(ctx) })
+	g.Go(func() error { return a.keepRequests(ctx) })
 	return g.Wait()
 }
 

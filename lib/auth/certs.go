@@ -65,7 +65,8 @@ func parseKeyLine(s string) (ssh.PublicKey, error) {
 type subject struct {
 	services.User
 
-	roles []services.Role
+	roles    []services.Role
+	requests []string // access requests that give some of them; see [Authority.elevated]
 }
 
 func (a *Authority) subject(ctx context.Context, name names.UserName) (subject, error) {
@@ -122,7 +123,7 @@ func (s subject) until(then time.Time) time.Time {
 // request asks for a certificate with all that the person has now; key, times,
 // addresses and second factor are the caller's to add.
 func (s subject) request() sshca.UserRequest {
-	return sshca.UserRequest{User: s.Name, Roles: s.Roles, Logins: authz.Logins(s.User, s.roles), Traits: s.Traits}
+	return sshca.UserRequest{User: s.Name, Roles: s.Roles, Logins: authz.Logins(s.User, s.roles), Traits: s.Traits, Requests: s.requests}
 }
 
 // A userCert asks for a person's certificate.
@@ -134,12 +135,18 @@ type userCert struct {
 
 // issueUser signs a person's certificate and records it before anybody sees it.
 func (a *Authority) issueUser(ctx context.Context, r userCert) (*ssh.Certificate, error) {
-	var err error
+	err := a.checkPerson(ctx, r)
+	if err != nil {
+		return nil, err
+	}
 	if r.Serial, err = a.cfg.Store.Serial(ctx); err != nil {
 		return nil, err
 	}
 	if r.ValidAfter.IsZero() {
 		r.ValidAfter = a.cfg.Now().Add(-defaults.ClockSkew)
+	}
+	if err := a.bound(ctx, &r.UserRequest); err != nil {
+		return nil, err
 	}
 	cert, err := sshca.MintUser(a.cfg.Keys.signer(sshca.TypeUser), r.UserRequest)
 	if err != nil {
@@ -154,6 +161,9 @@ func (a *Authority) issueUser(ctx context.Context, r userCert) (*ssh.Certificate
 	set(ev, "method", r.method)
 	set(ev, "by", r.by)
 	set(ev, "mfa", r.MFA)
+	if len(r.Requests) > 0 {
+		ev.Fields["requests"] = r.Requests
+	}
 	if s := cert.CriticalOptions["source-address"]; s != "" {
 		ev.Fields["source_addresses"] = strings.Split(s, ",")
 	}

@@ -109,6 +109,9 @@ func (s grantService) Redeem(ctx context.Context, req *connect.Request[accessdv1
 	if err != nil {
 		return nil, err
 	}
+	if sub, err = s.elevated(ctx, sub); err != nil {
+		return nil, err
+	}
 	// What the person gained since the sign-in takes another sign-in.
 	sub.Roles = slices.DeleteFunc(slices.Clone(sub.Roles), func(r names.RoleName) bool { return !slices.Contains(g.roles, r) })
 	ask := sub.request()

@@ -385,6 +385,10 @@ func (s loginService) finish(ctx context.Context, in *signIn, apply func(*servic
 
 // complete records the sign-in and ends it with a certificate.
 func (s loginService) complete(ctx context.Context, in *signIn, sub subject) (*accessdv1.LoginStep, error) {
+	sub, err := s.elevated(ctx, sub)
+	if err != nil {
+		return nil, err
+	}
 	ev := in.event()
 	ev.Success = true
 	ev.Fields["mfa"], ev.Fields["roles"], ev.Fields["logins"] = in.factor, sub.Roles, sub.Logins

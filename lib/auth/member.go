@@ -75,7 +75,7 @@ func (a *Authority) removed(ctx context.Context, m *record, u *accessdv1.PolicyU
 func wantedBy(m *record) func(resourceKey) bool {
 	return func(k resourceKey) bool {
 		switch k.kind {
-		case services.KindRole, services.KindUser, services.KindCA, services.KindSettings:
+		case services.KindRole, services.KindUser, services.KindCA, services.KindSettings, services.KindLock, services.KindElevation:
 			return true
 		case services.KindNode:
 			return m.Kind != sshca.KindNode || k.name == string(m.ID)

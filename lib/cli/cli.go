@@ -130,7 +130,7 @@ func tree(e *env) *cobra.Command {
 func nouns(e *env) []*cobra.Command {
 	return []*cobra.Command{
 		usersCommand(e), connectorsCommand(e), rolesCommand(e), tokensCommand(e), nodesCommand(e),
-		sessionsCommand(e), recordingsCommand(e), auditCommand(e), caCommand(e), versionCommand(e),
+		sessionsCommand(e), requestsCommand(e), locksCommand(e), recordingsCommand(e), auditCommand(e), caCommand(e), versionCommand(e),
 	}
 }
 

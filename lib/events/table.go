@@ -59,6 +59,12 @@ const (
 	CARotate          Name = "ca.rotate"
 	ProcessStart      Name = "process.start"
 	ProcessStop       Name = "process.stop"
+	LockCreate        Name = "lock.created"
+	LockDelete        Name = "lock.deleted"
+
+	AccessRequestCreate Name = "access_request.create"
+	AccessRequestReview Name = "access_request.review"
+	AccessRequestEnd    Name = "access_request.end"
 )
 
 // Type is the JSON type of a field.
@@ -215,7 +221,7 @@ func fields(groups ...any) []Field {
 // source of names, codes and fields.
 func Table() []Spec {
 	var all []Spec
-	for _, part := range [][]Spec{people(), sessions(), within(), members(), administration(), archive()} {
+	for _, part := range [][]Spec{people(), sessions(), within(), members(), administration(), archive(), locks(), requests()} {
 		all = append(all, part...)
 	}
 	return all
@@ -241,7 +247,7 @@ func people() []Spec {
 				Field{Name: "method", Type: String, Meaning: "how the peer tried: publickey, key (an enrolled one), password, ...", Example: "publickey"},
 				Field{Name: "cert_type", Type: String, Meaning: "type of the certificate shown", Example: "user"},
 				Field{Name: "principals", Type: List, Meaning: "principals of the certificate shown", Example: "root"},
-				serial(), keyID(), fingerprint(), caFingerprint(), reason(), connection(),
+				serial(), keyID(), fingerprint(), caFingerprint(), reason(), lock(), connection(),
 			),
 		},
 		{
@@ -252,13 +258,15 @@ func people() []Spec {
 			Name: CertCreate, Code: "A1003", Outcome: Either, Meaning: "a certificate was issued, or refused",
 			Fields: fields(
 				Field{Name: "cert_type", Type: String, Meaning: "user, host, node, proxy, auth, sshd", Example: "user"},
-				serial(), keyID(), fingerprint(), caFingerprint(), roles(), by(), reason(),
+				serial(), keyID(), fingerprint(), caFingerprint(), roles(), by(), reason(), lock(),
 				Field{Name: "principals", Type: List, Meaning: "principals of the certificate", Example: "user:alice,root"},
 				Field{Name: "valid_after", Type: String, Meaning: "start of its life", Example: "2026-03-01T09:29:00Z"},
 				Field{Name: "valid_before", Type: String, Meaning: "end of its life", Example: "2026-03-01T21:30:00Z"},
 				Field{Name: "source_addresses", Type: List, Meaning: "addresses it is pinned to", Example: "203.0.113.7/32"},
 				Field{Name: "method", Type: String, Meaning: "how it was asked for", Example: "login"},
+				Field{Name: "requests", Type: List, Meaning: "the access requests that gave some of the roles", Example: "7b0e3c58-5d0c-4d0a-9f9e-52a1f0f5b6d1"},
 				Field{Name: "mfa", Type: String, Meaning: "second factor given", Example: "totp"},
+				Field{Name: "force_command", Type: String, Meaning: "all that a plain sshd may run for it", Example: "uptime"},
 				node(), connection(),
 			),
 		},
@@ -282,7 +290,7 @@ func sessions() []Spec {
 				Field{Name: "resource", Type: String, Meaning: "the resource, when not a node", Example: "audit"},
 				Field{Name: "verb", Type: String, Meaning: "what was to be done with it", Example: "read"},
 				Field{Name: "target", Type: String, Meaning: "the destination as the client named it", Example: "web-1:22"},
-				address(), roles(), reason(), node(), serial(), fingerprint(), connection(),
+				address(), roles(), reason(), lock(), node(), serial(), fingerprint(), connection(),
 			),
 		},
 		{
@@ -319,7 +327,7 @@ func sessions() []Spec {
 				Field{Name: "recording_root", Type: String, Meaning: "last of the digest chain over those parts, SHA-256", Example: "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"},
 				Field{Name: "recording_bytes", Type: Int, Meaning: "size of those parts", Example: "70211"},
 				Field{Name: "recording_sealed", Type: Bool, Meaning: "whether they are sealed for recipients", Example: "true"},
-				reason(), node(), connection(),
+				reason(), lock(), node(), connection(),
 			),
 		},
 		{
@@ -329,7 +337,7 @@ func sessions() []Spec {
 				Field{Name: "action", Type: String, Meaning: "the action the rules were asked about", Example: "shell"},
 				Field{Name: "target", Type: String, Meaning: "the destination as the client named it", Example: "web-1:22"},
 				Field{Name: "maximum", Type: Int, Meaning: "the limit that was reached", Example: "10"},
-				command(), reason(), roles(), serial(), fingerprint(), node(), connection(),
+				command(), reason(), lock(), roles(), serial(), fingerprint(), node(), connection(),
 			),
 		},
 		{
@@ -349,7 +357,7 @@ func sessions() []Spec {
 		{
 			Name: ClientDisconnect, Code: "A3005", Outcome: Success, Meaning: "a signed-in client's connection ended",
 			Fields: fields(
-				reason(),
+				reason(), lock(),
 				Field{Name: "duration_ms", Type: Int, Meaning: "how long it was up, in milliseconds", Example: "81250"},
 				Field{Name: "bytes_in", Type: Int, Meaning: "bytes the client sent", Example: "1204"},
 				Field{Name: "bytes_out", Type: Int, Meaning: "bytes the client was sent", Example: "90112"},
@@ -374,7 +382,7 @@ func within() []Spec {
 				Field{Name: "bytes_in", Type: Int, Meaning: "bytes the client sent", Example: "1204"},
 				Field{Name: "bytes_out", Type: Int, Meaning: "bytes the client was sent", Example: "90112"},
 				Field{Name: "duration_ms", Type: Int, Meaning: "how long it was up, in milliseconds", Example: "81250"},
-				rule(), reason(), roles(), node(), connection(),
+				rule(), reason(), lock(), roles(), node(), connection(),
 			),
 		},
 		{
@@ -387,7 +395,7 @@ func within() []Spec {
 		},
 		{
 			Name: SessionJoin, Code: "A3009", Outcome: Either, Meaning: "somebody began to take part in another's session, or was refused; sid is that session, user who joins",
-			Fields: fields(participation(), rule(), roles(), serial(), fingerprint(), reason(), node(), connection()),
+			Fields: fields(participation(), rule(), roles(), serial(), fingerprint(), reason(), lock(), node(), connection()),
 		},
 		{
 			Name: SessionLeave, Code: "A3010", Outcome: Either, Meaning: "somebody no longer takes part in another's session; sid is that session, user who leaves",
@@ -396,7 +404,7 @@ func within() []Spec {
 				Field{Name: "duration_ms", Type: Int, Meaning: "how long they took part, in milliseconds", Example: "81250"},
 				Field{Name: "bytes_in", Type: Int, Meaning: "bytes they put into the session", Example: "12"},
 				Field{Name: "bytes_out", Type: Int, Meaning: "bytes of the session they were shown", Example: "90112"},
-				roles(), serial(), fingerprint(), reason(), node(), connection(),
+				roles(), serial(), fingerprint(), reason(), lock(), node(), connection(),
 			),
 		},
 		{
@@ -472,13 +480,13 @@ func members() []Spec {
 		{
 			Name: TunnelDown, Code: "A4004", Outcome: Success, Meaning: "a node's tunnel ended",
 			Fields: fields(
-				tunnel(), node(), reason(), connection(),
+				tunnel(), node(), reason(), lock(), connection(),
 				Field{Name: "duration_ms", Type: Int, Meaning: "how long it was up, in milliseconds", Example: "3600000"},
 			),
 		},
 		{
 			Name: TokenRejected, Code: "A4005", Outcome: Failure, Meaning: "a join token was refused",
-			Fields: fields(tokenID, member(), fingerprint(), reason(), connection()),
+			Fields: fields(tokenID, member(), fingerprint(), reason(), lock(), connection()),
 		},
 		{
 			Name: ProcessStart, Code: "A4006", Outcome: Success, Meaning: "a process of the cluster began to serve",

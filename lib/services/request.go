@@ -56,6 +56,11 @@ type ApprovalSet struct {
 	Count int              `json:"count"`
 }
 
+// Takes reports whether the approval of somebody with these roles counts in s.
+func (s ApprovalSet) Takes(roles []names.RoleName) bool {
+	return len(s.Roles) == 0 || slices.ContainsFunc(s.Roles, func(r names.RoleName) bool { return slices.Contains(roles, r) })
+}
+
 // String returns s as in "2 of lead, security".
 func (s ApprovalSet) String() string {
 	if len(s.Roles) == 0 {
@@ -135,7 +140,8 @@ type Review struct {
 	Statement   string         `json:"statement"`
 	Signature   string         `json:"signature,omitempty"`   // armored
 	Certificate string         `json:"certificate,omitempty"` // of By, authorized_keys format
-	Fingerprint string         `json:"fingerprint"`           // of the key that signed, or that the certificate is for
+	PublicKey   string         `json:"public_key,omitempty"`  // that signed, or that the certificate is for; same format
+	Fingerprint string         `json:"fingerprint"`           // of it
 	Client      string         `json:"client,omitempty"`
 }
 

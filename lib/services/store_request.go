@@ -78,6 +78,26 @@ func (s *Store) Requests(ctx context.Context) ([]AccessRequest, error) {
 	return all, err
 }
 
+// Elevation returns what the approved request of an id gives, or [fault.NotFound]
+// when it gives nothing any more.
+func (s *Store) Elevation(ctx context.Context, id string) (Elevation, error) {
+	if names.CheckRequestID(id) != nil {
+		return Elevation{}, noRequest(id)
+	}
+	g, revision, err := get[Elevation](ctx, s, elevationKey(id), "access request")
+	if err == nil && !s.now().Before(g.Until) {
+		return Elevation{}, noRequest(id)
+	}
+	g.Revision = revision
+	return g, err
+}
+
+// Elevations returns all that approved requests give now, by id.
+func (s *Store) Elevations(ctx context.Context) ([]Elevation, error) {
+	all, err := list(ctx, s, dirOf(KindElevation), func(g *Elevation, revision int64) { g.Revision = revision })
+	return slices.DeleteFunc(all, func(g Elevation) bool { return !s.now().Before(g.Until) }), err
+}
+
 // UpdateRequest replaces the request at r.Revision, and together with it what it
 // gives; [fault.Conflict] when it has changed meanwhile. What it gives ends by
 // itself when its time is over, and a request that has ended is forgotten some

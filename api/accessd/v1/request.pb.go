@@ -217,7 +217,10 @@ type Review struct {
 	Certificate string `protobuf:"bytes,8,opt,name=certificate,proto3" json:"certificate,omitempty"`
 	Fingerprint string `protobuf:"bytes,9,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
 	// Where the reviewer came from.
-	Client        string `protobuf:"bytes,10,opt,name=client,proto3" json:"client,omitempty"`
+	Client string `protobuf:"bytes,10,opt,name=client,proto3" json:"client,omitempty"`
+	// The key that signed, or that the certificate is for, in authorized_keys
+	// format: behind the reviewer's name a line of ssh-keygen's allowed signers.
+	PublicKey     string `protobuf:"bytes,11,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -318,6 +321,13 @@ func (x *Review) GetFingerprint() string {
 func (x *Review) GetClient() string {
 	if x != nil {
 		return x.Client
+	}
+	return ""
+}
+
+func (x *Review) GetPublicKey() string {
+	if x != nil {
+		return x.PublicKey
 	}
 	return ""
 }
@@ -1163,7 +1173,7 @@ const file_accessd_v1_request_proto_rawDesc = "" +
 	"\bended_by\x18\r \x01(\tR\aendedBy\x12,\n" +
 	"\areviews\x18\x0e \x03(\v2\x12.accessd.v1.ReviewR\areviews\x12\x18\n" +
 	"\amissing\x18\x0f \x03(\tR\amissing\x12-\n" +
-	"\x12signature_required\x18\x10 \x01(\bR\x11signatureRequired\"\xb0\x02\n" +
+	"\x12signature_required\x18\x10 \x01(\bR\x11signatureRequired\"\xcf\x02\n" +
 	"\x06Review\x12\x1a\n" +
 	"\breviewer\x18\x01 \x01(\tR\breviewer\x12\x18\n" +
 	"\averdict\x18\x02 \x01(\tR\averdict\x12\x12\n" +
@@ -1175,7 +1185,9 @@ const file_accessd_v1_request_proto_rawDesc = "" +
 	"\vcertificate\x18\b \x01(\tR\vcertificate\x12 \n" +
 	"\vfingerprint\x18\t \x01(\tR\vfingerprint\x12\x16\n" +
 	"\x06client\x18\n" +
-	" \x01(\tR\x06client\"\x85\x01\n" +
+	" \x01(\tR\x06client\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\v \x01(\tR\tpublicKey\"\x85\x01\n" +
 	"\x14CreateRequestRequest\x12\x14\n" +
 	"\x05roles\x18\x01 \x03(\tR\x05roles\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x16\n" +

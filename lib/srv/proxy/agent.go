@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"crypto/ed25519"
 	"math"
 	"sync"
 	"time"
@@ -23,6 +24,27 @@ const channelAgent = "auth-agent@openssh.com"
 // both into the person's agent until the certificate ends. The key is nowhere
 // else, and nothing asks the agent for what it holds.
 func (x *session) push(ctx context.Context, signed *signedIn) error {
+	return x.withAgent(func(to agent.ExtendedAgent) error {
+		key, signer := sshca.Generate()
+		redeem := &accessdv1.RedeemRequest{Grant: signed.grant, PublicKey: authorizedKey(signer.PublicKey())}
+		answer, err := unwrap(x.s.cfg.People.Grants.Redeem(ctx, connect.NewRequest(redeem)))
+		if err != nil {
+			return err
+		}
+		cert, err := parseCertificate(answer.GetCertificate(), signer.PublicKey())
+		if err != nil {
+			return err
+		}
+		if err := Lend(to, key, cert, x.s.cfg.Now()); err != nil {
+			return err
+		}
+		x.say("accessd: signed in as %s; a key and its certificate are in your agent until %s\n", cert.KeyId, moment(end(cert)))
+		return nil
+	})
+}
+
+// withAgent calls fn with the agent that the person forwards.
+func (x *session) withAgent(fn func(agent.ExtendedAgent) error) error {
 	ch, reqs, err := x.conn.OpenChannel(channelAgent, nil)
 	if err != nil {
 		return fault.Wrap(fault.Unavailable, err, "your agent cannot be reached").WithHint(`without -A the certificate is printed`)
@@ -31,24 +53,17 @@ func (x *session) push(ctx context.Context, signed *signedIn) error {
 	defer wg.Wait()
 	wg.Go(func() { refuseAll(reqs) })
 	defer ch.Close()
-	key, signer := sshca.Generate()
-	redeem := &accessdv1.RedeemRequest{Grant: signed.grant, PublicKey: authorizedKey(signer.PublicKey())}
-	answer, err := unwrap(x.s.cfg.People.Grants.Redeem(ctx, connect.NewRequest(redeem)))
-	if err != nil {
-		return err
-	}
-	cert, err := parseCertificate(answer.GetCertificate(), signer.PublicKey())
-	if err != nil {
-		return err
-	}
-	err = agent.NewClient(ch).Add(agent.AddedKey{
-		PrivateKey: key, Certificate: cert, Comment: "accessd " + cert.KeyId,
-		LifetimeSecs: lifetime(cert, x.s.cfg.Now()),
+	return fn(agent.NewClient(ch))
+}
+
+// Lend puts key and its certificate into an agent, until the certificate ends.
+func Lend(to agent.Agent, key ed25519.PrivateKey, cert *ssh.Certificate, now time.Time) error {
+	err := to.Add(agent.AddedKey{
+		PrivateKey: key, Certificate: cert, Comment: "accessd " + cert.KeyId, LifetimeSecs: lifetime(cert, now),
 	})
 	if err != nil {
 		return fault.Wrap(fault.Unavailable, err, "your agent did not take the key")
 	}
-	x.say("accessd: signed in as %s; a key and its certificate are in your agent until %s\n", cert.KeyId, moment(end(cert)))
 	return nil
 }
 

@@ -107,9 +107,9 @@ func (x *session) starts(r *ssh.Request) bool {
 			x.env = append(x.env, v)
 		}
 	case sshwire.RequestAgent:
-		// It is of use to put a new certificate into, and on nodes.
+		// It is of use to put a new certificate into, to sign, and on nodes.
 		x.agent = true
-		ok = x.who != nil && x.who.signed != nil
+		ok = x.who != nil
 	}
 	_ = r.Reply(ok, nil)
 	return false

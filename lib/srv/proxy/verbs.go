@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/crypto/ssh/agent"
 
 	"github.com/accessd/accessd/lib/authz"
 	"github.com/accessd/accessd/lib/defaults"
@@ -32,8 +33,15 @@ type VerbCall struct {
 	Out, Err io.Writer // which give lines the ends that the person's terminal wants
 	Terminal bool      // whether there is one
 
-	User  names.UserName
-	API   *http.Client       // calls the authority as the person
+	User names.UserName
+	API  *http.Client // calls the authority as the person
+
+	// Certificate let the person in; authorized_keys format.
+	Certificate string
+	// Agent calls fn with the agent that the person forwards; nil when there is
+	// none.
+	Agent func(fn func(agent.ExtendedAgent) error) error
+
 	Nodes func() []Reachable // the nodes that the person may reach, in the order of their names
 
 	// Attach shows the person the session sid, whose output goes to the
@@ -81,6 +89,10 @@ func (x *session) verb(ctx context.Context, args []string) int {
 	call := VerbCall{
 		Args: args, In: in, Out: lineEnds{x, x.ch}, Err: lineEnds{x, x.ch.Stderr()}, Terminal: x.pty != nil,
 		User: x.conn.Identity.User, API: calls, Nodes: func() []Reachable { return x.s.reachable(x.conn.Identity) },
+		Certificate: x.who.cert,
+	}
+	if x.agent {
+		call.Agent = x.withAgent
 	}
 	call.Attach = func(ctx context.Context, sid names.SessionID, join bool) error {
 		if k, ok := in.(*keys); ok {
@@ -115,7 +127,7 @@ func (x *session) begin(ctx context.Context) (context.Context, context.CancelCau
 // attend answers requests until the channel is gone, which ends what runs, as the
 // end of the server does.
 func (x *session) attend(cancel context.CancelCauseFunc, answer func(r *ssh.Request) bool) {
-	draining := x.conn.Draining()
+	draining, leaving := x.conn.Draining(), x.who.leaving
 	for {
 		select {
 		case r, ok := <-x.reqs:
@@ -127,6 +139,9 @@ func (x *session) attend(cancel context.CancelCauseFunc, answer func(r *ssh.Requ
 		case <-draining:
 			cancel(errStopping)
 			draining = nil
+		case <-leaving:
+			cancel(x.who.why)
+			leaving = nil
 		}
 	}
 }
