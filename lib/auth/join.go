@@ -168,6 +168,7 @@ func (s joinService) reject(ctx context.Context, tokenID string, m *accessdv1.Jo
 	set(ev, "role", m.GetRole())
 	set(ev, "name", m.GetName())
 	set(ev, "member_id", m.GetId())
+	set(ev, "lock", string(services.LockOf(why)))
 	s.note(ctx, ev)
 	return why
 }
@@ -194,6 +195,9 @@ func (s joinService) prepare(ctx context.Context, m *accessdv1.JoinRequest, toke
 		return nil, err
 	}
 	if err := allows(t, rec); err != nil {
+		return nil, err
+	}
+	if err := s.checkJoiner(ctx, rec); err != nil {
 		return nil, err
 	}
 	return rec, s.checkReturn(ctx, rec)

@@ -135,6 +135,9 @@ func (a *Authority) issueNode(ctx context.Context, rec *record, method string, c
 	if err != nil {
 		return nil, err
 	}
+	if err := a.checkNode(ctx, rec); err != nil {
+		return nil, err
+	}
 	serial, err := a.cfg.Store.Serial(ctx)
 	if err != nil {
 		return nil, err

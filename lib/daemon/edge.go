@@ -229,6 +229,8 @@ func (d *Daemon) proxyConfig(e *edge, link *reversetunnel.Agent) proxy.Config {
 			SignOn: accessdv1connect.NewSignOnServiceClient(d.server.calls, rpc.BaseURL, rpc.ClientOptions()...),
 
 			Delegation: accessdv1connect.NewDelegationServiceClient(d.server.calls, rpc.BaseURL, rpc.ClientOptions()...),
+			Locks:      accessdv1connect.NewLockServiceClient(d.server.calls, rpc.BaseURL, rpc.ClientOptions()...),
+			Rotation:   accessdv1connect.NewRotationServiceClient(d.server.calls, rpc.BaseURL, rpc.ClientOptions()...),
 			Factors:    accessdv1connect.NewFactorServiceClient(d.server.calls, rpc.BaseURL, rpc.ClientOptions()...),
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/accessd/accessd/lib/authz"
 	"github.com/accessd/accessd/lib/events"
 	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/services"
 )
 
 // event returns an event about c with what every event of a connection has.
@@ -41,7 +42,7 @@ func (c *Client) credential() map[string]any {
 
 func (c *Client) decisionEvent(d authz.Decision, action authz.Action, target string) events.Event {
 	e := c.event(events.AccessDecision, c.credential(), map[string]any{
-		"action": action, "rule": d.Rule, "role": d.Role, "reason": d.Reason, "target": target,
+		"action": action, "rule": d.Rule, "role": d.Role, "reason": d.Reason, "lock": d.LockID(), "target": target,
 	})
 	if !d.Allow {
 		e.Success, e.Error = false, d.Reason
@@ -111,7 +112,7 @@ func (s *session) endEvent(o outcome) events.Event {
 		"bytes_in": s.in.Load(), "bytes_out": s.out.Load(),
 	}
 	if o.reason != "" {
-		fields["reason"] = o.reason
+		fields["reason"], fields["lock"] = o.reason, o.lock
 	}
 	maps.Copy(fields, s.rewind())
 	switch {
@@ -157,7 +158,7 @@ func (c *Client) portEvent(f *forward, e Endpoint, state string, err error) even
 	}
 	if err != nil {
 		ev.Success, ev.Error = false, err.Error()
-		ev.Fields["reason"] = reason(err)
+		ev.Fields["reason"], ev.Fields["lock"] = reason(err), services.LockOf(err)
 	}
 	return ev
 }

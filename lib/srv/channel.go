@@ -223,7 +223,7 @@ func (h *channel) grant(kind string, action authz.Action) bool {
 	d := c.decide(action)
 	decided := c.decisionEvent(d, action, "")
 	if !d.Allow {
-		c.refuse(h.ctx, refusal{action: action, kind: kind, decided: []events.Event{decided}}, fault.New(fault.Denied, "%s", d.Reason))
+		c.refuse(h.ctx, refusal{action: action, kind: kind, decided: []events.Event{decided}}, d.Err(""))
 		return false
 	}
 	if err := c.m.cfg.Events.Emit(h.ctx, decided); err != nil {

@@ -27,7 +27,7 @@ const (
 	refusalRate  = 16 // a second
 	// expelDelay is how long a connection whose permission ended stays, so that
 	// its sessions can say why.
-	expelDelay = time.Second
+	expelDelay = 500 * time.Millisecond
 )
 
 // The reasons that need no figures.
@@ -203,7 +203,7 @@ func (c *Client) refuse(ctx context.Context, r refusal, why error) string {
 		return "too many refused requests"
 	}
 	e := c.rejectionEvent(r, reason)
-	e.Error = why.Error()
+	e.Error, e.Fields["lock"] = why.Error(), services.LockOf(why)
 	if err := c.m.cfg.Events.EmitAll(ctx, append(r.decided, e)...); err != nil {
 		return fault.Public(c.unrecorded(err))
 	}

@@ -121,7 +121,7 @@ func (c *Client) dial(ctx context.Context, f *forward, kind string, e Endpoint) 
 	}
 	switch {
 	case !decision.Allow:
-		return nil, refuse(fault.New(fault.Denied, "%s", decision.Reason))
+		return nil, refuse(decision.Err(""))
 	case c.expired():
 		return nil, refuse(errExpired)
 	}
@@ -157,7 +157,7 @@ func (c *Client) dial(ctx context.Context, f *forward, kind string, e Endpoint) 
 // nothing of the rules, so to go there takes a rule that names it.
 func (c *Client) forbids(d authz.Decision, t authz.Target) error {
 	if !d.Allow {
-		return fault.New(fault.Denied, "%s", d.Reason)
+		return d.Err("")
 	}
 	if !d.Listed && t.Path == "" && c.isOwnSSHD(t) {
 		return fault.New(fault.Denied, "a forward to the node's own sshd would go past the rules; no rule names it")

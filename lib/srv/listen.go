@@ -98,7 +98,7 @@ func (c *Client) listen(ctx context.Context, kind string, e Endpoint) (*listener
 	}
 	switch {
 	case !d.Allow:
-		return nil, refuse(fault.New(fault.Denied, "%s", d.Reason))
+		return nil, refuse(d.Err(""))
 	case c.expired():
 		return nil, refuse(errExpired)
 	case c.cfg.Open == nil:

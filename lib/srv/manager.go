@@ -187,19 +187,19 @@ func (m *Manager) review() {
 	for _, s := range m.live() {
 		d := s.review()
 		if !d.Allow {
-			s.cancel(fault.New(fault.Denied, "the policy no longer allows this session: %s", d.Reason))
+			s.cancel(d.Err("the policy no longer allows this session"))
 			continue
 		}
 		s.bind(d.Options)
 	}
 	for _, f := range m.liveForwards() {
 		if d := f.decide(); !d.Allow {
-			f.cancel(fault.New(fault.Denied, "the policy no longer allows this forward: %s", d.Reason))
+			f.cancel(d.Err("the policy no longer allows this forward"))
 		}
 	}
 	for _, c := range clients {
 		if d := m.Admit(c.cfg.Identity, c.cfg.Login, c.cfg.Node()); !d.Allow {
-			c.expel(fault.New(fault.Denied, "the policy no longer allows this connection: %s", d.Reason))
+			c.expel(d.Err("the policy no longer allows this connection"))
 		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
 	"github.com/accessd/accessd/lib/events"
 	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/services"
 	"github.com/accessd/accessd/lib/sshwire"
 )
 
@@ -39,7 +40,7 @@ func (h *channel) run(s *session, p Process) {
 	drained := h.pump(s, p.Pipes())
 	o.exit = h.follow(p.Exited(), drained)
 	if cause := context.Cause(h.ctx); cause != nil {
-		o.reason = reason(cause)
+		o.reason, o.lock = reason(cause), services.LockOf(cause)
 	}
 	p.Close()
 	s.retire()

@@ -105,8 +105,9 @@ type session struct {
 
 // outcome is how a session ended: its process did, or something cut it.
 type outcome struct {
-	exit   *Exit  // nil when it is not known
-	reason string // why it was cut, or ""
+	exit   *Exit           // nil when it is not known
+	reason string          // why it was cut, or ""
+	lock   services.LockID // that cut it, or ""
 }
 
 // open decides about r and begins a session for it: when it returns one its
@@ -148,7 +149,7 @@ func (c *Client) open(ctx context.Context, r request, cancel context.CancelCause
 func (s *session) admit(ctx context.Context) error {
 	c := s.client
 	if !s.decision.Allow {
-		return fault.New(fault.Denied, "%s", s.decision.Reason)
+		return s.decision.Err("")
 	}
 	if s.decision.Confined && s.request.terminal != nil {
 		return errTerminal
@@ -168,7 +169,7 @@ func (s *session) admit(ctx context.Context) error {
 	if d := s.review(); d.Allow {
 		err = s.record(ctx)
 	} else {
-		err = fault.New(fault.Denied, "%s", d.Reason)
+		err = d.Err("")
 	}
 	if err != nil {
 		c.m.remove(s)
@@ -197,6 +198,7 @@ func (s *session) reject(ctx context.Context, decided events.Event, err error) e
 	c := s.client
 	c.m.metrics.rejected.Inc()
 	e := c.rejectionEvent(refusal{action: s.action, kind: string(s.request.kind)}, fault.Public(err))
+	e.Fields["lock"] = services.LockOf(err)
 	if s.request.kind == KindExec {
 		e.Fields["command"] = s.request.line
 	}

@@ -7,7 +7,6 @@ import (
 
 	"github.com/accessd/accessd/lib/authz"
 	"github.com/accessd/accessd/lib/events"
-	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/srv/sftp"
 )
 
@@ -64,10 +63,7 @@ func (s *session) mayCopy(write bool) error {
 	if write {
 		action = authz.ActionSFTPWrite
 	}
-	if d := s.client.decide(action); !d.Allow {
-		return fault.New(fault.Denied, "%s", d.Reason)
-	}
-	return nil
+	return s.client.decide(action).Err("")
 }
 
 // report makes it durable what became of a file.

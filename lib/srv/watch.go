@@ -15,6 +15,7 @@ import (
 	"github.com/accessd/accessd/lib/events"
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
+	"github.com/accessd/accessd/lib/services"
 	"github.com/accessd/accessd/lib/sshca"
 	"github.com/accessd/accessd/lib/sshwire"
 )
@@ -154,7 +155,9 @@ func (v *visit) admit(ctx context.Context, s *session, sid names.SessionID, mode
 	case d.NeedsFactor:
 		err = fault.New(fault.Denied, "%s", d.Reason)
 	case !d.Allow && v.decide(s, modeWatch).Allow:
-		err = fault.New(fault.Denied, "you may watch this session, not join it: %s", d.Reason)
+		err = d.Err("you may watch this session, not join it")
+	case d.Lock != nil:
+		err = d.Err("")
 	case !d.Allow:
 		err = fault.Wrap(fault.NotFound, fault.New(fault.Denied, "%s", d.Reason), fault.Public(errNotYours))
 	case s.request.kind == KindSubsystem || s.request.scp != nil:
@@ -266,7 +269,7 @@ func (v *visit) review(ctx context.Context, s *session, mode string) (stop func(
 		for {
 			changed := v.m.cfg.Changed()
 			if d := v.decide(s, mode); !d.Allow {
-				v.cancel(fault.New(fault.Denied, "the policy no longer allows this: %s", d.Reason))
+				v.cancel(d.Err("the policy no longer allows this"))
 			}
 			select {
 			case <-changed:
@@ -292,7 +295,7 @@ func (v *visit) event(name events.Name, s *session, mode string, err error) even
 		e.AddrRemote = v.cfg.Remote.String()
 	}
 	if err != nil {
-		e.Error, e.Fields["reason"] = err.Error(), fault.Public(err)
+		e.Error, e.Fields["reason"], e.Fields["lock"] = err.Error(), fault.Public(err), services.LockOf(err)
 	}
 	if s.client != nil {
 		node := s.client.cfg.Node()

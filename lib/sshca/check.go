@@ -163,6 +163,7 @@ func (t Trust) identify(
 	if err != nil {
 		return nil, err
 	}
+	id.Addr = p.Addr.Unmap().WithZone("")
 	return id, checkSource(id, p.Addr)
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/accessd/accessd/lib/authz"
 	"github.com/accessd/accessd/lib/events"
 	"github.com/accessd/accessd/lib/names"
+	"github.com/accessd/accessd/lib/services"
 	"github.com/accessd/accessd/lib/srv"
 	"github.com/accessd/accessd/lib/srv/sshserver"
 	"github.com/accessd/accessd/lib/sshca"
@@ -67,7 +68,7 @@ func (s *Server) decisionEvent(c *sshserver.Conn, m ssh.ConnMetadata, id *sshca.
 	ev := personal(events.AccessDecision, c, m, id)
 	ev.Success, ev.Error = d.Allow, d.Reason
 	maps.Copy(ev.Fields, place(c, id))
-	maps.Copy(ev.Fields, map[string]any{"action": "login", "rule": d.Rule, "role": d.Role, "reason": d.Reason})
+	maps.Copy(ev.Fields, map[string]any{"action": "login", "rule": d.Rule, "role": d.Role, "reason": d.Reason, "lock": d.LockID()})
 	return ev
 }
 
@@ -116,7 +117,7 @@ func (s *Server) disconnectEvent(c *sshserver.Conn, since time.Time, err error) 
 	delete(ev.Fields, "roles")
 	ev.Fields["duration_ms"] = time.Since(since)
 	if err != nil {
-		ev.Fields["reason"] = err.Error()
+		ev.Fields["reason"], ev.Fields["lock"] = err.Error(), services.LockOf(err)
 	}
 	return ev
 }

@@ -125,7 +125,7 @@ func (l *login) admit(m ssh.ConnMetadata, id *sshca.Identity) error {
 	host, account := hostOf(l.conn), names.Login(m.User()) // CheckLogin found it among parsed logins
 	d := l.s.sessions.Admit(id, account, host.Node())
 	if !d.Allow {
-		return l.refuse(ctx, l.s.decisionEvent(l.conn, m, id, d), fault.New(fault.Denied, "%s", d.Reason))
+		return l.refuse(ctx, l.s.decisionEvent(l.conn, m, id, d), d.Err(""))
 	}
 	executor, err := host.Executor(Person{Identity: id, Remote: l.conn.Remote, Connection: connectionID(m), Proof: l.proof})
 	if err == nil {

@@ -55,11 +55,12 @@ type rejection struct {
 	method string
 	key    ssh.PublicKey // that was shown, or nil
 	why    *sshca.Refusal
+	lock   services.LockID // that is why, or ""
 }
 
 // rejected records r. What it says of the peer are claims.
 func (a *audit) rejected(c *sshserver.Conn, m ssh.ConnMetadata, r rejection) {
-	ev := event(events.AuthRejected, c, m, map[string]any{"refusal": r.why.Code, "method": r.method, "reason": r.why.Detail})
+	ev := event(events.AuthRejected, c, m, map[string]any{"refusal": r.why.Code, "method": r.method, "reason": r.why.Detail, "lock": r.lock})
 	ev.User, ev.Error = names.UserName(m.User()), string(r.why.Code)
 	if cert, ok := r.key.(*ssh.Certificate); ok {
 		maps.Copy(ev.Fields, map[string]any{
@@ -89,7 +90,7 @@ type asked struct {
 // decided records a decision before it has an effect.
 func (a *audit) decided(ctx context.Context, c *sshserver.Conn, q asked, d authz.Decision) error {
 	ev := event(events.AccessDecision, c, c, map[string]any{
-		"action": "connect", "target": fmt.Sprintf("%s:%d", q.host, q.port), "rule": d.Rule, "role": d.Role, "reason": d.Reason, "roles": c.Identity.Roles,
+		"action": "connect", "target": fmt.Sprintf("%s:%d", q.host, q.port), "rule": d.Rule, "role": d.Role, "reason": d.Reason, "lock": d.LockID(), "roles": c.Identity.Roles,
 	})
 	if q.known {
 		maps.Copy(ev.Fields, map[string]any{"node_id": q.node.ID, "node_name": q.node.Name, "node_labels": q.node.Labels})
@@ -122,7 +123,7 @@ func (a *audit) gone(c *sshserver.Conn, who *person, err error, now time.Time) {
 		"duration_ms": now.Sub(who.since), "bytes_in": who.in.Load(), "bytes_out": who.out.Load(),
 	})
 	if err != nil {
-		ev.Fields["reason"] = err.Error()
+		ev.Fields["reason"], ev.Fields["lock"] = err.Error(), services.LockOf(err)
 	}
 	ev.User, ev.Success = c.Identity.User, true
 	identify(ev, c.Identity)

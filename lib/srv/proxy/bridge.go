@@ -130,8 +130,10 @@ func (s *Server) answer(id *sshca.Identity, q asked) (authz.Decision, error) {
 	switch {
 	case d.Allow:
 		return d, nil
+	case d.Lock != nil:
+		return d, d.Err("")
 	case s.cfg.Engine.Resource(id, "nodes", "read").Allow:
-		return d, fault.New(fault.Denied, "node %q: %s", q.node.Name, d.Reason)
+		return d, d.Err(fmt.Sprintf("node %q", q.node.Name))
 	}
 	return d, unknown
 }
@@ -140,7 +142,7 @@ func (s *Server) answer(id *sshca.Identity, q asked) (authz.Decision, error) {
 // recordings may; of each session the node decides.
 func (s *Server) reaches(id *sshca.Identity, n services.Node, observes bool) authz.Decision {
 	d := s.cfg.Engine.Reach(id, view(n))
-	if !d.Allow && observes {
+	if !d.Allow && d.Lock == nil && observes {
 		if r := s.cfg.Engine.Resource(id, "recordings", "read"); r.Allow {
 			return r
 		}

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"math"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -37,7 +38,21 @@ type person struct {
 	visitor *visitor    // set when the SSH user name leads to a node
 	hurry   *time.Timer // ends it, when it was signed in
 	usage   *usage      // of its user, by all connections together
-	in, out atomic.Int64
+
+	dismissed sync.Once
+	leaving   chan struct{} // closed when what it runs here is to end, and
+	why       error         // says why
+	in, out   atomic.Int64
+}
+
+func (s *Server) newPerson() *person {
+	return &person{since: s.cfg.Now(), leaving: make(chan struct{})}
+}
+
+// leave ends what who runs here, with words. It is called once.
+func (who *person) leave(why error) {
+	who.why = why
+	close(who.leaving)
 }
 
 // member is the Value of a member's connection, also of a nested one.
@@ -49,6 +64,8 @@ type member struct {
 	// ssh. It is the end of a tunnel, and of no service's concern.
 	stock bool
 	cert  *ssh.Certificate // that let it in
+
+	dismissed sync.Once
 }
 
 // newcomer is the Value of a connection that was signed in with a join token: it
@@ -93,7 +110,7 @@ func (s *Server) opened(c *sshserver.Conn) error {
 	case c.Identity.Kind != sshca.KindUser:
 		return s.openedMember(c)
 	default:
-		who := &person{since: s.cfg.Now()}
+		who := s.newPerson()
 		if g.signed != nil {
 			who.signed, who.hurry = g.signed, hurry(c, signedTime)
 		}
@@ -135,7 +152,7 @@ func (s *Server) openedNested(c *sshserver.Conn) error {
 	switch {
 	case c.Identity == nil:
 	case c.Identity.Kind == sshca.KindUser:
-		c.Value = &person{since: s.cfg.Now()}
+		c.Value = s.newPerson()
 		return s.enter(c)
 	default:
 		return s.openedMember(c)
@@ -199,9 +216,9 @@ func hurry(c *sshserver.Conn, d time.Duration) *time.Timer {
 	return time.AfterFunc(d, func() { c.Cut(fault.New(fault.Unavailable, "its %s are over", d)) })
 }
 
-// stillWelcome refuses a connection whose user or member is gone. One that was
-// signed in a moment ago is left alone: it can do no harm, does not last, and
-// news of its user may not have come here yet.
+// stillWelcome refuses a connection whose user or member is gone or locked out.
+// That there is no such user is no reason for one that was signed in a moment ago:
+// it can do no harm, does not last, and news of its user may not have come here yet.
 func (s *Server) stillWelcome(c *sshserver.Conn) error {
 	switch v := c.Value.(type) {
 	case *member:
@@ -209,9 +226,13 @@ func (s *Server) stillWelcome(c *sshserver.Conn) error {
 			_, err := s.checkMember(c.Identity)
 			return err
 		}
+		return s.checkLock(c.Identity)
 	case *person:
 		if u, ok := s.cfg.Policy.UserByKey(v.key); v.key != "" && (!ok || u.Name != c.Identity.User) {
 			return refusal(c.Identity, codeKeyGone, "the key is not enrolled for the user any more")
+		}
+		if err := s.checkLock(c.Identity); err != nil {
+			return err
 		}
 		if v.signed == nil {
 			return s.checkUser(c.Identity)

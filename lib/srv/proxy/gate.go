@@ -28,6 +28,7 @@ const (
 	codeKeyGone     sshca.Code = "key_gone"     // the key is not or no longer enrolled for the user
 	codeMemberGone  sshca.Code = "member_gone"  // the member is not or no longer in the cluster
 	codeKeyReplaced sshca.Code = "key_replaced" // the member has joined again with another key
+	codeLocked      sshca.Code = "locked"       // a lock keeps them out
 	codeNotServed   sshca.Code = "not_served"   // such peers are not served here
 	codeBadName     sshca.Code = "bad_name"     // no user can have that name
 	codeNotAccepted sshca.Code = "not_accepted" // a key or a method that is taken of nobody
@@ -101,7 +102,7 @@ func (g *gate) offered(m ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions,
 		return nil, g.offeredPlain(m, key)
 	}
 	peer := g.peer(m)
-	if _, err := g.identify(cert, peer); err != nil && !g.wasGood(cert, peer) {
+	if _, err := g.identify(cert, peer); err != nil && services.LockOf(err) == "" && !g.wasGood(cert, peer) {
 		return nil, g.refuse(m, cert, err)
 	}
 	return nil, nil
@@ -133,8 +134,14 @@ func (g *gate) proven(m ssh.ConnMetadata, key ssh.PublicKey, _ *ssh.Permissions,
 	if m.User() == JoinUser {
 		return nil, g.conn.ProveKey(key)
 	}
-	if v, ok := parseVisit(m.User()); ok && g.enrolled(key) && g.visits(v, key) {
-		return nil, g.detained()
+	if v, ok := parseVisit(m.User()); ok && g.enrolled(key) {
+		if err := g.lockedKey(key); err != nil {
+			refused := g.refuse(m, key, err)
+			return nil, &ssh.BannerError{Err: refused, Message: lockBanner(err)}
+		}
+		if g.visits(v, key) {
+			return nil, g.detained()
+		}
 	}
 	if g.resumes(m, key) {
 		return nil, nil
@@ -152,6 +159,9 @@ func (g *gate) certified(m ssh.ConnMetadata, cert *ssh.Certificate) error {
 	id, err := g.identify(cert, peer)
 	if err != nil {
 		refused := g.refuse(m, cert, err)
+		if services.LockOf(err) != "" {
+			return &ssh.BannerError{Err: refused, Message: lockBanner(err)}
+		}
 		if g.wasGood(cert, peer) {
 			return &ssh.BannerError{Err: refused, Message: expiredBanner(cert)}
 		}
@@ -210,11 +220,27 @@ func (g *gate) visits(v visit, key ssh.PublicKey) bool {
 	return true
 }
 
+// lockedKey refuses the person who has proven key, which is enrolled for them, when
+// a lock keeps them out. The authority says so, too, but not to them.
+func (g *gate) lockedKey(key ssh.PublicKey) error {
+	u, ok := g.s.cfg.Policy.UserByKey(ssh.FingerprintSHA256(key))
+	if !ok {
+		return nil
+	}
+	return g.s.checkLock(&sshca.Identity{
+		Kind: sshca.KindUser, User: u.Name, Roles: u.Roles, Addr: g.conn.Remote.Addr(), Fingerprint: ssh.FingerprintSHA256(key),
+	})
+}
+
 // ask conducts the sign-in for the key that was proven, or a visitor's.
 func (g *gate) ask(m ssh.ConnMetadata, challenge ssh.KeyboardInteractiveChallenge) (*ssh.Permissions, error) {
 	_, visits := parseVisit(m.User())
 	if g.key == nil && !visits {
 		return nil, errKeyFirst
+	}
+	if err := g.s.checkLock(&sshca.Identity{Addr: g.conn.Remote.Addr()}); err != nil { // no more is known yet
+		refused := g.refuse(m, g.key, err)
+		return nil, &ssh.BannerError{Err: refused, Message: lockBanner(err)}
 	}
 	if err := g.conn.Park(); err != nil {
 		return nil, &ssh.BannerError{Err: err, Message: bannerParked}
@@ -290,7 +316,7 @@ func (g *gate) refuse(m ssh.ConnMetadata, key ssh.PublicKey, why error) error {
 	if !ok {
 		r = &sshca.Refusal{Code: codeNotAccepted, Detail: why.Error()}
 	}
-	g.tell(m, rejection{method: "publickey", key: key, why: r})
+	g.tell(m, rejection{method: "publickey", key: key, why: r, lock: services.LockOf(why)})
 	return r
 }
 
@@ -314,12 +340,17 @@ func (g *gate) identify(cert *ssh.Certificate, peer sshca.Peer) (*sshca.Identity
 	case err != nil:
 		return nil, err
 	case id.Kind != sshca.KindUser:
-		_, err = g.s.checkMember(id)
+		if _, err = g.s.checkMember(id); err == nil {
+			err = g.s.checkLock(id)
+		}
 		return id, err
 	case !g.admits.people:
 		return nil, refusal(id, codeNotServed, "this process is no proxy")
 	}
-	return id, g.s.checkUser(id)
+	if err = g.s.checkUser(id); err == nil {
+		err = g.s.checkLock(id)
+	}
+	return id, err
 }
 
 // check returns whom cert makes of a peer, by the certificate alone. Clients
@@ -361,6 +392,28 @@ func (s *Server) checkUser(id *sshca.Identity) error {
 	}
 	return nil
 }
+
+// checkLock refuses whom a lock keeps out.
+func (s *Server) checkLock(id *sshca.Identity) error {
+	subject := services.Subject{Identity: id}
+	if id.Kind == sshca.KindNode {
+		subject.Node, subject.NodeName = id.Member, id.MemberName
+	}
+	l, locked := s.cfg.Policy.Locked(subject, s.cfg.Now())
+	if !locked {
+		return nil
+	}
+	return &lockedError{refusal: refusal(id, codeLocked, fmt.Sprintf("lock %s on %s", l.ID, l.Target)), lock: l.Refusal()}
+}
+
+// lockedError refuses whom a lock keeps out, who may read why.
+type lockedError struct{ refusal, lock error }
+
+// Error is for the log.
+func (e *lockedError) Error() string { return e.refusal.Error() }
+
+// Unwrap returns both, the public one first.
+func (e *lockedError) Unwrap() []error { return []error{e.lock, e.refusal} }
 
 // checkMember refuses a member that is no longer in the cluster, or not with
 // this key. It returns the key as the cluster's record has it.
@@ -415,6 +468,9 @@ const (
 	bannerParked  = "accessd: too many people are signing in right now; try again in a minute\r\n"
 	bannerAway    = "accessd: signing in is not possible right now; try again in a minute\r\n"
 )
+
+// lockBanner tells the person whom the lock in err keeps out what it says.
+func lockBanner(err error) string { return "accessd: " + fault.Public(err) + "\r\n" }
 
 // expiredBanner tells the person whose cert was good what to do.
 func expiredBanner(cert *ssh.Certificate) string {

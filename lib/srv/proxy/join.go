@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"slices"
 	"strings"
 
 	"connectrpc.com/connect"
@@ -13,18 +14,27 @@ import (
 	"github.com/accessd/accessd/lib/sshwire"
 )
 
-// joinVerb is the one command that a node without software of ours runs here.
-const joinVerb = "join"
+// The commands that a node without software of ours runs here.
+const (
+	joinVerb = "join"
+	krlVerb  = "krl" // once it has joined, as those below
+
+	hostCAVerb = "host-ca"
+	sshdCAVerb = "sshd-ca"
+)
 
 // joinHelp is what such a node can do here.
 const joinHelp = `there is
   ssh NODE@PROXY join > KEY-cert.pub            to join, and later to renew
+  ssh NODE@PROXY krl > FILE                     to fetch the list of what is locked, for sshd's RevokedKeys
+  ssh NODE@PROXY host-ca > FILE                 to fetch whose hosts to believe, for ssh's UserKnownHostsFile
+  ssh NODE@PROXY sshd-ca > FILE                 to fetch who may log in, for sshd's TrustedUserCAKeys
   ssh -N -R 22:localhost:22 NODE@PROXY          to be reached`
 
 // joined prints cert, which a join token has bought.
 func (x *session) joined(cert *ssh.Certificate) func(context.Context, *ssh.Request) int {
 	return func(ctx context.Context, r *ssh.Request) int {
-		if err := x.wantsJoin(ctx, r); err != nil {
+		if _, err := x.wants(ctx, r, joinVerb); err != nil {
 			return x.fail(err)
 		}
 		return x.certify("joined", cert)
@@ -32,14 +42,21 @@ func (x *session) joined(cert *ssh.Certificate) func(context.Context, *ssh.Reque
 }
 
 // renewed prints a new certificate for the node m, in place of the one that has
-// let it in.
+// let it in, or what is locked, or an authority's keys.
 func (x *session) renewed(m *member) func(context.Context, *ssh.Request) int {
 	return func(ctx context.Context, r *ssh.Request) int {
-		if err := x.wantsJoin(ctx, r); err != nil {
+		verb, err := x.wants(ctx, r, joinVerb, krlVerb, hostCAVerb, sshdCAVerb)
+		if err != nil {
 			return x.fail(err)
 		}
 		if !m.opens.Allow() {
 			return x.fail(fault.New(fault.Unavailable, "too many of these"))
+		}
+		switch verb {
+		case krlVerb:
+			return x.revocations(ctx)
+		case hostCAVerb, sshdCAVerb:
+			return x.trusted(ctx, m, verb)
 		}
 		cert, err := x.s.renewNode(ctx, x.conn.Remote.String(), m.cert)
 		if err != nil {
@@ -49,23 +66,39 @@ func (x *session) renewed(m *member) func(context.Context, *ssh.Request) int {
 	}
 }
 
-// wantsJoin grants r and returns an error, which it has recorded, unless r runs
-// the join verb.
-func (x *session) wantsJoin(ctx context.Context, r *ssh.Request) error {
+// revocations prints what is locked on the node that asks, in the form sshd reads.
+func (x *session) revocations(ctx context.Context) int {
+	if x.s.cfg.People == nil || x.s.cfg.People.Locks == nil {
+		return x.fail(fault.New(fault.Unavailable, "this process has no revocation list"))
+	}
+	req := &accessdv1.ReadKRLRequest{Node: string(x.conn.Identity.Member)}
+	list, err := unwrap(x.s.cfg.People.Locks.ReadKRL(ctx, connect.NewRequest(req)))
+	if err != nil {
+		return x.fail(err)
+	}
+	if _, err := x.ch.Write(list.GetKrl()); err != nil {
+		return x.fail(err)
+	}
+	return 0
+}
+
+// wants grants r and returns which of verbs it runs, or an error, which it has
+// recorded.
+func (x *session) wants(ctx context.Context, r *ssh.Request, verbs ...string) (string, error) {
 	_ = r.Reply(true, nil)
 	x.ignoreInput()
 	w := wanted{kind: r.Type}
 	if cmd, err := sshwire.ParseExec(r.Payload); err == nil && r.Type == sshwire.RequestExec {
 		w.command = cmd.Command
 	}
-	if strings.TrimSpace(w.command) == joinVerb {
-		return nil
+	if verb := strings.TrimSpace(w.command); slices.Contains(verbs, verb) {
+		return verb, nil
 	}
-	err := error(fault.New(fault.Denied, "a node runs nothing here but %q", joinVerb).WithHint("%s", joinHelp))
+	err := error(fault.New(fault.Denied, "a node runs nothing here but \"%s\"", strings.Join(verbs, `" and "`)).WithHint("%s", joinHelp))
 	if aerr := x.s.audit.misused(ctx, x.conn, w, err); aerr != nil {
 		err = aerr
 	}
-	return err
+	return "", err
 }
 
 // certify prints a node's certificate to standard output.

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -18,7 +19,7 @@ import (
 )
 
 const (
-	// settle is how long changes of the policy are gathered before live
+	// settle is how long changes of the policy are gathered, after one, before live
 	// connections are judged again: a cluster that starts makes thousands.
 	settle = 200 * time.Millisecond
 	// openRate is how many channels one person may open in a second, in the long
@@ -38,7 +39,10 @@ const (
 
 // sayTime is how long a node may take to tell a person why they may not be there
 // any more: it has the same policy, and the bytes are for it alone to write.
-const sayTime = time.Second
+const sayTime = 500 * time.Millisecond
+
+// leaveTime is how long what runs here may take to say why it ends, after that.
+const leaveTime = 200 * time.Millisecond
 
 // bridge is a person's way to one node.
 type bridge struct {
@@ -233,12 +237,12 @@ func (s *Server) watch(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-changed:
+		case <-time.After(settle):
 		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(settle):
+		case <-changed:
 		}
 	}
 }
@@ -248,7 +252,7 @@ func (s *Server) judge() {
 	conns, bridges := s.live.now()
 	for _, c := range conns {
 		if err := s.stillWelcome(c); err != nil {
-			c.Cut(err)
+			s.dismiss(c, err)
 		}
 	}
 	for _, b := range bridges {
@@ -256,8 +260,29 @@ func (s *Server) judge() {
 		if !ok {
 			b.expel(fault.New(fault.Denied, "node %q was removed", b.node))
 		} else if d := s.reaches(b.conn.Identity, n, b.observes); !d.Allow {
-			b.expel(fault.New(fault.Denied, "node %q may not be reached any more: %s", n.Name, d.Reason))
+			b.expel(d.Err(fmt.Sprintf("node %q may not be reached any more", n.Name)))
 		}
+	}
+}
+
+// dismiss cuts c, whose right to be here has ended. Whom a lock keeps out reads so
+// first: where they are and what they run here says it. A node that is locked hears
+// of it meanwhile, and ends what it runs.
+func (s *Server) dismiss(c *sshserver.Conn, why error) {
+	if services.LockOf(why) == "" {
+		c.Cut(why)
+		return
+	}
+	switch v := c.Value.(type) {
+	case *person:
+		v.dismissed.Do(func() {
+			time.AfterFunc(sayTime, func() { v.leave(why) }) // these do no harm to one that has ended
+			time.AfterFunc(sayTime+leaveTime, func() { c.Cut(why) })
+		})
+	case *member:
+		v.dismissed.Do(func() { time.AfterFunc(sayTime, func() { c.Cut(why) }) })
+	default:
+		c.Cut(why)
 	}
 }
 

@@ -75,6 +75,10 @@ type People struct {
 	// Delegation gives out the certificates with which this process goes on to
 	// nodes as somebody; nil does not.
 	Delegation accessdv1connect.DelegationServiceClient
+	// Locks gives plain sshd nodes the list of what is locked; nil does not.
+	Locks accessdv1connect.LockServiceClient
+	// Rotation gives plain sshd nodes the authorities' keys; nil does not.
+	Rotation accessdv1connect.RotationServiceClient
 	// Factors checks second factors for connections; nil: nobody can give one.
 	Factors accessdv1connect.FactorServiceClient
 }
@@ -172,7 +176,7 @@ func (s *Server) outerConfig() sshserver.Config {
 	people := s.cfg.People != nil
 	a := admits{people: people, signIns: people, joiners: s.cfg.Authority != nil || s.cfg.OpenAuthority != nil}
 	cfg := s.sshConfig("outer", func(*sshserver.Conn) admits { return a })
-	cfg.Channels[sshwire.ChannelAPI] = s.serveMemberAPI
+	cfg.Channels[sshwire.ChannelAPI] = s.serveAPIChannel
 	cfg.Channels[sshwire.ChannelSession] = s.serveSession
 	cfg.Channels[sshwire.ChannelDirectTCPIP] = s.serveDirectTCPIP
 	cfg.Channels[sshwire.ChannelDirectStreamlocal] = s.serveDirectStreamlocal

@@ -14,6 +14,7 @@ import (
 	"github.com/accessd/accessd/lib/menu"
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/relay"
+	"github.com/accessd/accessd/lib/services"
 	"github.com/accessd/accessd/lib/sshwire"
 )
 
@@ -46,8 +47,8 @@ func (x *session) menu(ctx context.Context, plain bool) int {
 	for notice := ""; ; {
 		choice, ok, err := p.t.Menu(ctx, menu.Config{Nodes: p.nodes, User: string(x.conn.Identity.User), Notice: notice, Plain: plain})
 		switch {
-		case errors.Is(err, errStopping):
-			return x.fail(err)
+		case errors.Is(err, errStopping), services.LockOf(context.Cause(ctx)) != "":
+			return x.fail(context.Cause(ctx))
 		case err != nil, !ok:
 			return 0
 		}
