@@ -22,6 +22,7 @@ type unitConfig struct {
 	Key        string
 	KnownHosts string
 	Authority  []string // public keys of the host CA
+	UserCA     string   // where "nodes setup-sshd" puts those of the sshd CA
 }
 
 // unitTemplate holds the files of a machine that dials home with a stock ssh.
@@ -29,7 +30,9 @@ type unitConfig struct {
 // has no character with a meaning to systemd or to a shell.
 //
 // The certificate is renewed by a connection of its own, into a file that takes
-// the old one's place when it is whole; the tunnel takes it when it dials next.
+// the old one's place when it is whole; the tunnel takes it when it dials next. In
+// the same way the authorities' keys are fetched, so that the machine follows when
+// those are rotated: whom ssh believes, and whom sshd lets in where it is told.
 var unitTemplate = template.Must(template.New("unit").Parse(`{{define "ssh"}}/usr/bin/ssh -F none -p {{.Port}} -i {{.Key}} -o CertificateFile={{.Key}}-cert.pub -o IdentitiesOnly=yes -o BatchMode=yes -o UserKnownHostsFile={{.KnownHosts}} -o GlobalKnownHostsFile=none -o StrictHostKeyChecking=yes{{end -}}
 # {{.KnownHosts}}
 {{- range .Authority}}
@@ -53,11 +56,13 @@ WantedBy=multi-user.target
 
 # /etc/systemd/system/accessd-{{.Name}}-renew.service
 [Unit]
-Description=accessd: renew the certificate of {{.Name}}
+Description=accessd: renew the certificate of {{.Name}} and the authorities' keys
 
 [Service]
 Type=oneshot
 ExecStart=/bin/sh -c '{{template "ssh" .}} {{.Name}}@{{.Host}} join > {{.Key}}-cert.new && mv {{.Key}}-cert.new {{.Key}}-cert.pub'
+ExecStart=/bin/sh -c '{{template "ssh" .}} {{.Name}}@{{.Host}} host-ca > {{.KnownHosts}}.new && mv {{.KnownHosts}}.new {{.KnownHosts}}'
+ExecStart=/bin/sh -c 'test ! -e {{.UserCA}} || { {{template "ssh" .}} {{.Name}}@{{.Host}} sshd-ca > {{.UserCA}}.new && mv {{.UserCA}}.new {{.UserCA}}; }'
 
 # /etc/systemd/system/accessd-{{.Name}}-renew.timer
 [Unit]
@@ -93,7 +98,7 @@ func nodesUnit(e *env) *cobra.Command {
 var unitPath = regexp.MustCompile(`^/[A-Za-z0-9/._-]+$`)
 
 func (e *env) printUnit(ctx context.Context, name, proxy, key string) error {
-	cfg := unitConfig{Key: key}
+	cfg := unitConfig{Key: key, UserCA: filepath.Join("/etc/ssh", userCAFile)}
 	var err error
 	if cfg.Name, err = names.ParseNodeName(name); err != nil {
 		return err
