@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -35,6 +36,10 @@ func (d *Daemon) link(ctx context.Context, m *member, c linkConfig) (*reversetun
 	if !m.joined() || d.mustRejoin(m) {
 		if err := d.join(ctx, m, c); err != nil {
 			return nil, nil, err
+		}
+	} else if d.repinned(m) {
+		if err := d.join(ctx, m, c); err != nil { // what it has may be good all the same
+			d.log.Warn("this member was given a pin of a host CA that it does not know, and could not join again", zap.Error(err))
 		}
 	}
 	state := m.state.Load()
@@ -81,6 +86,20 @@ func (d *Daemon) mustRejoin(m *member) bool {
 		d.log.Error("this member's certificate has ended while it was away; join again with a fresh token", zap.Time("expired", m.state.Load().Expires))
 	}
 	return expired && (d.cfg.Join.Token != "" || d.cfg.Join.TokenFile != "")
+}
+
+// repinned reports whether there is a token, and no pin is of a host CA that m
+// believes: the host CA was rotated while m was away, and somebody wants it back.
+func (d *Daemon) repinned(m *member) bool {
+	if len(d.cfg.Join.CAPins) == 0 || d.cfg.Join.Token == "" && d.cfg.Join.TokenFile == "" {
+		return false
+	}
+	for _, key := range d.linkTrust(m)().Host {
+		if slices.Contains(d.cfg.Join.CAPins, sshca.Pin(key)) {
+			return false
+		}
+	}
+	return true
 }
 
 // linkTrust returns the CA keys a link believes: the policy's, and until there

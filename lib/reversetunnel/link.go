@@ -2,9 +2,12 @@ package reversetunnel
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
+	"strings"
 	"sync"
 	"time"
 
@@ -18,6 +21,7 @@ import (
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/rpc"
+	"github.com/accessd/accessd/lib/sshca"
 	"github.com/accessd/accessd/lib/sshwire"
 )
 
@@ -56,10 +60,23 @@ func (a *Agent) connect(ctx context.Context, addr string) (*link, error) {
 	}
 	l.client, err = newClient(ctx, raw, clientConfig(string(name), signer, a.hostKey(addr, &l.proxy)))
 	if err != nil {
-		return nil, err
+		return nil, explain(err)
 	}
 	l.api = rpc.Client(l.openAPI)
 	return l, nil
+}
+
+// explain says what is to be done when the cluster and a member are strangers to
+// each other: waiting does not help.
+func explain(err error) error {
+	why, ok := errors.AsType[*sshca.Refusal](err)
+	switch {
+	case ok && why.Code == sshca.CodeWrongCA:
+		return fmt.Errorf("the host CA is not the one this member knows; if it was rotated while the member was away, start it with a fresh token and the new pin: %w", err)
+	case strings.Contains(err.Error(), "unable to authenticate"): // x/crypto/ssh has no type for that
+		return fmt.Errorf("the cluster does not take this member's certificate; if the node CA was rotated while the member was away, it has to join again: %w", err)
+	}
+	return err
 }
 
 // hostKey checks the host certificate of the proxy at addr: it must name the
