@@ -1,0 +1,298 @@
+package auth
+
+import (
+	"bytes"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
+	"github.com/accessd/accessd/api/accessd/v1/accessdv1connect"
+	"github.com/accessd/accessd/lib/events"
+	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/rpc"
+	"github.com/accessd/accessd/lib/services"
+	"github.com/accessd/accessd/lib/sshca"
+)
+
+func (w *world) locks(p rpc.Peer) accessdv1connect.LockServiceClient {
+	return accessdv1connect.NewLockServiceClient(rpc.Local(w.Handler(), p), rpc.BaseURL, rpc.ClientOptions()...)
+}
+
+// lock makes a lock that decisions know when lock returns.
+func (w *world) lock(target *accessdv1.LockTarget) string {
+	w.t.Helper()
+	id := must(w.t, w.locks(rpc.Peer{Local: true}).AddLock, &accessdv1.AddLockRequest{Target: target, Message: "stolen"}).GetLock().GetId()
+	await(w.t, w, func() bool { return w.knows(id) })
+	return id
+}
+
+func (w *world) unlock(id string) {
+	w.t.Helper()
+	must(w.t, w.locks(rpc.Peer{Local: true}).RemoveLock, &accessdv1.RemoveLockRequest{Id: id})
+	await(w.t, w, func() bool { return !w.knows(id) })
+}
+
+func (w *world) knows(id string) bool {
+	for _, l := range w.policy.Locks() {
+		if string(l.ID) == id {
+			return true
+		}
+	}
+	return false
+}
+
+// TestLockedPersonGetsNothing: every way to a certificate, or to act with one, is
+// closed to whom a lock describes, and the log names it.
+func TestLockedPersonGetsNothing(t *testing.T) {
+	w := newWorld(t, plan{})
+	p := w.join(sshca.KindProxy, "edge-1")
+	alice := w.desk(p, "alice")
+	alice.enrol(w.addUser("alice", "admin"))
+	line := w.sign("alice")
+	id := w.identityOf(line)
+	w.known("alice")
+	grant := func() string {
+		w.clock.advance(time.Minute) // a code is good once
+		s, err := alice.signIn(goodPassword, alice.code())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.GetGrant()
+	}
+	for name, target := range map[string]*accessdv1.LockTarget{
+		"user":             {User: "alice"},
+		"role":             {Role: "admin"},
+		"address":          {Address: "203.0.113.0/24"},
+		"user and address": {User: "alice", Address: clientAddr.Addr().String()},
+	} {
+		t.Run(name, func(t *testing.T) {
+			open := grant()
+			lock := w.lock(target)
+			defer w.unlock(lock)
+			w.rec.take()
+			_, err := call(t, p.Redeem, &accessdv1.RedeemRequest{Grant: open, PublicKey: keyLine(proxyKey())})
+			wantFault(t, err, fault.Denied, "locked: stolen")
+			tries := map[string]func() error{
+				"sign in": func() error {
+					w.clock.advance(time.Minute)
+					_, err := alice.signIn(goodPassword, alice.code())
+					return err
+				},
+				"delegate": func() error {
+					_, err := call(t, p.Delegate, &accessdv1.DelegateRequest{
+						Credential: &accessdv1.DelegateRequest_Certificate{Certificate: line}, PublicKey: keyLine(proxyKey()), Client: clientAddr.String(),
+					})
+					return err
+				},
+				"api": func() error {
+					_, err := call(t, w.as(rpc.Peer{Identity: id, Addr: clientAddr}).ListUsers, &accessdv1.ListUsersRequest{})
+					return err
+				},
+			}
+			if target.GetAddress() == "" { // an administrator signs for nobody's address
+				tries["users sign"] = func() error {
+					_, err := call(t, w.admin().SignUser, &accessdv1.SignUserRequest{Name: "alice", PublicKey: keyLine(proxyKey()), Ttl: durationpb.New(time.Hour)})
+					return err
+				}
+			}
+			for what, try := range tries {
+				wantFault(t, try(), fault.Denied, "locked: stolen")
+				named := false
+				for _, ev := range w.rec.take() {
+					named = named || !ev.Success && stringOf(ev.Fields["lock"]) == stringOf(lock)
+				}
+				if !named {
+					t.Errorf("%s: no refusal names the lock", what)
+				}
+			}
+		})
+	}
+	w.clock.advance(time.Minute)
+	if s, err := alice.signIn(goodPassword, alice.code()); err != nil || !s.GetDone() {
+		t.Errorf("signing in after the locks: %v, %v", s, err)
+	}
+}
+
+// TestLockIsAboutAllThatItSays: what a lock does not describe goes on.
+func TestLockIsAboutAllThatItSays(t *testing.T) {
+	w := newWorld(t, plan{})
+	w.addUser("alice", "access")
+	w.addUser("bob", "access")
+	for _, target := range []*accessdv1.LockTarget{
+		{User: "bob"},
+		{User: "alice", Role: "auditor"},
+		{User: "alice", Node: "web-1"},
+		{User: "alice", Login: "root"}, // she has another
+		{Serial: 1 << 50},
+		{Address: "192.0.2.0/24"},
+		{Request: "0195510c-9a40-7bb2-8c51-0b5e6f1f2a11"},
+	} {
+		w.lock(target)
+	}
+	w.sign("alice")
+}
+
+// TestLockedNode: a locked node gets no certificate and comes back under no other
+// key or id; what it has to tell of what it did is taken as long as it is connected.
+func TestLockedNode(t *testing.T) {
+	w := newWorld(t, plan{})
+	n := w.join(sshca.KindNode, "web-1")
+	token := w.token(&accessdv1.AddTokenRequest{Role: "node", Uses: 10})
+	for _, target := range []*accessdv1.LockTarget{{Node: "web-1"}, {Node: string(n.id)}, {Serial: n.identity.Serial}} {
+		lock := w.lock(target)
+		_, err := call(t, n.Renew, &accessdv1.RenewRequest{})
+		wantFault(t, err, fault.Denied, "locked: stolen")
+		if _, err := call(t, n.ReportSessions, &accessdv1.ReportSessionsRequest{}); err != nil {
+			t.Errorf("what it tells of its sessions: %v", err)
+		}
+		if target.GetNode() != "" {
+			twin := newMember(sshca.KindNode, "web-1")
+			_, err = call(t, w.joiner(twin.key).Join, twin.request(token))
+			wantFault(t, err, fault.Denied, "locked: stolen")
+			if evs := named(w.rec.take(), events.TokenRejected); len(evs) != 1 || stringOf(evs[0].Fields["lock"]) != stringOf(lock) {
+				t.Errorf("token.rejected = %v, want lock %s", evs, lock)
+			}
+		}
+		w.unlock(lock)
+		must(t, n.Renew, &accessdv1.RenewRequest{})
+	}
+}
+
+// TestLockedBareNode: the same for a node that has only an ssh client.
+func TestLockedBareNode(t *testing.T) {
+	w := newWorld(t, plan{})
+	p := w.join(sshca.KindProxy, "edge-1")
+	d := w.desk(p, "node7")
+	joined, err := d.answer(d.begin(), w.token(&accessdv1.AddTokenRequest{Role: "node"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lock := w.lock(&accessdv1.LockTarget{Node: "node7"})
+	renew := &accessdv1.RenewNodeRequest{Certificate: joined.GetCertificate(), Client: clientAddr.String()}
+	_, err = call(t, p.RenewNode, renew)
+	wantFault(t, err, fault.Denied, "locked: stolen")
+	_, err = d.answer(d.begin(), w.token(&accessdv1.AddTokenRequest{Role: "node"}))
+	if !fault.Is(err, fault.Denied) {
+		t.Errorf("joining again = %v, want denied", err)
+	}
+	w.unlock(lock)
+	must(t, p.RenewNode, renew)
+}
+
+// TestLocksExpire: a lock lets in again by itself, by the authority's clock.
+func TestLocksExpire(t *testing.T) {
+	w := newWorld(t, plan{})
+	w.addUser("alice", "access")
+	admin := w.locks(rpc.Peer{Local: true})
+	res := must(t, admin.AddLock, &accessdv1.AddLockRequest{Target: &accessdv1.LockTarget{User: "alice"}, Ttl: durationpb.New(time.Hour)})
+	await(t, w, func() bool { return w.knows(res.GetLock().GetId()) })
+	sign := &accessdv1.SignUserRequest{Name: "alice", PublicKey: keyLine(proxyKey()), Ttl: durationpb.New(time.Hour)}
+	_, err := call(t, w.admin().SignUser, sign)
+	wantFault(t, err, fault.Denied, "locked (until "+res.GetLock().GetExpires().AsTime().Format(time.DateTime)+" UTC)")
+	if got := must(t, admin.ListLocks, &accessdv1.ListLocksRequest{}).GetLocks(); len(got) != 1 {
+		t.Errorf("ListLocks = %v, want one", got)
+	}
+	w.clock.advance(time.Hour)
+	must(t, w.admin().SignUser, sign)
+	if got := must(t, admin.ListLocks, &accessdv1.ListLocksRequest{}).GetLocks(); len(got) != 0 {
+		t.Errorf("ListLocks after the end = %v, want none", got)
+	}
+}
+
+// TestLocksAreHeldToTheirForm: what is malformed is refused, and nothing is locked;
+// what only does not exist yet is said.
+func TestLocksAreHeldToTheirForm(t *testing.T) {
+	w := newWorld(t, plan{})
+	admin := w.locks(rpc.Peer{Local: true})
+	for name, r := range map[string]*accessdv1.AddLockRequest{
+		"nothing":      {Target: &accessdv1.LockTarget{}},
+		"no target":    {},
+		"user":         {Target: &accessdv1.LockTarget{User: "a b"}},
+		"role":         {Target: &accessdv1.LockTarget{Role: "*"}},
+		"login":        {Target: &accessdv1.LockTarget{Login: "-x"}},
+		"node":         {Target: &accessdv1.LockTarget{Node: "a/b"}},
+		"address":      {Target: &accessdv1.LockTarget{Address: "10.0.0.1/8"}},
+		"request":      {Target: &accessdv1.LockTarget{Request: "1"}},
+		"message":      {Target: &accessdv1.LockTarget{User: "alice"}, Message: "a\x1b[2Jb"},
+		"long message": {Target: &accessdv1.LockTarget{User: "alice"}, Message: strings.Repeat("x", 257)},
+		"ttl":          {Target: &accessdv1.LockTarget{User: "alice"}, Ttl: durationpb.New(-time.Second)},
+	} {
+		if _, err := call(t, admin.AddLock, r); !fault.Is(err, fault.BadInput) {
+			t.Errorf("%s: %v, want bad input", name, err)
+		}
+	}
+	res := must(t, admin.AddLock, &accessdv1.AddLockRequest{Target: &accessdv1.LockTarget{User: "alcie", Role: "nope", Node: "web-9"}})
+	if got := len(res.GetNotes()); got != 3 {
+		t.Errorf("notes = %q, want three", res.GetNotes())
+	}
+	for id, k := range map[string]fault.Kind{"x": fault.BadInput, string(services.NewLockID()): fault.NotFound} {
+		if _, err := call(t, admin.RemoveLock, &accessdv1.RemoveLockRequest{Id: id}); !fault.Is(err, k) {
+			t.Errorf("RemoveLock %q = %v, want %v", id, err, k)
+		}
+	}
+}
+
+// TestReadKRL: what a revocation list can say of the locks, stock ssh-keygen reads
+// there, for a node what is locked on it besides.
+func TestReadKRL(t *testing.T) {
+	w := newWorld(t, plan{})
+	p := w.join(sshca.KindProxy, "edge-1")
+	for user, role := range map[string]string{"alice": "access", "bob": "auditor", "carol": "access", "dave": "access"} {
+		w.addUser(user, role)
+		w.known(user)
+	}
+	node := w.addSSHD("db-1", nil)
+	lines := map[string]string{}
+	for _, user := range []string{"alice", "bob", "carol", "dave"} {
+		lines[user] = w.sign(user)
+	}
+	w.lock(&accessdv1.LockTarget{User: "alice"})
+	w.lock(&accessdv1.LockTarget{Role: "auditor"})
+	w.lock(&accessdv1.LockTarget{User: "carol", Node: "db-1"})
+	w.lock(&accessdv1.LockTarget{User: "dave", Login: "root"}) // a list has no word for this
+	check := func(what string, krl []byte, want string) {
+		t.Helper()
+		dir := t.TempDir()
+		list := filepath.Join(dir, "krl")
+		write(t, list, krl)
+		got := ""
+		for _, user := range []string{"alice", "bob", "carol", "dave"} {
+			cert := filepath.Join(dir, user+"-cert.pub")
+			write(t, cert, []byte(lines[user]+"\n"))
+			out, _ := exec.Command("ssh-keygen", "-Q", "-f", list, cert).CombinedOutput() // its status says whether one is revoked
+			if bytes.HasSuffix(out, []byte("REVOKED\n")) {
+				got += user + " "
+			}
+		}
+		if got != want {
+			t.Errorf("%s: revoked are %q, want %q", what, got, want)
+		}
+	}
+	admin := w.locks(rpc.Peer{Local: true})
+	check("everywhere", must(t, admin.ReadKRL, &accessdv1.ReadKRLRequest{}).GetKrl(), "alice bob ")
+	proxy := w.locks(rpc.Peer{Identity: p.identity, Addr: netip.MustParseAddrPort("192.0.2.1:1")})
+	check("on db-1", must(t, proxy.ReadKRL, &accessdv1.ReadKRLRequest{Node: node.GetId()}).GetKrl(), "alice bob carol ")
+	serial := parseCert(t, lines["dave"]).Serial
+	w.lock(&accessdv1.LockTarget{Serial: serial})
+	check("a serial number "+strconv.FormatUint(serial, 10), must(t, admin.ReadKRL, &accessdv1.ReadKRLRequest{}).GetKrl(), "alice bob dave ")
+	w.lock(&accessdv1.LockTarget{Node: "db-1"})
+	check("on db-1, locked", must(t, proxy.ReadKRL, &accessdv1.ReadKRLRequest{Node: node.GetId()}).GetKrl(), "alice bob carol dave ")
+	if _, err := call(t, proxy.ReadKRL, &accessdv1.ReadKRLRequest{}); !fault.Is(err, fault.BadInput) {
+		t.Errorf("a proxy that names no node: %v, want bad input", err)
+	}
+}
+
+func write(t *testing.T, path string, data []byte) {
+	t.Helper()
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
