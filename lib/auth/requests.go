@@ -46,15 +46,16 @@ func (s requestService) CreateRequest(ctx context.Context, req *connect.Request[
 	if r.Roles, err = s.askedRoles(ctx, m.GetRoles(), sub, node); err != nil {
 		return nil, err
 	}
-	t, err := termsFor(sub, r.Roles, node)
-	if err != nil {
-		return nil, err
-	}
 	ttl := m.GetTtl()
 	if ttl != nil && (ttl.CheckValid() != nil || ttl.AsDuration() < time.Second) {
 		return nil, fault.New(fault.BadInput, "access request: want a time of at least a second")
 	}
-	if r.TTL, err = t.span(ttl.AsDuration()); err != nil {
+	t, err := termsFor(sub, r.Roles, node)
+	if err == nil {
+		r.TTL, err = t.span(ttl.AsDuration())
+	}
+	if err != nil {
+		s.note(ctx, failed(requestEvent(ctx, events.AccessRequestCreate, r), err))
 		return nil, err
 	}
 	if err := r.Check(); err != nil {
@@ -290,7 +291,7 @@ func (s requestService) amend(ctx context.Context, id string, edit func(*service
 func (s requestService) requestTerms(ctx context.Context, r services.AccessRequest) (terms, []services.ApprovalSet, error) {
 	gone := fault.New(fault.Denied, "the request cannot be approved any more")
 	sub, err := s.subject(ctx, r.User)
-	if fault.Is(err, fault.NotFound) {
+	if fault.Is(err, fault.NotFound) || fault.Is(err, fault.Denied) || err == nil && sub.Created.After(r.Created) {
 		return terms{}, nil, gone
 	}
 	if err != nil {
@@ -323,7 +324,7 @@ func (s requestService) approvers(ctx context.Context, r services.AccessRequest)
 			continue
 		}
 		sub, err := s.subject(ctx, v.By)
-		if fault.Is(err, fault.NotFound) {
+		if fault.Is(err, fault.NotFound) || fault.Is(err, fault.Denied) || err == nil && sub.Created.After(v.Time) {
 			continue
 		}
 		if err != nil {

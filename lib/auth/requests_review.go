@@ -73,14 +73,15 @@ func (s requestService) ReviewRequest(ctx context.Context, req *connect.Request[
 		return nil, err
 	}
 	r, err := s.amend(ctx, m.GetId(), func(r *services.AccessRequest, sub subject) (events.Event, error) {
-		if err := s.reviewable(*r, sub, m.GetVerdict()); err != nil {
-			return events.Event{}, err
-		}
 		v := services.Review{
 			By: sub.Name, Verdict: m.GetVerdict(), Note: m.GetNote(), Time: s.cfg.Now().UTC(), Client: callerOf(ctx).addr,
 			Statement: r.Statement(s.cfg.Keys.ClusterName(), sub.Name, m.GetVerdict(), m.GetNote()),
 		}
-		serial, err := s.prove(ctx, m, sub, &v)
+		serial := uint64(0)
+		err := s.reviewable(*r, sub, m.GetVerdict())
+		if err == nil {
+			serial, err = s.prove(ctx, m, sub, &v)
+		}
 		if err == nil {
 			err = s.apply(ctx, r, v)
 		}
@@ -187,7 +188,7 @@ func (a *Authority) elevated(ctx context.Context, sub subject) (subject, error) 
 		return sub, err
 	}
 	for _, g := range all {
-		if g.User == sub.Name {
+		if g.Is(sub.User) {
 			if sub, err = a.with(ctx, sub, g); err != nil {
 				return sub, err
 			}

@@ -2,6 +2,7 @@ package authz_test
 
 import (
 	"testing"
+	"time"
 
 	"github.com/accessd/accessd/lib/authz"
 	"github.com/accessd/accessd/lib/names"
@@ -22,6 +23,7 @@ func TestElevation(t *testing.T) {
 		},
 		Deny: []services.Rule{{Logins: []string{"root"}}},
 	}
+	asked := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	const all, one, other = "request-all", "request-one", "request-other"
 	db1, db2 := authz.NodeView{ID: "id-1", Name: "db-1"}, authz.NodeView{ID: "id-2", Name: "db-2"}
 	for _, c := range []struct {
@@ -46,6 +48,14 @@ func TestElevation(t *testing.T) {
 			change: func(p *policy) { delete(p.elevated, all) },
 		},
 		{
+			name: "another user of that name", carries: []names.RoleName{"access", "dba"}, requests: []string{all}, asRootOnDB1: true,
+			change: func(p *policy) {
+				u := p.users["alice"]
+				u.Created = time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC)
+				p.users["alice"] = u
+			},
+		},
+		{
 			name: "the user is gone", carries: []names.RoleName{"access", "dba"}, requests: []string{all},
 			change: func(p *policy) { delete(p.users, "alice") },
 		},
@@ -60,9 +70,9 @@ func TestElevation(t *testing.T) {
 				}
 			}
 			p.elevated = map[string]services.Elevation{
-				all:   {ID: all, User: "alice", Roles: []names.RoleName{"dba"}},
-				one:   {ID: one, User: "alice", Roles: []names.RoleName{"dba"}, Node: "id-1"},
-				other: {ID: other, User: "bob", Roles: []names.RoleName{"dba"}},
+				all:   {ID: all, User: "alice", Roles: []names.RoleName{"dba"}, Asked: asked},
+				one:   {ID: one, User: "alice", Roles: []names.RoleName{"dba"}, Node: "id-1", Asked: asked},
+				other: {ID: other, User: "bob", Roles: []names.RoleName{"dba"}, Asked: asked},
 			}
 			e := engine(t, p)
 			id := &sshca.Identity{Kind: sshca.KindUser, User: "alice", Roles: c.carries, Requests: c.requests}

@@ -98,7 +98,7 @@ func (e *Engine) given(id *sshca.Identity, user services.User) []given {
 	var out []given
 	for _, request := range id.Requests {
 		g, ok := e.policy.Elevation(request)
-		if !ok || g.User != user.Name {
+		if !ok || !g.Is(user) {
 			continue
 		}
 		for _, name := range g.Roles {

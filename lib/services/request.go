@@ -250,13 +250,17 @@ type Elevation struct {
 	Roles []names.RoleName `json:"roles"`
 	Node  names.NodeID     `json:"node,omitempty"` // the only one they are for
 	Until time.Time        `json:"until"`
+	Asked time.Time        `json:"asked"` // when the request was made
 
 	Revision int64 `json:"-"`
 }
 
+// Is reports whether g is u's, and not that of somebody who had the name before.
+func (g Elevation) Is(u User) bool { return g.User == u.Name && !u.Created.After(g.Asked) }
+
 // elevation returns what r gives.
 func (r AccessRequest) elevation() Elevation {
-	return Elevation{ID: r.ID, User: r.User, Roles: r.Roles, Node: r.Node, Until: r.Until}
+	return Elevation{ID: r.ID, User: r.User, Roles: r.Roles, Node: r.Node, Until: r.Until, Asked: r.Created}
 }
 
 // requestRules reads the section requests of a role.
