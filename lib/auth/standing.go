@@ -194,7 +194,28 @@ func (a *Authority) behind(ctx context.Context, ca services.CA, gate services.Ph
 			}
 		}
 	}
-	return late, nil
+	return merged(late), nil
+}
+
+// merged names everybody once, with all reasons, in the order of their first.
+func merged(late []laggard) []laggard {
+	type who struct{ kind, name, id string }
+	at := map[who]int{}
+	var out []laggard
+	for _, l := range late {
+		i, again := at[who{l.kind, l.name, l.id}]
+		if !again {
+			at[who{l.kind, l.name, l.id}] = len(out)
+			out = append(out, l)
+			continue
+		}
+		if o := &out[i]; o.until.IsZero() || l.until.IsZero() {
+			o.why, o.until = o.why+", and "+l.why, time.Time{}
+		} else {
+			o.why, o.until = o.why+", and "+l.why, slices.MaxFunc([]time.Time{o.until, l.until}, time.Time.Compare)
+		}
+	}
+	return out
 }
 
 // strangers returns the members that check certificates of authority t and do
