@@ -136,6 +136,10 @@ func accessTable() map[string]rule {
 
 		// A node has a code checked for a connection to itself, a proxy for any.
 		accessdv1connect.FactorServiceVerifyFactorProcedure: member,
+		// What people know, nobody changes for them; users reset has them begin anew.
+		accessdv1connect.FactorServiceListFactorsProcedure:    {local: true, resource: "users", verb: "read", own: true},
+		accessdv1connect.FactorServiceBeginChangeProcedure:    {resource: "users", verb: "update", own: true},
+		accessdv1connect.FactorServiceContinueChangeProcedure: {resource: "users", verb: "update", own: true},
 
 		accessdv1connect.DelegationServiceDelegateProcedure:     proxy,
 		accessdv1connect.DelegationServiceSignSessionProcedure:  proxy,

@@ -96,6 +96,9 @@ SignOnService/Confirm          P H
 SignOnService/Finish           P H
 SignOnService/Resume           P H
 FactorService/VerifyFactor     N P H
+FactorService/ListFactors      L A R U D
+FactorService/BeginChange      A R U D
+FactorService/ContinueChange   A R U D
 DelegationService/Delegate     P H
 DelegationService/SignSession  P H
 DelegationService/SignNodeHost P H

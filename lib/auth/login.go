@@ -67,7 +67,8 @@ type signIn struct {
 	loopback  string                 // where a program beside the browser listens, which
 	challenge string                 // keeps the secret of this
 
-	ours bool // the key is the proxy's, for one connection
+	ours   bool                                // the key is the proxy's, for one connection
+	change accessdv1.BeginChangeRequest_Change // of how they sign in, by who has
 
 	creds    services.Credentials // as read when the first secret was checked
 	refused  error                // why it will be refused, whatever comes

@@ -136,18 +136,21 @@ func (s userService) RemoveUser(ctx context.Context, req *connect.Request[access
 	return connect.NewResponse(&accessdv1.RemoveUserResponse{}), err
 }
 
-// ResetUser forgets a person's password and second factor.
+// ResetUser forgets a person's password, second factor and recovery codes.
 func (s userService) ResetUser(ctx context.Context, req *connect.Request[accessdv1.ResetUserRequest]) (*connect.Response[accessdv1.ResetUserResponse], error) {
 	u, err := s.user(ctx, req.Msg.GetName())
 	if err != nil {
 		return nil, err
+	}
+	if u.Origin != nil {
+		return nil, fault.New(fault.Conflict, "user %q signs in through connector %q and has nothing here to forget", u.Name, u.Origin.Connector)
 	}
 	invite, fresh, err := s.invite(req.Msg.GetInviteTtl())
 	if err != nil {
 		return nil, err
 	}
 	ev := userEvent(ctx, events.UserUpdate, u)
-	ev.Fields["reason"] = "reset: password and second factor forgotten"
+	ev.Fields["reason"] = "reset: password, second factor and recovery codes forgotten"
 	err = s.change(ctx, ev, func() error {
 		return retryConflict(func() error {
 			old, err := s.cfg.Store.Credentials(ctx, u.Name)

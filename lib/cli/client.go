@@ -51,6 +51,10 @@ func (e *env) users() accessdv1connect.UserServiceClient {
 	return accessdv1connect.NewUserServiceClient(e.admin(), rpc.BaseURL, rpc.ClientOptions()...)
 }
 
+func (e *env) factors() accessdv1connect.FactorServiceClient {
+	return accessdv1connect.NewFactorServiceClient(e.admin(), rpc.BaseURL, rpc.ClientOptions()...)
+}
+
 func (e *env) roles() accessdv1connect.RoleServiceClient {
 	return accessdv1connect.NewRoleServiceClient(e.admin(), rpc.BaseURL, rpc.ClientOptions()...)
 }

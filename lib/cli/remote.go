@@ -63,6 +63,11 @@ func remoteVerbs() map[string]remoteVerb {
 		"users rm":    {},
 		"users reset": {flags: []string{"invite-ttl", "format"}},
 
+		"password":    {},
+		"factors ls":  list,
+		"factors add": {},
+		"factors rm":  {},
+
 		"users keys add": {flags: []string{"format"}, use: "add USER -"},
 		"users keys ls":  list,
 		"users keys rm":  {},
@@ -133,7 +138,7 @@ func remoteTree(e *env) *cobra.Command {
 		"  ssh -t " + string(e.call.User) + "@PROXY menu --plain         the menu in lines, for a screen reader\n\n" +
 		"A shell's completion may ask \"" + cobra.ShellCompRequestCmd + " WORD…\" for what can stand in place of the last word."
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.AddCommand(reachableCommand(e))
+	root.AddCommand(reachableCommand(e), passwordCommand(e))
 	root.AddCommand(nouns(e)...)
 	restrict(root, "", remoteVerbs())
 	return root

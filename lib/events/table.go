@@ -14,6 +14,9 @@ const (
 	InviteUse         Name = "invite.use"
 	CertCreate        Name = "cert.create"
 	FactorVerify      Name = "factor.verify"
+	FactorCreate      Name = "factor.create"
+	FactorDelete      Name = "factor.delete"
+	PasswordUpdate    Name = "password.update"
 	AuthRejected      Name = "auth.rejected"
 	AccessDecision    Name = "access.decision"
 	SessionStart      Name = "session.start"
@@ -273,11 +276,26 @@ func people() []Spec {
 		{
 			Name: FactorVerify, Code: "A1010", Outcome: Either, Meaning: "a second factor was given for one connection, or tried",
 			Fields: fields(
-				Field{Name: "method", Type: String, Meaning: "totp or recovery", Example: "totp"},
-				by(), fingerprint(), reason(), node(), connection(),
+				factorMethod(), by(), fingerprint(), reason(), node(), connection(),
 			),
 		},
+		{
+			Name: FactorCreate, Code: "A1011", Outcome: Either, Meaning: "a person set up a second factor, in place of the one of that kind before",
+			Fields: fields(factorMethod(), by(), reason()),
+		},
+		{
+			Name: FactorDelete, Code: "A1012", Outcome: Either, Meaning: "a person gave up a second factor",
+			Fields: fields(factorMethod(), by(), reason()),
+		},
+		{
+			Name: PasswordUpdate, Code: "A1013", Outcome: Either, Meaning: "a person changed their password, or tried",
+			Fields: fields(by(), reason()),
+		},
 	}
+}
+
+func factorMethod() Field {
+	return Field{Name: "method", Type: String, Meaning: "totp or recovery", Example: "totp"}
 }
 
 func sessions() []Spec {

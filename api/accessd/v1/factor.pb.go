@@ -23,6 +23,253 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type BeginChangeRequest_Change int32
+
+const (
+	BeginChangeRequest_CHANGE_UNSPECIFIED BeginChangeRequest_Change = 0
+	// A new password.
+	BeginChangeRequest_CHANGE_PASSWORD BeginChangeRequest_Change = 1
+	// Another authenticator app in place of the one there is.
+	BeginChangeRequest_CHANGE_TOTP BeginChangeRequest_Change = 2
+	// New recovery codes in place of those there are.
+	BeginChangeRequest_CHANGE_RECOVERY BeginChangeRequest_Change = 3
+	// No recovery codes any more.
+	BeginChangeRequest_CHANGE_RECOVERY_REMOVE BeginChangeRequest_Change = 4
+)
+
+// Enum value maps for BeginChangeRequest_Change.
+var (
+	BeginChangeRequest_Change_name = map[int32]string{
+		0: "CHANGE_UNSPECIFIED",
+		1: "CHANGE_PASSWORD",
+		2: "CHANGE_TOTP",
+		3: "CHANGE_RECOVERY",
+		4: "CHANGE_RECOVERY_REMOVE",
+	}
+	BeginChangeRequest_Change_value = map[string]int32{
+		"CHANGE_UNSPECIFIED":     0,
+		"CHANGE_PASSWORD":        1,
+		"CHANGE_TOTP":            2,
+		"CHANGE_RECOVERY":        3,
+		"CHANGE_RECOVERY_REMOVE": 4,
+	}
+)
+
+func (x BeginChangeRequest_Change) Enum() *BeginChangeRequest_Change {
+	p := new(BeginChangeRequest_Change)
+	*p = x
+	return p
+}
+
+func (x BeginChangeRequest_Change) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (BeginChangeRequest_Change) Descriptor() protoreflect.EnumDescriptor {
+	return file_accessd_v1_factor_proto_enumTypes[0].Descriptor()
+}
+
+func (BeginChangeRequest_Change) Type() protoreflect.EnumType {
+	return &file_accessd_v1_factor_proto_enumTypes[0]
+}
+
+func (x BeginChangeRequest_Change) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use BeginChangeRequest_Change.Descriptor instead.
+func (BeginChangeRequest_Change) EnumDescriptor() ([]byte, []int) {
+	return file_accessd_v1_factor_proto_rawDescGZIP(), []int{3, 0}
+}
+
+type ListFactorsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty means the caller.
+	User          string `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListFactorsRequest) Reset() {
+	*x = ListFactorsRequest{}
+	mi := &file_accessd_v1_factor_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListFactorsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListFactorsRequest) ProtoMessage() {}
+
+func (x *ListFactorsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_factor_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListFactorsRequest.ProtoReflect.Descriptor instead.
+func (*ListFactorsRequest) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_factor_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *ListFactorsRequest) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+type ListFactorsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Factors       []*Factor              `protobuf:"bytes,1,rep,name=factors,proto3" json:"factors,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListFactorsResponse) Reset() {
+	*x = ListFactorsResponse{}
+	mi := &file_accessd_v1_factor_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListFactorsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListFactorsResponse) ProtoMessage() {}
+
+func (x *ListFactorsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_factor_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListFactorsResponse.ProtoReflect.Descriptor instead.
+func (*ListFactorsResponse) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_factor_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ListFactorsResponse) GetFactors() []*Factor {
+	if x != nil {
+		return x.Factors
+	}
+	return nil
+}
+
+// Factor is something that a person signs in with.
+type Factor struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// password, totp or recovery.
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Recovery codes that were not used.
+	Left          int32 `protobuf:"varint,2,opt,name=left,proto3" json:"left,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Factor) Reset() {
+	*x = Factor{}
+	mi := &file_accessd_v1_factor_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Factor) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Factor) ProtoMessage() {}
+
+func (x *Factor) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_factor_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Factor.ProtoReflect.Descriptor instead.
+func (*Factor) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_factor_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Factor) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Factor) GetLeft() int32 {
+	if x != nil {
+		return x.Left
+	}
+	return 0
+}
+
+type BeginChangeRequest struct {
+	state         protoimpl.MessageState    `protogen:"open.v1"`
+	Change        BeginChangeRequest_Change `protobuf:"varint,1,opt,name=change,proto3,enum=accessd.v1.BeginChangeRequest_Change" json:"change,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BeginChangeRequest) Reset() {
+	*x = BeginChangeRequest{}
+	mi := &file_accessd_v1_factor_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BeginChangeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BeginChangeRequest) ProtoMessage() {}
+
+func (x *BeginChangeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_factor_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BeginChangeRequest.ProtoReflect.Descriptor instead.
+func (*BeginChangeRequest) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_factor_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *BeginChangeRequest) GetChange() BeginChangeRequest_Change {
+	if x != nil {
+		return x.Change
+	}
+	return BeginChangeRequest_CHANGE_UNSPECIFIED
+}
+
 type VerifyFactorRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Credential:
@@ -43,7 +290,7 @@ type VerifyFactorRequest struct {
 
 func (x *VerifyFactorRequest) Reset() {
 	*x = VerifyFactorRequest{}
-	mi := &file_accessd_v1_factor_proto_msgTypes[0]
+	mi := &file_accessd_v1_factor_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -55,7 +302,7 @@ func (x *VerifyFactorRequest) String() string {
 func (*VerifyFactorRequest) ProtoMessage() {}
 
 func (x *VerifyFactorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_factor_proto_msgTypes[0]
+	mi := &file_accessd_v1_factor_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -68,7 +315,7 @@ func (x *VerifyFactorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyFactorRequest.ProtoReflect.Descriptor instead.
 func (*VerifyFactorRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_factor_proto_rawDescGZIP(), []int{0}
+	return file_accessd_v1_factor_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *VerifyFactorRequest) GetCredential() isVerifyFactorRequest_Credential {
@@ -147,7 +394,7 @@ type VerifyFactorResponse struct {
 
 func (x *VerifyFactorResponse) Reset() {
 	*x = VerifyFactorResponse{}
-	mi := &file_accessd_v1_factor_proto_msgTypes[1]
+	mi := &file_accessd_v1_factor_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -159,7 +406,7 @@ func (x *VerifyFactorResponse) String() string {
 func (*VerifyFactorResponse) ProtoMessage() {}
 
 func (x *VerifyFactorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_factor_proto_msgTypes[1]
+	mi := &file_accessd_v1_factor_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -172,7 +419,7 @@ func (x *VerifyFactorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyFactorResponse.ProtoReflect.Descriptor instead.
 func (*VerifyFactorResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_factor_proto_rawDescGZIP(), []int{1}
+	return file_accessd_v1_factor_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *VerifyFactorResponse) GetMethod() string {
@@ -194,7 +441,22 @@ var File_accessd_v1_factor_proto protoreflect.FileDescriptor
 const file_accessd_v1_factor_proto_rawDesc = "" +
 	"\n" +
 	"\x17accessd/v1/factor.proto\x12\n" +
-	"accessd.v1\"\xac\x01\n" +
+	"accessd.v1\x1a\x17accessd/v1/member.proto\"(\n" +
+	"\x12ListFactorsRequest\x12\x12\n" +
+	"\x04user\x18\x01 \x01(\tR\x04user\"C\n" +
+	"\x13ListFactorsResponse\x12,\n" +
+	"\afactors\x18\x01 \x03(\v2\x12.accessd.v1.FactorR\afactors\"0\n" +
+	"\x06Factor\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04left\x18\x02 \x01(\x05R\x04left\"\xcc\x01\n" +
+	"\x12BeginChangeRequest\x12=\n" +
+	"\x06change\x18\x01 \x01(\x0e2%.accessd.v1.BeginChangeRequest.ChangeR\x06change\"w\n" +
+	"\x06Change\x12\x16\n" +
+	"\x12CHANGE_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fCHANGE_PASSWORD\x10\x01\x12\x0f\n" +
+	"\vCHANGE_TOTP\x10\x02\x12\x13\n" +
+	"\x0fCHANGE_RECOVERY\x10\x03\x12\x1a\n" +
+	"\x16CHANGE_RECOVERY_REMOVE\x10\x04\"\xac\x01\n" +
 	"\x13VerifyFactorRequest\x12\"\n" +
 	"\vcertificate\x18\x01 \x01(\tH\x00R\vcertificate\x12#\n" +
 	"\fenrolled_key\x18\x02 \x01(\tH\x00R\venrolledKey\x12\x16\n" +
@@ -205,9 +467,12 @@ const file_accessd_v1_factor_proto_rawDesc = "" +
 	"credential\"D\n" +
 	"\x14VerifyFactorResponse\x12\x16\n" +
 	"\x06method\x18\x01 \x01(\tR\x06method\x12\x14\n" +
-	"\x05proof\x18\x02 \x01(\tR\x05proof2b\n" +
+	"\x05proof\x18\x02 \x01(\tR\x05proof2\xbe\x02\n" +
 	"\rFactorService\x12Q\n" +
-	"\fVerifyFactor\x12\x1f.accessd.v1.VerifyFactorRequest\x1a .accessd.v1.VerifyFactorResponseB5Z3github.com/accessd/accessd/api/accessd/v1;accessdv1b\x06proto3"
+	"\fVerifyFactor\x12\x1f.accessd.v1.VerifyFactorRequest\x1a .accessd.v1.VerifyFactorResponse\x12N\n" +
+	"\vListFactors\x12\x1e.accessd.v1.ListFactorsRequest\x1a\x1f.accessd.v1.ListFactorsResponse\x12D\n" +
+	"\vBeginChange\x12\x1e.accessd.v1.BeginChangeRequest\x1a\x15.accessd.v1.LoginStep\x12D\n" +
+	"\x0eContinueChange\x12\x1b.accessd.v1.ContinueRequest\x1a\x15.accessd.v1.LoginStepB5Z3github.com/accessd/accessd/api/accessd/v1;accessdv1b\x06proto3"
 
 var (
 	file_accessd_v1_factor_proto_rawDescOnce sync.Once
@@ -221,19 +486,35 @@ func file_accessd_v1_factor_proto_rawDescGZIP() []byte {
 	return file_accessd_v1_factor_proto_rawDescData
 }
 
-var file_accessd_v1_factor_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_accessd_v1_factor_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_accessd_v1_factor_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_accessd_v1_factor_proto_goTypes = []any{
-	(*VerifyFactorRequest)(nil),  // 0: accessd.v1.VerifyFactorRequest
-	(*VerifyFactorResponse)(nil), // 1: accessd.v1.VerifyFactorResponse
+	(BeginChangeRequest_Change)(0), // 0: accessd.v1.BeginChangeRequest.Change
+	(*ListFactorsRequest)(nil),     // 1: accessd.v1.ListFactorsRequest
+	(*ListFactorsResponse)(nil),    // 2: accessd.v1.ListFactorsResponse
+	(*Factor)(nil),                 // 3: accessd.v1.Factor
+	(*BeginChangeRequest)(nil),     // 4: accessd.v1.BeginChangeRequest
+	(*VerifyFactorRequest)(nil),    // 5: accessd.v1.VerifyFactorRequest
+	(*VerifyFactorResponse)(nil),   // 6: accessd.v1.VerifyFactorResponse
+	(*ContinueRequest)(nil),        // 7: accessd.v1.ContinueRequest
+	(*LoginStep)(nil),              // 8: accessd.v1.LoginStep
 }
 var file_accessd_v1_factor_proto_depIdxs = []int32{
-	0, // 0: accessd.v1.FactorService.VerifyFactor:input_type -> accessd.v1.VerifyFactorRequest
-	1, // 1: accessd.v1.FactorService.VerifyFactor:output_type -> accessd.v1.VerifyFactorResponse
-	1, // [1:2] is the sub-list for method output_type
-	0, // [0:1] is the sub-list for method input_type
-	0, // [0:0] is the sub-list for extension type_name
-	0, // [0:0] is the sub-list for extension extendee
-	0, // [0:0] is the sub-list for field type_name
+	3, // 0: accessd.v1.ListFactorsResponse.factors:type_name -> accessd.v1.Factor
+	0, // 1: accessd.v1.BeginChangeRequest.change:type_name -> accessd.v1.BeginChangeRequest.Change
+	5, // 2: accessd.v1.FactorService.VerifyFactor:input_type -> accessd.v1.VerifyFactorRequest
+	1, // 3: accessd.v1.FactorService.ListFactors:input_type -> accessd.v1.ListFactorsRequest
+	4, // 4: accessd.v1.FactorService.BeginChange:input_type -> accessd.v1.BeginChangeRequest
+	7, // 5: accessd.v1.FactorService.ContinueChange:input_type -> accessd.v1.ContinueRequest
+	6, // 6: accessd.v1.FactorService.VerifyFactor:output_type -> accessd.v1.VerifyFactorResponse
+	2, // 7: accessd.v1.FactorService.ListFactors:output_type -> accessd.v1.ListFactorsResponse
+	8, // 8: accessd.v1.FactorService.BeginChange:output_type -> accessd.v1.LoginStep
+	8, // 9: accessd.v1.FactorService.ContinueChange:output_type -> accessd.v1.LoginStep
+	6, // [6:10] is the sub-list for method output_type
+	2, // [2:6] is the sub-list for method input_type
+	2, // [2:2] is the sub-list for extension type_name
+	2, // [2:2] is the sub-list for extension extendee
+	0, // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_accessd_v1_factor_proto_init() }
@@ -241,7 +522,8 @@ func file_accessd_v1_factor_proto_init() {
 	if File_accessd_v1_factor_proto != nil {
 		return
 	}
-	file_accessd_v1_factor_proto_msgTypes[0].OneofWrappers = []any{
+	file_accessd_v1_member_proto_init()
+	file_accessd_v1_factor_proto_msgTypes[4].OneofWrappers = []any{
 		(*VerifyFactorRequest_Certificate)(nil),
 		(*VerifyFactorRequest_EnrolledKey)(nil),
 	}
@@ -250,13 +532,14 @@ func file_accessd_v1_factor_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_accessd_v1_factor_proto_rawDesc), len(file_accessd_v1_factor_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   2,
+			NumEnums:      1,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_accessd_v1_factor_proto_goTypes,
 		DependencyIndexes: file_accessd_v1_factor_proto_depIdxs,
+		EnumInfos:         file_accessd_v1_factor_proto_enumTypes,
 		MessageInfos:      file_accessd_v1_factor_proto_msgTypes,
 	}.Build()
 	File_accessd_v1_factor_proto = out.File

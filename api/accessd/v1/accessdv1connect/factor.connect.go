@@ -37,6 +37,15 @@ const (
 	// FactorServiceVerifyFactorProcedure is the fully-qualified name of the FactorService's
 	// VerifyFactor RPC.
 	FactorServiceVerifyFactorProcedure = "/accessd.v1.FactorService/VerifyFactor"
+	// FactorServiceListFactorsProcedure is the fully-qualified name of the FactorService's ListFactors
+	// RPC.
+	FactorServiceListFactorsProcedure = "/accessd.v1.FactorService/ListFactors"
+	// FactorServiceBeginChangeProcedure is the fully-qualified name of the FactorService's BeginChange
+	// RPC.
+	FactorServiceBeginChangeProcedure = "/accessd.v1.FactorService/BeginChange"
+	// FactorServiceContinueChangeProcedure is the fully-qualified name of the FactorService's
+	// ContinueChange RPC.
+	FactorServiceContinueChangeProcedure = "/accessd.v1.FactorService/ContinueChange"
 )
 
 // FactorServiceClient is a client for the accessd.v1.FactorService service.
@@ -44,6 +53,14 @@ type FactorServiceClient interface {
 	// VerifyFactor takes a code of the person who has proven the credential on a
 	// connection to the caller. A code is good once, wherever it was given.
 	VerifyFactor(context.Context, *connect.Request[v1.VerifyFactorRequest]) (*connect.Response[v1.VerifyFactorResponse], error)
+	// ListFactors says how a person signs in: the caller, or with the rights to read
+	// users anybody.
+	ListFactors(context.Context, *connect.Request[v1.ListFactorsRequest]) (*connect.Response[v1.ListFactorsResponse], error)
+	// BeginChange begins to change how the caller signs in. It asks for the password
+	// and a second factor first, whatever the certificate.
+	BeginChange(context.Context, *connect.Request[v1.BeginChangeRequest]) (*connect.Response[v1.LoginStep], error)
+	// ContinueChange answers the prompts of the step before.
+	ContinueChange(context.Context, *connect.Request[v1.ContinueRequest]) (*connect.Response[v1.LoginStep], error)
 }
 
 // NewFactorServiceClient constructs a client for the accessd.v1.FactorService service. By default,
@@ -63,12 +80,33 @@ func NewFactorServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(factorServiceMethods.ByName("VerifyFactor")),
 			connect.WithClientOptions(opts...),
 		),
+		listFactors: connect.NewClient[v1.ListFactorsRequest, v1.ListFactorsResponse](
+			httpClient,
+			baseURL+FactorServiceListFactorsProcedure,
+			connect.WithSchema(factorServiceMethods.ByName("ListFactors")),
+			connect.WithClientOptions(opts...),
+		),
+		beginChange: connect.NewClient[v1.BeginChangeRequest, v1.LoginStep](
+			httpClient,
+			baseURL+FactorServiceBeginChangeProcedure,
+			connect.WithSchema(factorServiceMethods.ByName("BeginChange")),
+			connect.WithClientOptions(opts...),
+		),
+		continueChange: connect.NewClient[v1.ContinueRequest, v1.LoginStep](
+			httpClient,
+			baseURL+FactorServiceContinueChangeProcedure,
+			connect.WithSchema(factorServiceMethods.ByName("ContinueChange")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // factorServiceClient implements FactorServiceClient.
 type factorServiceClient struct {
-	verifyFactor *connect.Client[v1.VerifyFactorRequest, v1.VerifyFactorResponse]
+	verifyFactor   *connect.Client[v1.VerifyFactorRequest, v1.VerifyFactorResponse]
+	listFactors    *connect.Client[v1.ListFactorsRequest, v1.ListFactorsResponse]
+	beginChange    *connect.Client[v1.BeginChangeRequest, v1.LoginStep]
+	continueChange *connect.Client[v1.ContinueRequest, v1.LoginStep]
 }
 
 // VerifyFactor calls accessd.v1.FactorService.VerifyFactor.
@@ -76,11 +114,34 @@ func (c *factorServiceClient) VerifyFactor(ctx context.Context, req *connect.Req
 	return c.verifyFactor.CallUnary(ctx, req)
 }
 
+// ListFactors calls accessd.v1.FactorService.ListFactors.
+func (c *factorServiceClient) ListFactors(ctx context.Context, req *connect.Request[v1.ListFactorsRequest]) (*connect.Response[v1.ListFactorsResponse], error) {
+	return c.listFactors.CallUnary(ctx, req)
+}
+
+// BeginChange calls accessd.v1.FactorService.BeginChange.
+func (c *factorServiceClient) BeginChange(ctx context.Context, req *connect.Request[v1.BeginChangeRequest]) (*connect.Response[v1.LoginStep], error) {
+	return c.beginChange.CallUnary(ctx, req)
+}
+
+// ContinueChange calls accessd.v1.FactorService.ContinueChange.
+func (c *factorServiceClient) ContinueChange(ctx context.Context, req *connect.Request[v1.ContinueRequest]) (*connect.Response[v1.LoginStep], error) {
+	return c.continueChange.CallUnary(ctx, req)
+}
+
 // FactorServiceHandler is an implementation of the accessd.v1.FactorService service.
 type FactorServiceHandler interface {
 	// VerifyFactor takes a code of the person who has proven the credential on a
 	// connection to the caller. A code is good once, wherever it was given.
 	VerifyFactor(context.Context, *connect.Request[v1.VerifyFactorRequest]) (*connect.Response[v1.VerifyFactorResponse], error)
+	// ListFactors says how a person signs in: the caller, or with the rights to read
+	// users anybody.
+	ListFactors(context.Context, *connect.Request[v1.ListFactorsRequest]) (*connect.Response[v1.ListFactorsResponse], error)
+	// BeginChange begins to change how the caller signs in. It asks for the password
+	// and a second factor first, whatever the certificate.
+	BeginChange(context.Context, *connect.Request[v1.BeginChangeRequest]) (*connect.Response[v1.LoginStep], error)
+	// ContinueChange answers the prompts of the step before.
+	ContinueChange(context.Context, *connect.Request[v1.ContinueRequest]) (*connect.Response[v1.LoginStep], error)
 }
 
 // NewFactorServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -96,10 +157,34 @@ func NewFactorServiceHandler(svc FactorServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(factorServiceMethods.ByName("VerifyFactor")),
 		connect.WithHandlerOptions(opts...),
 	)
+	factorServiceListFactorsHandler := connect.NewUnaryHandler(
+		FactorServiceListFactorsProcedure,
+		svc.ListFactors,
+		connect.WithSchema(factorServiceMethods.ByName("ListFactors")),
+		connect.WithHandlerOptions(opts...),
+	)
+	factorServiceBeginChangeHandler := connect.NewUnaryHandler(
+		FactorServiceBeginChangeProcedure,
+		svc.BeginChange,
+		connect.WithSchema(factorServiceMethods.ByName("BeginChange")),
+		connect.WithHandlerOptions(opts...),
+	)
+	factorServiceContinueChangeHandler := connect.NewUnaryHandler(
+		FactorServiceContinueChangeProcedure,
+		svc.ContinueChange,
+		connect.WithSchema(factorServiceMethods.ByName("ContinueChange")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/accessd.v1.FactorService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case FactorServiceVerifyFactorProcedure:
 			factorServiceVerifyFactorHandler.ServeHTTP(w, r)
+		case FactorServiceListFactorsProcedure:
+			factorServiceListFactorsHandler.ServeHTTP(w, r)
+		case FactorServiceBeginChangeProcedure:
+			factorServiceBeginChangeHandler.ServeHTTP(w, r)
+		case FactorServiceContinueChangeProcedure:
+			factorServiceContinueChangeHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -111,4 +196,16 @@ type UnimplementedFactorServiceHandler struct{}
 
 func (UnimplementedFactorServiceHandler) VerifyFactor(context.Context, *connect.Request[v1.VerifyFactorRequest]) (*connect.Response[v1.VerifyFactorResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("accessd.v1.FactorService.VerifyFactor is not implemented"))
+}
+
+func (UnimplementedFactorServiceHandler) ListFactors(context.Context, *connect.Request[v1.ListFactorsRequest]) (*connect.Response[v1.ListFactorsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("accessd.v1.FactorService.ListFactors is not implemented"))
+}
+
+func (UnimplementedFactorServiceHandler) BeginChange(context.Context, *connect.Request[v1.BeginChangeRequest]) (*connect.Response[v1.LoginStep], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("accessd.v1.FactorService.BeginChange is not implemented"))
+}
+
+func (UnimplementedFactorServiceHandler) ContinueChange(context.Context, *connect.Request[v1.ContinueRequest]) (*connect.Response[v1.LoginStep], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("accessd.v1.FactorService.ContinueChange is not implemented"))
 }
