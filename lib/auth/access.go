@@ -61,6 +61,10 @@ func accessTable() map[string]rule {
 		accessdv1connect.ConnectorServiceGetConnectorProcedure:    admin("connectors", "read"),
 		accessdv1connect.ConnectorServiceRemoveConnectorProcedure: admin("connectors", "delete"),
 
+		accessdv1connect.PolicyServiceExplainProcedure: {local: true, resource: "roles", verb: "read", own: true},
+		// The handler asks the roles about each kind.
+		accessdv1connect.WatchServiceWatchProcedure: {local: true, resource: "nodes", verb: "read", own: true},
+
 		accessdv1connect.TokenServiceAddTokenProcedure:    admin("tokens", "create"),
 		accessdv1connect.TokenServiceListTokensProcedure:  admin("tokens", "read"),
 		accessdv1connect.TokenServiceRemoveTokenProcedure: admin("tokens", "delete"),

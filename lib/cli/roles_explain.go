@@ -14,7 +14,6 @@ import (
 	"github.com/accessd/accessd/lib/events"
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/rpc"
-	"github.com/accessd/accessd/lib/services"
 )
 
 func (e *env) policy() accessdv1connect.PolicyServiceClient {
@@ -54,9 +53,9 @@ func rolesExplain(e *env) *cobra.Command {
 			return err
 		}),
 	}
-	c.Flags().StringVar(&q.Action, "action", "", "what is done: "+strings.Join(services.Actions(), ", ")+" (default shell; exec with --command, forward:local with --target)")
+	c.Flags().StringVar(&q.Action, "action", "", "what is done, one of the actions of docs/roles.md (default shell; exec with --command, forward:local with --target)")
 	c.Flags().StringVar(&q.Command, "command", "", "the command line")
-	c.Flags().StringVar(&q.Target, "target", "", "where a forward leads: HOST:PORT or the path of a socket")
+	c.Flags().StringVar(&q.Target, "target", "", "where a forward leads: HOST:PORT, or a Unix socket on the node")
 	c.Flags().StringVar(&q.Resource, "resource", "", "a resource of the cluster, such as audit")
 	c.Flags().StringVar(&q.Verb, "verb", "read", "what is done with the resource")
 	addFormat(c, &f)

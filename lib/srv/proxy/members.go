@@ -20,10 +20,14 @@ import (
 	"github.com/accessd/accessd/lib/sshwire"
 )
 
-// serveMemberAPI serves an accessd-api channel of a member's connection: the
-// tunnel service where there are tunnels, and the authority's services where the
-// authority is.
-func (s *Server) serveMemberAPI(c *sshserver.Conn, nc ssh.NewChannel) {
+// serveAPIChannel serves an accessd-api channel: of a person's connection the
+// authority's services; of a member's the tunnel service where there are tunnels,
+// and the authority's services where the authority is.
+func (s *Server) serveAPIChannel(c *sshserver.Conn, nc ssh.NewChannel) {
+	if who, ok := c.Value.(*person); ok {
+		s.servePersonAPI(c, nc, who)
+		return
+	}
 	if m, ok := c.Value.(*member); !ok || m.stock {
 		refuse(nc, errMembersOnly)
 		return
