@@ -112,12 +112,42 @@ func TestLocks(t *testing.T) {
 		}
 	})
 
+	t.Run("a revocation list", func(t *testing.T) {
+		revokedAtSshd(t, f)
+	})
+
 	t.Run("for a while", func(t *testing.T) {
 		f.locked(t, "--login", login, "--node", "n1", "--ttl", "2s")
 		refused(t, at("accessd", "jump").ssh(t, nil, "true"), "locked (until ")
 		must(t, at("sshd", "jump").ssh(t, nil, "true")) // it is about one node
 		harness.Eventually(t, "it expires", func() bool { return at("accessd", "jump").ssh(t, nil, "true").Code == 0 })
 	})
+}
+
+// revokedAtSshd has an sshd that trusts people's certificates itself read what is
+// locked, which a node that has only an ssh client has fetched.
+func revokedAtSshd(t *testing.T, f *fleet) {
+	t.Helper()
+	sshd := f.host.Sshd(t)
+	ca, krl := filepath.Join(sshd.Dir, "user.pub"), filepath.Join(sshd.Dir, "krl")
+	harness.WriteFile(t, ca, f.Admin("ca", "export", "--type", "user"))
+	harness.WriteFile(t, krl, f.Admin("locks", "krl"))
+	sshd.Configure(t, "TrustedUserCAKeys "+ca, "RevokedKeys "+krl)
+	host, port, _ := net.SplitHostPort(sshd.Addr)
+	direct := func() harness.Result {
+		return harness.Run(t, nil, "ssh", "-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none", "-i", f.alice.Key,
+			"-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-p", port, login+"@"+host, "true")
+	}
+	must(t, direct())
+	lock := f.locked(t, "--user", "alice")
+	harness.WriteFile(t, krl, must(t, f.asNode(t, "n3", "krl")))
+	refused(t, direct(), "Permission denied")
+	if log := sshd.Log(); !strings.Contains(log, "revoked by file") {
+		t.Errorf("sshd's log does not say that the certificate was revoked:\n%s", log)
+	}
+	f.Admin("locks", "rm", lock)
+	harness.WriteFile(t, krl, must(t, f.asNode(t, "n3", "krl")))
+	must(t, direct())
 }
 
 // lockedOut knocks at every door as alice, whom the lock keeps out.

@@ -98,8 +98,9 @@ func TestUnitsRunStockSSH(t *testing.T) {
 	for _, want := range []string{
 		"# " + m.dir + "/known_hosts\n@cert-authority * " + authorizedLine(d.host.PublicKey()) + "\n",
 		"# /etc/systemd/system/accessd-node7.service\n", "# /etc/systemd/system/accessd-node7-renew.service\n", "# /etc/systemd/system/accessd-node7-renew.timer\n",
-		" -N -T -o ExitOnForwardFailure=yes -o ServerAliveInterval=15 ", " -R 22:localhost:22 node7@proxy.example\n", "Restart=always\n", "OnCalendar=daily\n",
+		" -N -T -o ControlMaster=yes -o ControlPath=" + key + ".ctl -o ExitOnForwardFailure=yes -o ServerAliveInterval=15 ", " -R 22:localhost:22 node7@proxy.example\n", "Restart=always\n", "OnCalendar=daily\n",
 		"node7@proxy.example join > " + key + "-cert.new && mv " + key + "-cert.new " + key + "-cert.pub'\n",
+		"# /etc/systemd/system/accessd-node7-krl.timer\n", " -o ControlPath=" + key + ".ctl node7@proxy.example krl > " + key + ".krl.new && mv " + key + ".krl.new " + key + ".krl'\n",
 	} {
 		if !strings.Contains(out, want) {
 			t.Errorf("the units lack %q:\n%s", want, out)

@@ -32,7 +32,8 @@ type unitConfig struct {
 // The certificate is renewed by a connection of its own, into a file that takes
 // the old one's place when it is whole; the tunnel takes it when it dials next. In
 // the same way the authorities' keys are fetched, so that the machine follows when
-// those are rotated: whom ssh believes, and whom sshd lets in where it is told.
+// those are rotated: whom ssh believes, and whom sshd lets in where it is told. What
+// is locked is fetched each minute, over the tunnel's connection while that is up.
 var unitTemplate = template.Must(template.New("unit").Parse(`{{define "ssh"}}/usr/bin/ssh -F none -p {{.Port}} -i {{.Key}} -o CertificateFile={{.Key}}-cert.pub -o IdentitiesOnly=yes -o BatchMode=yes -o UserKnownHostsFile={{.KnownHosts}} -o GlobalKnownHostsFile=none -o StrictHostKeyChecking=yes{{end -}}
 # {{.KnownHosts}}
 {{- range .Authority}}
@@ -47,7 +48,7 @@ After=network-online.target
 StartLimitIntervalSec=0
 
 [Service]
-ExecStart={{template "ssh" .}} -N -T -o ExitOnForwardFailure=yes -o ServerAliveInterval=15 -o ServerAliveCountMax=3 -R 22:localhost:22 {{.Name}}@{{.Host}}
+ExecStart={{template "ssh" .}} -N -T -o ControlMaster=yes -o ControlPath={{.Key}}.ctl -o ExitOnForwardFailure=yes -o ServerAliveInterval=15 -o ServerAliveCountMax=3 -R 22:localhost:22 {{.Name}}@{{.Host}}
 Restart=always
 RestartSec=5
 
@@ -75,6 +76,25 @@ Persistent=true
 
 [Install]
 WantedBy=timers.target
+
+# /etc/systemd/system/accessd-{{.Name}}-krl.service
+[Unit]
+Description=accessd: fetch what is locked on {{.Name}}
+
+[Service]
+Type=oneshot
+ExecStart=/bin/sh -c '{{template "ssh" .}} -o ControlPath={{.Key}}.ctl {{.Name}}@{{.Host}} krl > {{.Key}}.krl.new && mv {{.Key}}.krl.new {{.Key}}.krl'
+
+# /etc/systemd/system/accessd-{{.Name}}-krl.timer
+[Unit]
+Description=accessd: fetch what is locked on {{.Name}} every minute
+
+[Timer]
+OnCalendar=minutely
+AccuracySec=1s
+
+[Install]
+WantedBy=timers.target
 `))
 
 func nodesUnit(e *env) *cobra.Command {
@@ -83,8 +103,11 @@ func nodesUnit(e *env) *cobra.Command {
 		Use:   "unit NAME --proxy HOST:PORT [--key FILE]",
 		Short: "Print systemd units with which a machine dials home by stock ssh",
 		Long: "Print the files with which a machine that has only ssh and sshd becomes a node:\n" +
-			"a service that keeps \"ssh -N -R 22:localhost:22\" up through any NAT, and a timer\n" +
-			"that renews its certificate. Each file begins with a line that names it.",
+			"a service that keeps \"ssh -N -R 22:localhost:22\" up through any NAT, a timer that\n" +
+			"renews its certificate, and one that fetches the list of what is locked. Once that\n" +
+			"is there, \"RevokedKeys /etc/accessd/NAME.krl\" in sshd_config has sshd read it; an\n" +
+			"sshd that cannot read the file lets nobody in. Each file begins with a line that\n" +
+			"names it.",
 		Args: want("NAME"),
 		RunE: verb(func(ctx context.Context, args []string) error { return e.printUnit(ctx, args[0], proxy, key) }),
 	}
