@@ -1,6 +1,6 @@
 // Command generate writes the pages of docs that follow from the code:
 // config.md from the configuration's types, cli.md from the command tree,
-// events.md from the event table. Run it from the root of the module.
+// events.md from the event table, api.md from the services. Run it from the root of the module.
 package main
 
 import (
@@ -21,7 +21,12 @@ import (
 )
 
 func main() {
+	api, err := apiPage()
+	if err != nil {
+		log.Fatal(err)
+	}
 	for path, page := range map[string][]byte{
+		"docs/api.md":    api,
 		"docs/config.md": configPage(),
 		"docs/cli.md":    cliPage(),
 		"docs/events.md": eventsPage(),

@@ -2,6 +2,7 @@ package auth
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"strconv"
 
@@ -376,4 +377,29 @@ func fingerprint(line string) string {
 		return ""
 	}
 	return ssh.FingerprintSHA256(key)
+}
+
+// A Method is one method of the services with who may call it, for documents.
+type Method struct {
+	Procedure      string   // "/accessd.v1.UserService/AddUser"
+	Local          bool     // over the admin socket
+	Resource, Verb string   // people whose roles allow this; "" when none
+	Own            bool     // every person, for what is the person's own
+	Members        []string // kinds of members
+	Joiner         bool     // whoever joins
+}
+
+// Methods returns every method, by name.
+func Methods() []Method {
+	table := accessTable()
+	out := make([]Method, 0, len(table))
+	for _, procedure := range slices.Sorted(maps.Keys(table)) {
+		r := table[procedure]
+		m := Method{Procedure: procedure, Local: r.local, Resource: r.resource, Verb: r.verb, Own: r.own, Joiner: r.joiner}
+		for _, k := range r.members {
+			m.Members = append(m.Members, string(k))
+		}
+		out = append(out, m)
+	}
+	return out
 }
