@@ -73,7 +73,7 @@ func newSurfer(t *testing.T) *surfer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tr := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}} //nolint:gosec // self-signed, on loopback
+	tr := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
 	t.Cleanup(tr.CloseIdleConnections)
 	return &surfer{t: t, Client: http.Client{Jar: jar, Transport: tr}}
 }
@@ -218,6 +218,13 @@ func TestSingleSignOn(t *testing.T) {
 		if r := signIn(t, c, "bob", key, "-o", "BatchMode=yes").Wait(); r.Code == 0 {
 			t.Errorf("with another name = %q", r.Stdout)
 		}
+		// There is no such node, which only those hear who are let in.
+		if r := signIn(t, c, c.Login+"@nowhere", key, "-o", "BatchMode=yes").Wait(); strings.Contains(r.Stderr, "Permission denied") || !strings.Contains(r.Stderr, "nowhere") {
+			t.Errorf("as a visitor = %d %s", r.Code, r.Stderr)
+		}
+		if r := signIn(t, c, c.Login+"@nowhere", c.Key("visitor-key"), "-o", "BatchMode=yes").Wait(); !strings.Contains(r.Stderr, "Permission denied") {
+			t.Errorf("as a visitor with another key = %d %s", r.Code, r.Stderr)
+		}
 	})
 	t.Run("who the provider says it is not", func(t *testing.T) {
 		for name, row := range map[string]struct{ typed, person, why string }{
@@ -281,7 +288,7 @@ func programSignsIn(t *testing.T, c *harness.Cluster) {
 	home := t.TempDir()
 	opened := filepath.Join(home, "opened")
 	browser := filepath.Join(home, "browser")
-	if err := os.WriteFile(browser, []byte("#!/bin/sh\nprintf '%s' \"$1\" > "+opened+".new && mv "+opened+".new "+opened+"\n"), 0o700); err != nil { //nolint:gosec // a program
+	if err := os.WriteFile(browser, []byte("#!/bin/sh\nprintf '%s' \"$1\" > "+opened+".new && mv "+opened+".new "+opened+"\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	accessd := func(more ...string) []string {

@@ -82,11 +82,11 @@ func (s loginService) takeSSO(ctx context.Context, in *signIn, answer string) (*
 	case len(list) == 1:
 		return s.park(ctx, in, list[0])
 	}
-	text := ""
+	var text strings.Builder
 	for _, c := range list {
-		text += " " + string(c.Name)
+		text.WriteString(" " + string(c.Name))
 	}
-	return in.ask("Where you can sign in:"+text, s.takeConnector, &accessdv1.Prompt{Text: "Where: ", Echo: true}), nil
+	return in.ask("Where you can sign in:"+text.String(), s.takeConnector, &accessdv1.Prompt{Text: "Where: ", Echo: true}), nil
 }
 
 // takeConnector takes the name of a connector.

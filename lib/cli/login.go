@@ -246,7 +246,7 @@ func fetch(client *ssh.Client) ([]byte, error) {
 	if err != nil {
 		return nil, fault.Wrap(fault.Unavailable, err, "the proxy opens no session")
 	}
-	defer session.Close()
+	defer func() { _ = session.Close() }() // the remote end has closed it
 	var out bytes.Buffer
 	session.Stdout = &limitedWriter{&out, maxCertificate}
 	if err := session.Run("login"); err != nil {
@@ -334,7 +334,7 @@ func (s *signingIn) answer(ctx context.Context, instruction string, questions []
 	switch {
 	case len(questions) == 1 && !s.offered && strings.Contains(questions[0], "single sign-on"):
 		s.offered = true
-		return s.signOn()
+		return s.signOn(ctx)
 	case len(questions) == 1 && s.browser != nil && strings.HasPrefix(questions[0], "Receipt"):
 		return s.browser.visit(ctx, s.env, strings.TrimSpace(instruction))
 	}
@@ -353,13 +353,13 @@ func (s *signingIn) answer(ctx context.Context, instruction string, questions []
 }
 
 // signOn asks for single sign-on: with a browser here, where there is one.
-func (s *signingIn) signOn() ([]string, error) {
+func (s *signingIn) signOn(ctx context.Context) ([]string, error) {
 	want := "sso:" + s.connector
 	if s.headless || browserCommand() == nil {
 		return []string{want}, nil
 	}
 	var err error
-	if s.browser, err = listenLoopback(); err != nil {
+	if s.browser, err = listenLoopback(ctx); err != nil {
 		return nil, err
 	}
 	return []string{want + " " + s.browser.url() + " " + s.browser.challenge()}, nil
@@ -367,7 +367,7 @@ func (s *signingIn) signOn() ([]string, error) {
 
 // ask asks the person at the terminal.
 func (s *signingIn) ask(question string, echo bool) (string, error) {
-	fmt.Fprint(s.stderr, events.Display(question))
+	_, _ = fmt.Fprint(s.stderr, events.Display(question)) // who cannot read it does not answer
 	if f, ok := s.stdin.(*os.File); ok && !echo && term.IsTerminal(int(f.Fd())) {
 		secret, err := term.ReadPassword(int(f.Fd()))
 		fmt.Fprintln(s.stderr)

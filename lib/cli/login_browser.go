@@ -43,8 +43,9 @@ func randomText(n int) string {
 	return base64.RawURLEncoding.EncodeToString(b)
 }
 
-func listenLoopback() (*loopback, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+func listenLoopback(ctx context.Context) (*loopback, error) {
+	var lc net.ListenConfig
+	ln, err := lc.Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, fault.New(fault.Internal, "listen for the browser: %w", err)
 	}

@@ -178,7 +178,7 @@ func (s *Store) AwaitSignOn(ctx context.Context, id string) (SignOn, error) {
 		return nil
 	})
 	if errors.Is(err, errSettled) || ctx.Err() != nil {
-		return o, nil
+		err = nil
 	}
 	return o, err
 }
