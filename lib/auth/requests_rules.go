@@ -106,22 +106,22 @@ func mayReview(sub subject, r services.AccessRequest) bool {
 // missing returns the sets with what is still missing in each, given the roles
 // of those who have approved. Nobody counts twice; who counts where is chosen so
 // that the least is missing.
-func (t terms) missing(approvers [][]names.RoleName) []services.ApprovalSet {
-	var slots []int // the set of each approval that is wanted
+func (t *terms) missing(approvers [][]names.RoleName) []services.ApprovalSet {
+	m := seating{sets: t.sets, approvers: approvers}
 	for i, s := range t.sets {
 		for range s.Count {
-			slots = append(slots, i)
+			m.slots = append(m.slots, i)
 		}
 	}
-	holder := make([]int, len(slots)) // who has a slot, from 1 on
+	m.holder = make([]int, len(m.slots))
 	for who := range approvers {
-		t.place(approvers, slots, holder, who, make([]bool, len(slots)))
+		m.place(who, make([]bool, len(m.slots)))
 	}
 	var out []services.ApprovalSet
 	for i, s := range t.sets {
 		s.Count = 0
-		for slot, set := range slots {
-			if set == i && holder[slot] == 0 {
+		for slot, set := range m.slots {
+			if set == i && m.holder[slot] == 0 {
 				s.Count++
 			}
 		}
@@ -132,16 +132,24 @@ func (t terms) missing(approvers [][]names.RoleName) []services.ApprovalSet {
 	return out
 }
 
+// A seating says which approval counts in which set.
+type seating struct {
+	sets      []services.ApprovalSet
+	approvers [][]names.RoleName
+	slots     []int // the set of each approval that is wanted
+	holder    []int // who has a slot, from 1 on
+}
+
 // place finds a slot for who, moving others if that helps: an augmenting path of
 // a bipartite matching. It reports whether there is one.
-func (t terms) place(approvers [][]names.RoleName, slots, holder []int, who int, tried []bool) bool {
-	for slot, set := range slots {
-		if tried[slot] || !t.sets[set].Takes(approvers[who]) {
+func (m *seating) place(who int, tried []bool) bool {
+	for slot, set := range m.slots {
+		if tried[slot] || !m.sets[set].Takes(m.approvers[who]) {
 			continue
 		}
 		tried[slot] = true
-		if holder[slot] == 0 || t.place(approvers, slots, holder, holder[slot]-1, tried) {
-			holder[slot] = who + 1
+		if m.holder[slot] == 0 || m.place(m.holder[slot]-1, tried) {
+			m.holder[slot] = who + 1
 			return true
 		}
 	}
@@ -149,7 +157,7 @@ func (t terms) place(approvers [][]names.RoleName, slots, holder []int, who int,
 }
 
 // span returns how long a request is for that asks for ttl.
-func (t terms) span(ttl time.Duration) (time.Duration, error) {
+func (t *terms) span(ttl time.Duration) (time.Duration, error) {
 	if ttl > t.longest {
 		return 0, fault.New(fault.Denied, "the rules allow %v at most, not %v", t.longest, ttl)
 	}

@@ -409,7 +409,7 @@ func TestMissingApprovals(t *testing.T) {
 		{"a chain of moves", []services.ApprovalSet{set(either, 1), set(lead, 1), set(nil, 1)}, [][]names.RoleName{lead, both, security}, "[]"},
 		{"enough people, of the wrong roles", []services.ApprovalSet{set(lead, 2)}, [][]names.RoleName{lead, security, security}, "[1 of lead]"},
 	} {
-		if got := fmt.Sprint(terms{sets: c.sets}.missing(c.approvers)); got != c.want {
+		if got := fmt.Sprint((&terms{sets: c.sets}).missing(c.approvers)); got != c.want {
 			t.Errorf("%s: %s is missing, want %s", c.name, got, c.want)
 		}
 	}

@@ -108,21 +108,23 @@ func (s *Store) UpdateRequest(ctx context.Context, r AccessRequest) (AccessReque
 	}
 	key, given := requestKey(r.ID), elevationKey(r.ID)
 	tx := s.b.Txn().At(key, r.Revision)
-	switch {
-	case r.State == RequestPending:
+	switch r.State {
+	case RequestPending:
 		tx.Put(key, encode(r))
-	case r.State == RequestApproved:
+	case RequestApproved:
 		lease, err := s.b.Grant(ctx, max(r.Until.Sub(s.now()), time.Second))
 		if err != nil {
 			return r, err
 		}
 		tx.Put(key, encode(r)).Put(given, encode(r.elevation()), backend.WithLease(lease))
-	default:
+	case RequestDenied, RequestDropped, RequestExpired:
 		lease, err := s.b.Grant(ctx, requestKept)
 		if err != nil {
 			return r, err
 		}
 		tx.Put(key, encode(r), backend.WithLease(lease)).Delete(given)
+	default:
+		return r, fault.New(fault.BadInput, "access request: no state is named %q", r.State)
 	}
 	revision, err := s.update(ctx, key, "access request", tx)
 	r.Revision = revision

@@ -39,6 +39,7 @@ func (x *session) push(ctx context.Context, signed *signedIn) error {
 			return err
 		}
 		x.say("accessd: signed in as %s; a key and its certificate are in your agent until %s\n", cert.KeyId, moment(end(cert)))
+		x.sayRequests(signed)
 		return nil
 	})
 }

@@ -20,7 +20,8 @@ import (
 // The commands that this package runs itself.
 const (
 	loginVerb = "login"
-	menuVerb  = "menu" // on a terminal; the same as no command
+	renewVerb = "renew" // of bots
+	menuVerb  = "menu"  // on a terminal; the same as no command
 )
 
 // session is one session channel that ends here. It runs a verb or tells why not.
@@ -155,6 +156,8 @@ func (x *session) exec(ctx context.Context, command string) int {
 		return x.login(ctx, x.agent)
 	case err == nil && slices.Equal(args, []string{loginVerb, "--print"}):
 		return x.login(ctx, false)
+	case err == nil && x.who.cert != "" && slices.Equal(args, []string{renewVerb}):
+		return x.renewBot(ctx)
 	case verbs && x.pty != nil && slices.Equal(args, []string{menuVerb}):
 		return x.menu(ctx, false)
 	case verbs && x.pty != nil && slices.Equal(args, []string{menuVerb, "--plain"}):
@@ -206,7 +209,15 @@ func (x *session) print(_ context.Context, signed *signedIn) error {
 	}
 	x.say("accessd: signed in as %s; this certificate for key %s is valid until %s\n",
 		signed.identity.User, ssh.FingerprintSHA256(signed.certificate.Key), moment(end(signed.certificate)))
+	x.sayRequests(signed)
 	return nil
+}
+
+// sayRequests says why a certificate ends sooner than others.
+func (x *session) sayRequests(signed *signedIn) {
+	for _, id := range signed.identity.Requests {
+		x.say("accessd: it has what access request %s gives, and ends with it\n", id)
+	}
 }
 
 // fail tells err in the form of the command line and returns its exit code.
