@@ -166,6 +166,25 @@ func TestAccessRequests(t *testing.T) {
 		harness.Eventually(t, "what was dropped gives nothing", func() bool { return on(elevated, "n2").Code != 0 })
 	})
 
+	t.Run("through a proxy elsewhere", func(t *testing.T) {
+		away := harness.Start(t, "start", "--data-dir", t.TempDir(), "--roles", "proxy", "--listen", "127.0.0.1:0", "--node-name", "p1", "--join", c.Addr,
+			"--token", strings.TrimSpace(c.Admin("tokens", "add", "--role", "proxy", "--quiet")), "--ca-pin", strings.TrimSpace(c.Admin("ca", "pin")))
+		there := func(p *harness.Person) *harness.Person {
+			q := *p
+			q.Config = c.File(p.Name+"-away", c.Admin("ssh-config", "--identity", p.Key, "--proxy", away.Field("listen")))
+			return &q
+		}
+		alice, bob := there(alice), there(bob)
+		id := ask(t, alice, "--roles", "dba")
+		text := must(t, bob.SSH("accessd-proxy", "requests", "approve", id, "--text"))
+		signature := must(t, harness.Run(t, strings.NewReader(text), "ssh-keygen", "-Y", "sign", "-q", "-n", "accessd-request@"+cluster(t, text), "-f", bob.Key))
+		must(t, bob.SSHIn(strings.NewReader(signature), "accessd-proxy", "requests", "approve", id, "--signature", "-"))
+		wantEvent(t, c, map[string]string{"request": id, "user": "bob", "proof": "signature"}, "--event", "access_request.review")
+		if r := on(assume(t, c, alice, id), "n1"); r.Code != 0 {
+			t.Errorf("ssh n1: exit %d %q", r.Code, r.Stderr)
+		}
+	})
+
 	t.Run("told by a webhook", func(t *testing.T) {
 		if t.Failed() {
 			return
