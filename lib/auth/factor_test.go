@@ -12,7 +12,6 @@ import (
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/rpc"
-	"github.com/accessd/accessd/lib/services"
 	"github.com/accessd/accessd/lib/sshca"
 )
 
@@ -246,7 +245,7 @@ func TestRecoveryCodes(t *testing.T) {
 		t.Fatalf("codes %q, want %d", codes, recoveryCodes)
 	}
 	stored, err := c.w.cfg.Store.Credentials(t.Context(), "alice")
-	if err != nil || len(stored.Recovery) != recoveryCodes || strings.Contains(fmt.Sprint(services.Credentials(stored).Recovery), codes[0]) {
+	if err != nil || len(stored.Recovery) != recoveryCodes || strings.Contains(fmt.Sprint(stored.Recovery), codes[0]) {
 		t.Errorf("stored %v, %v", stored.Recovery, err)
 	}
 	typed := strings.ToUpper(strings.ReplaceAll(codes[0], "-", " "))

@@ -26,6 +26,7 @@ const (
 var (
 	errNoneMethod = errors.New("the method \"none\" is never enough")
 	errWeakKey    = errors.New("the RSA key is too small or too large")
+	errNoTouch    = errors.New("the certificate lets a security key sign without being touched")
 )
 
 // auth is the state of one connection's authentication, all of which x/crypto
@@ -145,6 +146,9 @@ func (c *Conn) guarded(cb ssh.ServerAuthCallbacks) ssh.ServerAuthCallbacks {
 				if err := checkSize(key); err != nil {
 					return nil, err
 				}
+				if err := checkTouch(key); err != nil {
+					return nil, err
+				}
 				return f(m, key)
 			})
 		}
@@ -210,6 +214,21 @@ func untilWhole(elapsed, unit time.Duration) time.Duration {
 func isPartial(err error) bool {
 	_, ok := errors.AsType[*ssh.PartialSuccessError](err)
 	return ok
+}
+
+// noTouch is the extension of a certificate for a security key that signs without
+// being touched (OpenSSH PROTOCOL.certkeys, "Extensions").
+const noTouch = "no-touch-required"
+
+// checkTouch refuses a certificate that x/crypto would take such signatures for.
+// No authority of ours issues any; of all others x/crypto wants the touch.
+func checkTouch(key ssh.PublicKey) error {
+	if cert, ok := key.(*ssh.Certificate); ok {
+		if _, ok := cert.Extensions[noTouch]; ok {
+			return errNoTouch
+		}
+	}
+	return nil
 }
 
 // checkSize refuses an RSA key, bare or in a certificate, of a size that is not
