@@ -73,7 +73,7 @@ func TestConnectorMistakes(t *testing.T) {
 		"pages on a path":     {"login.example:3022", "login.example/x", "want https://HOST"},
 		"no client":           {"client_id: accessd", `client_id: ""`, "client_id"},
 		"two stars":           {"ops-*", "*ops-*", "one * at most"},
-		"nothing to give":     {"  roles: [dba]\n  logins: [postgres]\n", "", "needs values of its claim, and roles or logins"},
+		"nothing to give":     {"  roles: [dba]\n  logins: [postgres]\n", "", "roles or logins"},
 		"a role of no form":   {"roles: [dba]", "roles: [\"D B A\"]", "role"},
 		"a login of no form":  {"logins: [postgres]", "logins: [\"a,b\"]", "login"},
 		"a scope of no form":  {"[profile, groups]", "[\"profile groups\"]", "scopes"},
