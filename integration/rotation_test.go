@@ -145,7 +145,7 @@ func (l *living) says(t *testing.T, word string) {
 }
 
 // load runs short sessions on a target, one after another, until stop is called,
-// which returns how many there were. Each that fails fails the test.
+// which returns how many there were. One that fails is a failure of the test.
 func load(t *testing.T, x target) (stop func() int) {
 	done, ended, n := make(chan struct{}), make(chan struct{}), 0
 	go func() {
@@ -329,7 +329,7 @@ func (r rotation) missed(t *testing.T, away *harness.Process, args []string) {
 	r.Eventually("the node says what to do", func() bool {
 		return strings.Contains(lost.Log(), "start it with a fresh token and the new pin")
 	})
-	lost.Stop()
+	lost.Kill()
 	harness.Start(t, r.NodeArgs("away", away.DataDir())...)
 	r.WaitOnline("away")
 }
