@@ -33,7 +33,8 @@ func (p *policy) Role(name names.RoleName) (services.Role, bool) {
 
 func (p *policy) User(name names.UserName) (services.User, bool) { return p.user, name == p.user.Name }
 func (p *policy) Revision() uint64                               { return 1 }
-func (p *policy) Elevation(string) (services.Elevation, bool) { return services.Elevation{}, false }
+func (p *policy) Elevation(string) (services.Elevation, bool)    { return services.Elevation{}, false }
+func (p *policy) Stale() bool                                    { return false }
 func (p *policy) Locked(services.Subject, time.Time) (services.Lock, bool) {
 	return services.Lock{}, false
 }

@@ -3,6 +3,7 @@ package auth
 import (
 	"context"
 	"net/http"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -165,6 +166,8 @@ func (a *Authority) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle(accessdv1connect.NewUserServiceHandler(userService{a}, opts...))
 	mux.Handle(accessdv1connect.NewRoleServiceHandler(roleService{a}, opts...))
+	mux.Handle(accessdv1connect.NewBotServiceHandler(botService{a}, opts...))
+	mux.Handle(accessdv1connect.NewBotSignInServiceHandler(botSignInService{a}, opts...))
 	mux.Handle(accessdv1connect.NewPolicyServiceHandler(policyService{a}, opts...))
 	mux.Handle(accessdv1connect.NewWatchServiceHandler(watchService{a}, opts...))
 	mux.Handle(accessdv1connect.NewTokenServiceHandler(tokenService{a}, opts...))
@@ -208,6 +211,11 @@ func (a *Authority) Run(ctx context.Context) error {
 
 // source is the store's policy for the cache, with the feed listening in.
 func (a *Authority) source(ctx context.Context, fn func(*accessdv1.PolicyUpdate) error) error {
+	var beating sync.WaitGroup
+	defer beating.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	beating.Go(func() { a.beat(ctx, fn) })
 	return a.cfg.Store.Watch(ctx, nil, func(u *accessdv1.PolicyUpdate) error {
 		a.followKeys(ctx, u)
 		if err := fn(u); err != nil {
@@ -216,6 +224,29 @@ func (a *Authority) source(ctx context.Context, fn func(*accessdv1.PolicyUpdate)
 		a.feed.apply(u)
 		return nil
 	})
+}
+
+// beat says that there is nothing new, as often as everybody wants to hear so and
+// as long as the store answers: an authority that has lost it knows nothing of what
+// others have locked.
+func (a *Authority) beat(ctx context.Context, fn func(*accessdv1.PolicyUpdate) error) {
+	tick := time.NewTicker(services.PolicyBeat)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if _, err := a.cfg.Store.Cluster(ctx); err != nil {
+			a.cfg.Log.Warn("the state store does not answer", zap.Error(err))
+			continue
+		}
+		nothing := &accessdv1.PolicyUpdate{}
+		if err := fn(nothing); err == nil {
+			a.feed.apply(nothing)
+		}
+	}
 }
 
 func (a *Authority) sweep(ctx context.Context) error {

@@ -39,6 +39,7 @@ type feed struct {
 	history   [feedHistory]feedChange
 	next      uint64 // number of the next change; change n is at n modulo feedHistory
 	ready     bool   // the copy was complete once
+	beats     uint64 // times that it was known to be up to date, without news
 	followers map[*follower]struct{}
 }
 
@@ -61,6 +62,12 @@ func (f *feed) apply(u *accessdv1.PolicyUpdate) {
 	}
 	if u.GetSynced() {
 		f.syncedLocked()
+	}
+	if !u.GetReset_() && !u.GetSynced() && len(u.GetPut())+len(u.GetRemove()) == 0 {
+		f.beats++
+		for fo := range f.followers {
+			fo.poke()
+		}
 	}
 }
 
@@ -123,6 +130,7 @@ type follower struct {
 	wake  chan struct{} // holds one token once there may be something new
 
 	cursor  uint64                // next change to read, once begun
+	beats   uint64                // of the feed, that it has passed on
 	begun   bool                  // the first copy was taken
 	pending []*accessdv1.Resource // of that copy, still to be sent
 	reset   bool                  // the next message begins a copy
@@ -181,7 +189,7 @@ func (fo *follower) catchUp() *accessdv1.PolicyUpdate {
 		return nil
 	}
 	if !fo.begun || f.next-fo.cursor > feedHistory {
-		fo.begun, fo.reset, fo.cursor = true, true, f.next
+		fo.begun, fo.reset, fo.cursor, fo.beats = true, true, f.next, f.beats
 		for k, r := range f.current {
 			if fo.wants(k) {
 				fo.pending = append(fo.pending, r)
@@ -197,7 +205,11 @@ func (fo *follower) catchUp() *accessdv1.PolicyUpdate {
 		}
 	}
 	if len(latest) == 0 {
-		return nil
+		if fo.beats == f.beats {
+			return nil
+		}
+		fo.beats = f.beats
+		return &accessdv1.PolicyUpdate{}
 	}
 	if fo.cursor < f.next {
 		fo.poke()

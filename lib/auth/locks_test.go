@@ -2,6 +2,7 @@ package auth
 
 import (
 	"bytes"
+	"context"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -294,5 +295,39 @@ func write(t *testing.T, path string, data []byte) {
 	t.Helper()
 	if err := os.WriteFile(path, data, 0o600); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestBeatsReachFollowers: that there is nothing new is told once to each follower,
+// and not in place of news.
+func TestBeatsReachFollowers(t *testing.T) {
+	f := newFeed()
+	f.apply(&accessdv1.PolicyUpdate{Reset_: true, Synced: true})
+	fo := f.follow(func(resourceKey) bool { return true })
+	defer fo.close()
+	next := func() *accessdv1.PolicyUpdate {
+		t.Helper()
+		u, err := fo.next(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return u
+	}
+	if u := next(); !u.GetReset_() || !u.GetSynced() {
+		t.Fatalf("first = %v, want everything", u)
+	}
+	role := &accessdv1.Resource{Key: &accessdv1.ResourceKey{Kind: services.KindRole, Name: "a"}}
+	f.apply(&accessdv1.PolicyUpdate{})
+	f.apply(&accessdv1.PolicyUpdate{Put: []*accessdv1.Resource{role}})
+	if u := next(); len(u.GetPut()) != 1 {
+		t.Errorf("next = %v, want the role", u)
+	}
+	if u := next(); len(u.GetPut())+len(u.GetRemove()) != 0 || u.GetReset_() || u.GetSynced() {
+		t.Errorf("next = %v, want nothing new", u)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if u, err := fo.next(ctx); err == nil {
+		t.Errorf("next = %v, want no second beat", u)
 	}
 }

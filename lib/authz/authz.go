@@ -156,6 +156,8 @@ type Policy interface {
 	Revision() uint64 // changes with every change of a role, a user, an elevation or a lock
 	// Locked returns a lock that keeps s out at now.
 	Locked(s services.Subject, now time.Time) (services.Lock, bool)
+	// Stale reports whether it may not know of all locks.
+	Stale() bool
 }
 
 // DefaultCacheSize is how many decisions an [Engine] remembers unless told
@@ -303,6 +305,9 @@ func (e *Engine) answer(id *sshca.Identity, a ask, decide func(*ruleSet, *ask) D
 	l, locked := e.policy.Locked(services.Subject{Identity: id, Login: a.login, Node: a.node.ID, NodeName: a.node.Name}, e.now())
 	if locked {
 		return Decision{Lock: &l, Reason: l.Sentence()}
+	}
+	if d.Options.Locks == services.LocksStrict && e.policy.Stale() {
+		return Decision{Role: d.Role, Reason: "whether somebody is locked out cannot be told at the moment, and the role wants to know (locks: strict)"}
 	}
 	return d
 }

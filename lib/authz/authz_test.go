@@ -333,6 +333,7 @@ func (s *switching) User(name names.UserName) (services.User, bool) { return s.n
 func (s *switching) Elevation(string) (services.Elevation, bool) {
 	return services.Elevation{}, false
 }
+func (s *switching) Stale() bool { return false }
 func (s *switching) Locked(services.Subject, time.Time) (services.Lock, bool) {
 	return services.Lock{}, false
 }

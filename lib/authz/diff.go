@@ -38,6 +38,9 @@ func (f Fixed) Revision() uint64 { return 1 }
 // Elevation implements [Policy].
 func (f Fixed) Elevation(string) (services.Elevation, bool) { return services.Elevation{}, false }
 
+// Stale implements [Policy].
+func (f Fixed) Stale() bool { return false }
+
 // Locked implements [Policy].
 func (f Fixed) Locked(services.Subject, time.Time) (services.Lock, bool) {
 	return services.Lock{}, false

@@ -19,6 +19,7 @@ type policy struct {
 	elevated map[string]services.Elevation
 	revision atomic.Uint64
 	locked   func(services.Subject, time.Time) (services.Lock, bool) // nil: nobody is
+	stale    bool
 }
 
 func newPolicy() *policy {
@@ -40,6 +41,8 @@ func (p *policy) Elevation(id string) (services.Elevation, bool) {
 	return g, ok
 }
 func (p *policy) Revision() uint64 { return p.revision.Load() }
+
+func (p *policy) Stale() bool { return p.stale }
 
 func (p *policy) Locked(s services.Subject, now time.Time) (services.Lock, bool) {
 	if p.locked == nil {

@@ -34,6 +34,9 @@ type Cache struct {
 	synced    chan struct{} // closed when a whole policy has come in
 	hasSynced bool
 	saved     snapshotOf // the newest one
+
+	heard   time.Time   // when a stream last said anything
+	silence *time.Timer // tells when it has said nothing for too long; nil until it has once
 }
 
 // NewCache returns an empty Cache.
@@ -41,14 +44,24 @@ func NewCache() *Cache {
 	return &Cache{current: newPolicy(), changed: make(chan struct{}), synced: make(chan struct{})}
 }
 
-// Apply makes the changes of an update, all of them or, with an error, none.
-func (c *Cache) Apply(u *accessdv1.PolicyUpdate) error {
+// Apply makes the changes of an update, all of them or, with an error, none. One
+// without any says that the policy is still the same.
+func (c *Cache) Apply(u *accessdv1.PolicyUpdate) error { return c.apply(u, true) }
+
+// apply makes the changes of an update that is news, or is from a snapshot.
+func (c *Cache) apply(u *accessdv1.PolicyUpdate, news bool) error {
 	list, err := changes(u)
 	if err != nil {
 		return err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if news {
+		c.hearLocked()
+	}
+	if len(list) == 0 && !u.GetReset_() && !u.GetSynced() {
+		return nil
+	}
 	if u.GetReset_() {
 		c.incoming = newPolicy()
 	}

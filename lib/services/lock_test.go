@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
@@ -165,4 +166,74 @@ func FuzzLockAddress(f *testing.F) {
 			t.Errorf("%q is read as %v, and that as %v, %v", s, p, again, err)
 		}
 	})
+}
+
+// TestStaleView: a member that has heard nothing for too long knows it, and whoever
+// reads the policy is told to look again; a beat is news enough.
+func TestStaleView(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cache, beat := services.NewCache(), &accessdv1.PolicyUpdate{}
+		if !cache.Stale() {
+			t.Error("a view that never was one is fresh")
+		}
+		check(t, cache.Apply(&accessdv1.PolicyUpdate{Reset_: true, Synced: true}))
+		for range 10 {
+			time.Sleep(services.StaleAfter - time.Second)
+			check(t, cache.Apply(beat))
+		}
+		changed := cache.Changed()
+		time.Sleep(services.StaleAfter - time.Second)
+		select {
+		case <-changed:
+			t.Error("beats are told as changes")
+		default:
+		}
+		if cache.Stale() {
+			t.Errorf("stale a second before %v are over", services.StaleAfter)
+		}
+		<-changed
+		if !cache.Stale() {
+			t.Errorf("fresh after %v without a word", services.StaleAfter)
+		}
+		check(t, cache.Apply(beat))
+		if cache.Stale() {
+			t.Error("stale after a word")
+		}
+	})
+}
+
+// TestSnapshotIsNoNews: what a member remembers says nothing of what was locked since.
+func TestSnapshotIsNoNews(t *testing.T) {
+	cache := services.NewCache()
+	check(t, cache.Apply(&accessdv1.PolicyUpdate{Reset_: true, Synced: true}))
+	path := filepath.Join(t.TempDir(), "snapshot")
+	check(t, cache.Save(path))
+	again := services.NewCache()
+	check(t, again.Load(path))
+	if !again.Stale() {
+		t.Error("a view from a snapshot is fresh")
+	}
+}
+
+// TestStrictestLocks: one role that is strict is enough.
+func TestStrictestLocks(t *testing.T) {
+	for _, c := range [][3]services.LockMode{
+		{"", "", ""},
+		{"", services.LocksStrict, services.LocksStrict},
+		{services.LocksStrict, services.LocksBestEffort, services.LocksStrict},
+		{services.LocksBestEffort, services.LocksStrict, services.LocksStrict},
+		{services.LocksBestEffort, "", services.LocksBestEffort},
+	} {
+		a, b := services.RoleOptions{Locks: c[0]}, services.RoleOptions{Locks: c[1]}
+		if got := a.Strictest(b).Locks; got != c[2] {
+			t.Errorf("strictest of %q and %q = %q, want %q", c[0], c[1], got, c[2])
+		}
+	}
+	list, err := services.ParseRoles("a.yaml", []byte("kind: role\nname: a\nallow:\n  - {nodes: {a: b}, logins: [x], actions: [exec]}\noptions: {locks: strict}\n"))
+	if err != nil || len(list) != 1 || list[0].Options.Locks != services.LocksStrict {
+		t.Errorf("ParseRoles = %+v, %v, want locks: strict", list, err)
+	}
+	if _, err := services.ParseRoles("a.yaml", []byte("kind: role\nname: a\nallow:\n  - {nodes: {a: b}, logins: [x], actions: [exec]}\noptions: {locks: loose}\n")); !fault.Is(err, fault.BadInput) {
+		t.Errorf("locks: loose = %v, want bad input", err)
+	}
 }

@@ -493,6 +493,8 @@ func (p *roleParser) options(n *yaml.Node) RoleOptions {
 			o.RecordInput = p.boolean(value, "record_input")
 		case "mfa":
 			o.MFA = p.mfa(value)
+		case "locks":
+			o.Locks = p.lockMode(value)
 		default:
 			p.fail(key, "unknown field %q in options", clip(key.Value))
 		}

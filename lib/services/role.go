@@ -91,6 +91,8 @@ type RoleOptions struct {
 
 	CreateAccount *CreateAccount `json:"create_account,omitempty"` // nil: accounts are there or not
 
+	Locks LockMode `json:"locks,omitempty"`
+
 	Record      Recording `json:"record,omitempty"`       // see [RoleOptions.Recording]
 	RecordInput bool      `json:"record_input,omitempty"` // what the process reads, too
 }
@@ -113,6 +115,8 @@ func (o RoleOptions) Strictest(p RoleOptions) RoleOptions {
 		MFA:         cmp.Or(o.MFA, p.MFA),
 
 		CreateAccount: o.CreateAccount.strictest(p.CreateAccount),
+
+		Locks: o.Locks.strictest(p.Locks),
 
 		Record:      o.Record.strictest(p.Record),
 		RecordInput: o.RecordInput || p.RecordInput,

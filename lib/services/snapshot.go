@@ -108,7 +108,7 @@ func (c *Cache) Load(path string) error {
 	if err != nil {
 		return fault.New(fault.BadInput, "load the policy: %q: %w", path, err)
 	}
-	return c.Apply(u)
+	return c.apply(u, false)
 }
 
 func parseSnapshot(data []byte) (*accessdv1.PolicyUpdate, error) {
