@@ -251,13 +251,34 @@ func TestSignOnThroughABrowser(t *testing.T) {
 	}
 }
 
-// THREATS: an ID token is nobody's word until its signature, issuer, audience,
-// time and nonce are right, and nobody's twice.
-func TestLyingProvider(t *testing.T) {
+// What goes wrong, in one cluster.
+func TestSignOnGoesWrong(t *testing.T) {
 	w := newWorld(t, plan{})
 	l := newLiar(t, w)
 	w.connector(l, "")
 	c := w.counter("edge-1")
+	for _, part := range []struct {
+		name string
+		run  func(*testing.T, counter, *liar)
+	}{
+		{"the provider lies", lyingProvider},
+		{"parts of a sign-in", partsOfASignOn},
+		{"a name that exists", tellsNoNames},
+		{"a receipt", loopbacks},
+		{"the client's secret", keepsItsSecret},
+	} {
+		t.Run(part.name, func(t *testing.T) {
+			defer func() { l.signer, l.claims, l.token = l.key, nil, "" }()
+			part.run(t, c, l)
+		})
+	}
+}
+
+// THREATS: an ID token is nobody's word until its signature, issuer, audience,
+// time and nonce are right, and nobody's twice.
+func lyingProvider(t *testing.T, c counter, l *liar) {
+	t.Helper()
+	w := c.w
 	c.confirm(c.waiting("alice"), l, browserOne)
 	earlier := l.idToken()
 	for name, lie := range map[string]struct {
@@ -301,11 +322,9 @@ func TestLyingProvider(t *testing.T) {
 
 // Who has part of a sign-in has nothing: not the answer without the browser that
 // confirmed, not the link without the code, not anything twice, nothing late.
-func TestPartsOfASignOn(t *testing.T) {
-	w := newWorld(t, plan{})
-	l := newLiar(t, w)
-	w.connector(l, "")
-	c := w.counter("edge-1")
+func partsOfASignOn(t *testing.T, c counter, l *liar) {
+	t.Helper()
+	w := c.w
 	term := c.waiting("alice")
 	for try := 1; try <= 2; try++ {
 		_, err := call(t, c.Confirm, &accessdv1.ConfirmRequest{Link: term.link, Code: "BCDF-GHJK", Browser: browserOne})
@@ -355,11 +374,9 @@ func TestPartsOfASignOn(t *testing.T) {
 
 // The receipt that the browser brings to a program on its machine is worth
 // nothing to another program, or before it was confirmed.
-func TestLoopback(t *testing.T) {
-	w := newWorld(t, plan{})
-	l := newLiar(t, w)
-	w.connector(l, "")
-	c := w.counter("edge-1")
+func loopbacks(t *testing.T, c counter, l *liar) {
+	t.Helper()
+	w := c.w
 	const verifier = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk" // RFC 7636, appendix B
 	const challenge = "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"
 	begin := func() (*desk, *accessdv1.LoginStep, *waiting) {
@@ -411,11 +428,9 @@ func TestLoopback(t *testing.T) {
 
 // The conversation is the same for every name, and a user of ours cannot be
 // taken over by a provider's person of that name.
-func TestSignOnTellsNoNames(t *testing.T) {
-	w := newWorld(t, plan{})
-	l := newLiar(t, w)
-	w.connector(l, "")
-	c := w.counter("edge-1")
+func tellsNoNames(t *testing.T, c counter, l *liar) {
+	t.Helper()
+	w := c.w
 	w.addUser("carol", "access")
 	l.claims = map[string]any{"preferred_username": "carol"}
 	var said []string
@@ -439,10 +454,9 @@ func TestSignOnTellsNoNames(t *testing.T) {
 }
 
 // A secret is kept for whom it was given, and shown to nobody.
-func TestConnectorKeepsItsSecret(t *testing.T) {
-	w := newWorld(t, plan{})
-	l := newLiar(t, w)
-	w.connector(l, "")
+func keepsItsSecret(t *testing.T, c counter, l *liar) {
+	t.Helper()
+	w := c.w
 	before, err := w.cfg.Store.Connector(t.Context(), "corp")
 	if err != nil || len(before.Secret) == 0 || strings.Contains(string(before.Secret), "hush") {
 		t.Fatalf("stored = %q, %v", before.Secret, err)
