@@ -62,6 +62,12 @@ func accessTable() map[string]rule {
 		accessdv1connect.ConnectorServiceGetConnectorProcedure:    admin("connectors", "read"),
 		accessdv1connect.ConnectorServiceRemoveConnectorProcedure: admin("connectors", "delete"),
 
+		accessdv1connect.BotServiceAddBotProcedure:   admin("users", "create"),
+		accessdv1connect.BotServiceListBotsProcedure: admin("users", "read"),
+
+		accessdv1connect.BotSignInServiceRenewBotProcedure:      proxy,
+		accessdv1connect.BotSignInServiceExchangeTokenProcedure: proxy,
+
 		accessdv1connect.PolicyServiceExplainProcedure: {local: true, resource: "roles", verb: "read", own: true},
 		// The handler asks the roles about each kind.
 		accessdv1connect.WatchServiceWatchProcedure: {local: true, resource: "nodes", verb: "read", own: true},

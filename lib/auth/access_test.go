@@ -41,6 +41,10 @@ ConnectorService/ApplyConnectors L A D
 ConnectorService/ListConnectors  L A D
 ConnectorService/GetConnector    L A D
 ConnectorService/RemoveConnector L A D
+BotService/AddBot              L A D
+BotService/ListBots            L A D
+BotSignInService/RenewBot      P H
+BotSignInService/ExchangeToken P H
 PolicyService/Explain          L A D R U
 WatchService/Watch             L A D R U
 TokenService/AddToken          L A D

@@ -232,6 +232,13 @@ func (s loginService) takeFirst(ctx context.Context, in *signIn, answers []strin
 		in.refused = refusal("no such user")
 	}
 	if in.method == methodInvite && in.refused == nil {
+		if u, err := s.cfg.Store.User(ctx, in.user); err != nil || u.Bot != nil {
+			if err != nil {
+				return nil, err
+			}
+			in.method = methodBotToken
+			return s.admitBot(ctx, in)
+		}
 		return in.ask(fmt.Sprintf("Welcome, %s. Choose a password of at least %d characters.", in.user, minPassword), s.takeNewPassword, newPassword()...), nil
 	}
 	return in.ask("", s.takeCode, &accessdv1.Prompt{Text: "Code: "}), nil

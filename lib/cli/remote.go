@@ -72,6 +72,9 @@ func remoteVerbs() map[string]remoteVerb {
 		"users keys ls":  list,
 		"users keys rm":  {},
 
+		"bots ls":  list,
+		"bots add": {flags: []string{"roles", "logins", "ttl", "token-ttl", "issuer", "audience", "claim", "format"}, none: []string{"issuer-ca"}},
+
 		"roles ls":         list,
 		"roles get":        {},
 		"roles rm":         {},

@@ -181,7 +181,7 @@ func (d *Daemon) serveEdge(ctx context.Context, e *edge, link *reversetunnel.Age
 	e.ssh = server
 	pages := web.Config{Unready: d.unready, Gatherer: d.metrics, Grace: d.cfg.Grace, Log: d.log}
 	if cfg.People != nil {
-		pages.SignOn = cfg.People.SignOn
+		pages.SignOn, pages.Bots = cfg.People.SignOn, cfg.People.Bots
 	}
 	site, err := web.New(pages)
 	if err != nil {
@@ -227,6 +227,7 @@ func (d *Daemon) proxyConfig(e *edge, link *reversetunnel.Agent) proxy.Config {
 			Login:  accessdv1connect.NewLoginServiceClient(d.server.calls, rpc.BaseURL, rpc.ClientOptions()...),
 			Grants: accessdv1connect.NewGrantServiceClient(d.server.calls, rpc.BaseURL, rpc.ClientOptions()...),
 			SignOn: accessdv1connect.NewSignOnServiceClient(d.server.calls, rpc.BaseURL, rpc.ClientOptions()...),
+			Bots:   accessdv1connect.NewBotSignInServiceClient(d.server.calls, rpc.BaseURL, rpc.ClientOptions()...),
 
 			Delegation: accessdv1connect.NewDelegationServiceClient(d.server.calls, rpc.BaseURL, rpc.ClientOptions()...),
 			Locks:      accessdv1connect.NewLockServiceClient(d.server.calls, rpc.BaseURL, rpc.ClientOptions()...),

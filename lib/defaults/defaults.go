@@ -30,6 +30,8 @@ const (
 const (
 	// UserCertTTL is the lifetime of a person's certificate unless asked otherwise.
 	UserCertTTL = 12 * time.Hour
+	// BotCertTTL is the lifetime of a bot's certificate unless asked otherwise.
+	BotCertTTL = 10 * time.Minute
 	// MaxUserCertTTL caps what may be asked for.
 	MaxUserCertTTL = 30 * 24 * time.Hour
 	// MemberCertTTL is the lifetime of a node's or a proxy's certificates; they

@@ -336,13 +336,11 @@ func (c Connector) checkClaims() error {
 }
 
 func (r ClaimRule) check() error {
-	if len(r.Values) == 0 || len(r.Values) > maxList || len(r.Roles)+len(r.Logins) == 0 {
-		return fault.New(fault.BadInput, "a rule needs values of its claim, and roles or logins")
+	if len(r.Roles)+len(r.Logins) == 0 {
+		return fault.New(fault.BadInput, "a rule needs roles or logins")
 	}
-	for _, v := range r.Values {
-		if v == "" || len(v) > maxConnectorText || strings.Count(v, wildcard) > 1 {
-			return fault.New(fault.BadInput, "value %q: want 1 to %d bytes with one * at most", clip(v), maxConnectorText)
-		}
+	if err := r.checkValues(); err != nil {
+		return err
 	}
 	for _, role := range r.Roles {
 		if _, err := names.ParseRoleName(string(role)); err != nil {
@@ -352,6 +350,18 @@ func (r ClaimRule) check() error {
 	for _, login := range r.Logins {
 		if _, err := names.ParseLogin(string(login)); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+func (r ClaimRule) checkValues() error {
+	if len(r.Values) == 0 || len(r.Values) > maxList {
+		return fault.New(fault.BadInput, "a rule needs 1 to %d values of its claim", maxList)
+	}
+	for _, v := range r.Values {
+		if v == "" || len(v) > maxConnectorText || strings.Count(v, wildcard) > 1 {
+			return fault.New(fault.BadInput, "value %q: want 1 to %d bytes with one * at most", clip(v), maxConnectorText)
 		}
 	}
 	return nil

@@ -30,6 +30,8 @@ type User struct {
 	Origin  *UserOrigin `json:"origin,omitempty"` // of a user made by a connector; nil: one of ours
 	Expires time.Time   `json:"expires,omitzero"` // no certificate is issued from then on, until the next sign-in
 
+	Bot *Bot `json:"bot,omitempty"` // nil: a person
+
 	Revision int64 `json:"-"`
 }
 
@@ -60,6 +62,11 @@ func (u User) Check() error {
 	}
 	if err := u.checkKeys(); err != nil {
 		return err
+	}
+	if u.Bot != nil {
+		if err := u.Bot.Check(); err != nil {
+			return err
+		}
 	}
 	if u.Origin != nil {
 		if err := u.Origin.check(); err != nil {
@@ -98,6 +105,8 @@ type Credentials struct {
 	Failures      int       `json:"failures,omitempty"` // failed sign-ins since the last good one
 	LastFailure   time.Time `json:"last_failure,omitzero"`
 	KnownKeys     []string  `json:"known_keys,omitempty"` // fingerprints of keys the user has signed in with
+
+	Bot *BotState `json:"bot,omitempty"` // nil: it has no certificate that it could renew
 
 	Revision int64 `json:"-"`
 }

@@ -42,8 +42,10 @@ type Config struct {
 	// SignOn is asked about sign-ins through a browser; nil serves no pages for
 	// them.
 	SignOn accessdv1connect.SignOnServiceClient
-	Grace  time.Duration // for requests at shutdown; 0 means defaults.Grace
-	Log    *zap.Logger   // nil discards
+	// Bots lets in bots; nil does not.
+	Bots  accessdv1connect.BotSignInServiceClient
+	Grace time.Duration // for requests at shutdown; 0 means defaults.Grace
+	Log   *zap.Logger   // nil discards
 }
 
 // Bounds of one connection and one request.
@@ -71,6 +73,7 @@ func (s *Server) addPages(routes map[string]route) error {
 	style, err := asset("style.css", "text/css; charset=utf-8")
 	routes["/style.css"] = route{get: style}
 	s.addSignOn(routes)
+	s.addBots(routes)
 	return err
 }
 

@@ -106,8 +106,12 @@ func (x *session) certify(what string, cert *ssh.Certificate) int {
 	if _, err := x.ch.Write([]byte(x.lines(certificateLine(cert)))); err != nil {
 		return x.fail(err)
 	}
-	x.say("accessd: %s as node %s; this certificate for key %s is valid until %s\n",
-		what, x.conn.User(), ssh.FingerprintSHA256(cert.Key), moment(end(cert)))
+	as := "node " + x.conn.User()
+	if x.who != nil {
+		as = x.conn.User()
+	}
+	x.say("accessd: %s as %s; this certificate for key %s is valid until %s\n",
+		what, as, ssh.FingerprintSHA256(cert.Key), moment(end(cert)))
 	return 0
 }
 

@@ -79,6 +79,8 @@ type People struct {
 	Locks accessdv1connect.LockServiceClient
 	// Rotation gives plain sshd nodes the authorities' keys; nil does not.
 	Rotation accessdv1connect.RotationServiceClient
+	// Bots lets in bots; nil does not.
+	Bots accessdv1connect.BotSignInServiceClient
 	// Factors checks second factors for connections; nil: nobody can give one.
 	Factors accessdv1connect.FactorServiceClient
 }
