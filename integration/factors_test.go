@@ -163,6 +163,15 @@ func TestFactorForEachConnection(t *testing.T) {
 			t.Errorf("ssh with an enrolled key = %d %q\n%s", r.Code, r.Stdout, r.Stderr)
 		}
 	})
+	t.Run("a role that begins to ask", func(t *testing.T) {
+		k := harness.Sit(t, f.jump("accessd").command([]string{"-tt"}))
+		k.Expect(`\$ `)
+		f.Admin("roles", "apply", "-f", f.File("asks.yaml", strings.Replace(everyAction, "plain_keys: true", "mfa: session", 1)))
+		k.Expect(`a second factor is needed for this connection`)
+		if r := k.Wait(); r.Code == 0 {
+			t.Errorf("a session without a factor ended well\n%s", r.Stderr)
+		}
+	})
 	t.Run("taking part and playing", func(t *testing.T) { c.takePart(t, next) })
 	f.Verify()
 }

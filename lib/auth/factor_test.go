@@ -12,6 +12,7 @@ import (
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/rpc"
+	"github.com/accessd/accessd/lib/services"
 	"github.com/accessd/accessd/lib/sshca"
 )
 
@@ -380,5 +381,20 @@ func TestResetWinsOverChange(t *testing.T) {
 	}
 	if _, err := call(t, c.w.factors(c.w.person("bob")).ListFactors, &accessdv1.ListFactorsRequest{User: "alice"}); !fault.Is(err, fault.Denied) {
 		t.Errorf("another's factors: %v", err)
+	}
+}
+
+// TestResetOfWhoSignsInElsewhere: there is nothing here to forget, and an invite
+// would be a second way in.
+func TestResetOfWhoSignsInElsewhere(t *testing.T) {
+	w := newWorld(t, plan{})
+	u := services.User{Name: "sue", Roles: []names.RoleName{"access"}, Origin: &services.UserOrigin{Connector: "google", Issuer: "https://accounts.example", Subject: "4711"}}
+	if _, err := w.cfg.Store.CreateUser(t.Context(), u, services.Credentials{}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := call(t, w.admin().ResetUser, &accessdv1.ResetUserRequest{Name: "sue"})
+	wantFault(t, err, fault.Conflict, `user "sue" signs in through connector "google" and has nothing here to forget`)
+	if c, err := w.cfg.Store.Credentials(t.Context(), "sue"); err != nil || c.InviteHash != "" {
+		t.Errorf("an invite is open, or %v", err)
 	}
 }
