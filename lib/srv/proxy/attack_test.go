@@ -381,7 +381,7 @@ func TestSessionRequests(t *testing.T) {
 	}{
 		{sshwire.RequestPTY, pty, []*ssh.Client{person, signed}},
 		{sshwire.RequestPTY, []byte("junk"), nil},
-		{sshwire.RequestAgent, nil, []*ssh.Client{signed}},
+		{sshwire.RequestAgent, nil, []*ssh.Client{person, signed}},
 		{sshwire.RequestX11, nil, nil},
 		{sshwire.RequestEnv, sshwire.Env{Name: "LD_PRELOAD", Value: "x"}.Marshal(), nil},
 		{sshwire.RequestSignal, sshwire.Signal{Name: "KILL"}.Marshal(), nil},
