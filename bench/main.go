@@ -59,6 +59,7 @@ func scenarios() []scenario {
 		{"channel", "8", measureChannels},
 		{"tunnel", "8", measureTunnels},
 		{"reattach", "10", measureReattach},
+		{"locks", "–", measureLocks},
 		{"decide", "13", measureDecisions},
 		{"events", "14", measureEvents},
 		{"certs", "15", measureCertificates},
