@@ -334,9 +334,11 @@ func (s *switching) Elevation(string) (services.Elevation, bool) {
 	return services.Elevation{}, false
 }
 func (s *switching) Stale() bool { return false }
+
 func (s *switching) Locked(services.Subject, time.Time) (services.Lock, bool) {
 	return services.Lock{}, false
 }
+
 func (s *switching) Revision() uint64 {
 	s.mu.RLock()
 	defer s.mu.RUnlock()

@@ -214,9 +214,15 @@ type limit struct{ name, value string }
 func (e *Engine) limits(r Request, d Decision) []limit {
 	o := d.Options
 	out := []limit{
-		{"session_ttl", o.SessionTTL.String()}, {"idle_timeout", o.IdleTimeout.String()}, {"max_sessions", fmt.Sprint(o.MaxSessions)},
-		{"pin_source", fmt.Sprint(o.PinSource)}, {"mfa", string(o.MFA)},
-		{"record", string(o.Record)}, {"record_input", fmt.Sprint(o.RecordInput)}, {"create_account", account(o.CreateAccount)},
+		{"session_ttl", o.SessionTTL.String()},
+		{"idle_timeout", o.IdleTimeout.String()},
+		{"max_sessions", fmt.Sprint(o.MaxSessions)},
+		{"pin_source", fmt.Sprint(o.PinSource)},
+		{"mfa", string(o.MFA)},
+		{"locks", string(o.Locks)},
+		{"record", string(o.Record)},
+		{"record_input", fmt.Sprint(o.RecordInput)},
+		{"create_account", account(o.CreateAccount)},
 	}
 	var commands, targets, barred []string
 	m, err := e.current()

@@ -32,7 +32,9 @@ func TestLockOverRules(t *testing.T) {
 	}
 	n := authz.NodeView{ID: "0b9fdd2a-6a1c-4d8a-9d3c-0f7f1c9f3c11", Name: "n1"}
 	questions := map[string]func() authz.Decision{
-		"decide":   func() authz.Decision { return e.Decide(authz.Request{Identity: id, Node: n, Login: "root", Action: authz.ActionShell}) },
+		"decide": func() authz.Decision {
+			return e.Decide(authz.Request{Identity: id, Node: n, Login: "root", Action: authz.ActionShell})
+		},
 		"reach":    func() authz.Decision { return e.Reach(id, n) },
 		"resource": func() authz.Decision { return e.Resource(id, "users", "read") },
 	}

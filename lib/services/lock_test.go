@@ -16,7 +16,7 @@ import (
 
 const (
 	lockNode    names.NodeID = "0b9fdd2a-6a1c-4d8a-9d3c-0f7f1c9f3c11"
-	lockRequest              = "0195510c-9a40-7bb2-8c51-0b5e6f1f2a11"
+	lockRequest string       = "0195510c-9a40-7bb2-8c51-0b5e6f1f2a11"
 )
 
 // subject is alice on n1 as root, with everything a lock may be about.
@@ -178,11 +178,11 @@ func TestStaleView(t *testing.T) {
 		}
 		check(t, cache.Apply(&accessdv1.PolicyUpdate{Reset_: true, Synced: true}))
 		for range 10 {
-			time.Sleep(services.StaleAfter - time.Second)
+			<-time.After(services.StaleAfter - time.Second)
 			check(t, cache.Apply(beat))
 		}
 		changed := cache.Changed()
-		time.Sleep(services.StaleAfter - time.Second)
+		<-time.After(services.StaleAfter - time.Second)
 		select {
 		case <-changed:
 			t.Error("beats are told as changes")

@@ -96,5 +96,5 @@ func (r Revocations) section(ca ssh.PublicKey) []byte {
 
 // appendString appends s as a string of RFC 4251, section 5.
 func appendString(b, s []byte) []byte {
-	return append(binary.BigEndian.AppendUint32(b, uint32(len(s))), s...) //nolint:gosec // at most a list of MaxLocks
+	return append(binary.BigEndian.AppendUint32(b, uint32(len(s))), s...)
 }
