@@ -173,6 +173,22 @@ func TestFactorForEachConnection(t *testing.T) {
 		}
 	})
 	t.Run("taking part and playing", func(t *testing.T) { c.takePart(t, next) })
+	t.Run("another password", func(t *testing.T) {
+		const fresh = "another horse, another battery"
+		cmd := exec.Command("ssh", "-F", c.config, "proxy", "password")
+		cmd.Stdin = strings.NewReader(strings.Join([]string{password, next(), fresh, fresh}, "\n") + "\n")
+		if r := harness.RunFor(t, long, cmd); r.Code != 0 || !strings.Contains(r.Stderr, "Your password is changed.") {
+			t.Errorf("password = %d\n%s", r.Code, r.Stderr)
+		}
+		k := signIn(t, f.Cluster, "mia", f.Key("mia-other"))
+		k.Expect(`Password, invite or join token: `)
+		k.Send(fresh)
+		k.Expect(`Code: `)
+		k.Send(next())
+		if r := k.Wait(); r.Code != 0 || !strings.HasPrefix(r.Stdout, "ssh-ed25519-cert-v01@openssh.com ") {
+			t.Errorf("login with the new password and a recovery code = %d\n%s", r.Code, r.Stderr)
+		}
+	})
 	f.Verify()
 }
 
