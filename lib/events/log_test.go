@@ -502,6 +502,21 @@ func readAll(t testing.TB, l *Log, f Filter) [][]byte {
 	return all
 }
 
+// checkEntries holds the numbers of a page's events against what they are when
+// nothing between them was left out.
+func checkEntries(t *testing.T, page Page, first uint64) {
+	t.Helper()
+	if len(page.Entries) != len(page.Events) {
+		t.Fatalf("%d numbers of %d events", len(page.Entries), len(page.Events))
+	}
+	for i, at := range page.Entries {
+		if at != first+uint64(i) {
+			t.Errorf("event %d is entry %d, want %d", i, at, first+uint64(i))
+			return
+		}
+	}
+}
+
 func TestQueryPages(t *testing.T) {
 	l := openTestLog(t, t.TempDir(), newTestKey(t, "example.com/audit"))
 	events := numbered(t, 0, 1000)
@@ -511,6 +526,7 @@ func TestQueryPages(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkSame(t, "first page", page.Events, events[700:])
+	checkEntries(t, page, 700)
 	if page.After != "1000" {
 		t.Errorf("after %q, want the end of the log", page.After)
 	}
@@ -534,6 +550,7 @@ func TestQueryPages(t *testing.T) {
 		t.Errorf("Read: more %v, before %q, %v", page.More, page.Before, err)
 	}
 	checkSame(t, "newer", page.Events, numbers[:20])
+	checkEntries(t, page, 1000)
 	if page, err = l.Read(t.Context(), Filter{}, 30, page.After); err != nil || page.More || page.After != "1050" {
 		t.Errorf("Read to the end: more %v, after %q, %v", page.More, page.After, err)
 	}

@@ -29,10 +29,11 @@ const (
 // Page is some of the events that match a filter, oldest first. A page of very
 // long events is shorter than was asked for.
 type Page struct {
-	Events [][]byte
-	Before string // the place that older events are before; "" when no older one matches
-	After  string // the place behind all that was looked at, that newer events are after
-	More   bool   // a newer one matched already
+	Events  [][]byte
+	Entries []uint64 // the number in the log of each
+	Before  string   // the place that older events are before; "" when no older one matches
+	After   string   // the place behind all that was looked at, that newer events are after
+	More    bool     // a newer one matched already
 }
 
 // Query returns the newest events that match f and came into the log before the
@@ -54,12 +55,13 @@ func (l *Log) Query(ctx context.Context, f Filter, limit int, before string) (Pa
 			page.Before = formatPlace(oldest)
 			return false
 		}
-		page.Events = append(page.Events, data)
+		page.Events, page.Entries = append(page.Events, data), append(page.Entries, at)
 		bytes += len(data)
 		oldest = at
 		return true
 	})
 	slices.Reverse(page.Events)
+	slices.Reverse(page.Entries)
 	return page, err
 }
 
@@ -83,7 +85,7 @@ func (l *Log) Read(ctx context.Context, f Filter, limit int, after string) (Page
 			page.After, page.More = formatPlace(at), true
 			return false
 		}
-		page.Events = append(page.Events, data)
+		page.Events, page.Entries = append(page.Events, data), append(page.Entries, at)
 		bytes += len(data)
 		return true
 	})
