@@ -28,6 +28,7 @@ type Recorder struct {
 	sealer  *sealer
 	metrics *metrics
 	buffers sync.Pool    // of *[]byte, for open parts
+	large   sync.Pool    // the same with room for a whole part
 	used    atomic.Int64 // bytes in the spool
 	waiting atomic.Int64 // parts that are full and not yet closed
 	sealers sync.WaitGroup
@@ -98,7 +99,6 @@ func New(cfg Config) (*Recorder, error) {
 		cfg: cfg, sessions: map[names.SessionID]*session{}, recovered: map[names.SessionID]Summary{},
 		wake: make(chan struct{}, uploads),
 	}
-	r.buffers.New = func() any { return new([]byte) }
 	var err error
 	if r.sealer, err = newSealer(cfg.Recipients); err != nil {
 		return nil, fault.Wrap(fault.Internal, err, "cannot make a recorder")
@@ -174,6 +174,35 @@ func (r *Recorder) startSealer(seal func()) bool {
 	return !r.closed
 }
 
+// largeBuffer is from where on a buffer has room for a whole part as far as the
+// pools are concerned, in bytes: a quiet session never holds one.
+const largeBuffer = partBytes / 4
+
+// buffer returns a buffer for an open part.
+func (r *Recorder) buffer(busy bool) *[]byte {
+	pool := &r.buffers
+	if busy {
+		pool = &r.large
+	}
+	if b, ok := pool.Get().(*[]byte); ok {
+		return b
+	}
+	if !busy {
+		return new([]byte)
+	}
+	b := make([]byte, 0, partBytes)
+	return &b
+}
+
+// keep gives a buffer to later parts.
+func (r *Recorder) keep(b *[]byte) {
+	if cap(*b) > largeBuffer {
+		r.large.Put(b)
+	} else {
+		r.buffers.Put(b)
+	}
+}
+
 // Begin begins a recording. When it returns nil what it is of is on disk.
 func (r *Recorder) Begin(h Header) (*Recording, error) {
 	id, err := names.ParseSessionID(string(h.Session))
@@ -243,7 +272,7 @@ const (
 	// because the disk is full can be closed.
 	reserveName = "reserve"
 	// reserveBytes is its size: a part that does not compress, and some that do.
-	reserveBytes = 512 << 10
+	reserveBytes = MaxPart + 384<<10
 )
 
 // reserve makes the reserve unless it is there.

@@ -25,9 +25,9 @@ const (
 	// maxWaiting bounds the parts of one recording that are full and not closed;
 	// as many are closed at once, so that they share the disk's commits. A print
 	// waits while there are more.
-	maxWaiting = 32
+	maxWaiting = 8
 	// maxAllWaiting is the same over all recordings; beyond it each has one.
-	maxAllWaiting = 128
+	maxAllWaiting = 32
 	// retryTime is the wait before a part that could not be closed is tried again
 	// when nobody prints.
 	retryTime = time.Second
@@ -48,6 +48,7 @@ type Recording struct {
 	next    uint32    // number of the next part
 	open    *openPart // nil when nothing was written since the last was full
 	full    []*openPart
+	busy    bool // the part before was full before its time
 	sealing bool // somebody closes the full ones
 	first   *time.Timer
 	err     error // why they cannot be closed
@@ -208,6 +209,7 @@ func (w *Recording) makeRoomLocked(n int) {
 	}
 	for {
 		if w.open != nil && len(w.open.records)+n+frameOverhead > fullBytes {
+			w.busy = true
 			w.fullLocked()
 		}
 		if len(w.full) <= limit || !w.sealing {
@@ -231,7 +233,7 @@ func (w *Recording) openLocked() (from int, err error) {
 		if err != nil {
 			return 0, err
 		}
-		buffer, _ := w.r.buffers.Get().(*[]byte)
+		buffer := w.r.buffer(w.busy)
 		p := &openPart{partRecord: partRecord{number: w.next}, journal: journal, buffer: buffer, records: (*buffer)[:0]}
 		p.timer = time.AfterFunc(partTime, func() { w.timeUp(p) })
 		w.open = p
@@ -285,6 +287,7 @@ func (w *Recording) timeUp(p *openPart) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.open == p {
+		w.busy = false
 		w.fullLocked()
 	}
 }
@@ -437,7 +440,7 @@ func (w *Recording) seal(p *openPart) error {
 // recycle gives the buffer of p to the next part.
 func (w *Recording) recycle(p *openPart) {
 	*p.buffer = p.records[:0]
-	w.r.buffers.Put(p.buffer)
+	w.r.keep(p.buffer)
 	p.records, p.plain, p.buffer = nil, nil, nil
 }
 
