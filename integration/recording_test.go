@@ -494,7 +494,7 @@ func TestRecordingDiskFull(t *testing.T) {
 	f := newFleet(t, "accessd")
 	dir := t.TempDir()
 	spool := filepath.Join(dir, "recordings-spool")
-	f.host.Must("sh", "-c", `mkdir -m 700 "$0" && mount -t tmpfs -o size=4m,mode=700 tmpfs "$0"`, spool)
+	f.host.Must("sh", "-c", `mkdir -m 700 "$0" && mount -t tmpfs -o size=6m,mode=700 tmpfs "$0"`, spool)
 	f.host.Start(f.NodeArgs("small", dir)...)
 	f.WaitOnline("small")
 	f.addHost(t, "small")

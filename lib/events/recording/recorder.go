@@ -176,7 +176,7 @@ func (r *Recorder) startSealer(seal func()) bool {
 
 // largeBuffer is from where on a buffer has room for a whole part as far as the
 // pools are concerned, in bytes: a quiet session never holds one.
-const largeBuffer = partBytes / 4
+const largeBuffer = partBytes / 8
 
 // buffer returns a buffer for an open part.
 func (r *Recorder) buffer(busy bool) *[]byte {

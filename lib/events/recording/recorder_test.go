@@ -361,7 +361,7 @@ func playDir(t *testing.T, dir string, id names.SessionID, sum Summary, ids ...a
 	return play(t, parts, sum.Root, ids...)
 }
 
-// F30: much output becomes many parts, none of which holds more than 1 MiB of
+// F30: much output becomes many parts, none of which holds more than 2 MiB of
 // frames, in the order in which it was printed.
 func TestF30PartsAreBounded(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "spool")

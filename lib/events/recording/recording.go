@@ -25,9 +25,9 @@ const (
 	// maxWaiting bounds the parts of one recording that are full and not closed;
 	// as many are closed at once, so that they share the disk's commits. A print
 	// waits while there are more.
-	maxWaiting = 8
+	maxWaiting = 4
 	// maxAllWaiting is the same over all recordings; beyond it each has one.
-	maxAllWaiting = 32
+	maxAllWaiting = 16
 	// retryTime is the wait before a part that could not be closed is tried again
 	// when nobody prints.
 	retryTime = time.Second
