@@ -31,7 +31,8 @@ type Recorder struct {
 	large   sync.Pool    // the same with room for a whole part
 	used    atomic.Int64 // bytes in the spool
 	waiting atomic.Int64 // parts that are full and not yet closed
-	sealers sync.WaitGroup
+	stalled atomic.Int64 // calls that the disk keeps beyond patience
+	running sync.WaitGroup
 
 	reserving sync.Mutex
 	reserved  bool // the reserve is on disk
@@ -85,6 +86,9 @@ func New(cfg Config) (*Recorder, error) {
 	}
 	if cfg.Quota == 0 {
 		cfg.Quota = DefaultQuota
+	}
+	if cfg.Patience == 0 {
+		cfg.Patience = DefaultPatience
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -159,17 +163,17 @@ func (r *Recorder) Close() error {
 	for _, s := range sessions {
 		s.stopRetry()
 	}
-	r.sealers.Wait()
+	r.running.Wait()
 	r.dir.close()
 	return r.sealer.encoder.Close()
 }
 
-// startSealer runs seal beside its caller, unless the recorder was closed.
-func (r *Recorder) startSealer(seal func()) bool {
+// start runs f beside its caller, unless the recorder was closed.
+func (r *Recorder) start(f func()) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.closed {
-		r.sealers.Go(seal)
+		r.running.Go(f)
 	}
 	return !r.closed
 }
@@ -215,8 +219,16 @@ func (r *Recorder) Begin(h Header) (*Recording, error) {
 	if h.Cluster == "" && r.cfg.Cluster != nil {
 		h.Cluster = r.cfg.Cluster()
 	}
+	if r.stalled.Load() > 0 { // another waits for the disk; there need not be more
+		return nil, ErrStalled
+	}
 	s := &session{r: r, id: id, start: h.start()}
-	if err := r.begin(s); err != nil {
+	late := func(err error) { // nobody waits for it any more
+		if err == nil {
+			r.abandon(s)
+		}
+	}
+	if err := r.within(func() error { return r.begin(s) }, late); err != nil {
 		r.metrics.failures.Inc()
 		return nil, unwritable(err)
 	}
@@ -241,6 +253,17 @@ func (r *Recorder) begin(s *session) error {
 	defer r.mu.Unlock()
 	r.sessions[s.id] = s
 	return nil
+}
+
+// abandon removes what Begin made for nobody.
+func (r *Recorder) abandon(s *session) {
+	r.mu.Lock()
+	delete(r.sessions, s.id)
+	r.mu.Unlock()
+	r.used.Add(-s.stateSize)
+	if err := r.dir.RemoveAll(string(s.id)); err != nil {
+		r.cfg.Log.Warn("a recording that did not begin stays in the spool", zap.String("session", string(s.id)), zap.Error(err))
+	}
 }
 
 func (s *session) createState() error {

@@ -580,7 +580,7 @@ func TestMemoryOfRecordings(t *testing.T) {
 		w.fullLocked()
 		w.mu.Unlock()
 	}
-	r.sealers.Wait()
+	r.running.Wait()
 	if each := (int64(heap()) - int64(before)) / n; each > 16<<10 {
 		t.Errorf("an idle recording takes %d bytes", each)
 	}
