@@ -214,7 +214,7 @@ func placeFile(one *outlet) string { return path.Join("place", one.name) }
 
 // recall reads how far an earlier process got.
 func (s *Sinks) recall(one *outlet) error {
-	raw, err := tiles{s.dir.Root}.file(placeFile(one), maxSinkPlace)
+	raw, err := tiles{root: s.dir.Root}.file(placeFile(one), maxSinkPlace)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
