@@ -598,3 +598,135 @@ func TestArchivedPeriods(t *testing.T) {
 		t.Errorf("the next period is %q", got)
 	}
 }
+
+// rotateChild appends, rotates, and appends again, and says what is done.
+func rotateChild(dir string) error {
+	p, err := openCrashParts(context.Background(), dir)
+	if err != nil {
+		return err
+	}
+	for range 2 {
+		ev := Event{Name: Exec, UID: uuid.NewString(), Time: time.Now(), Fields: map[string]any{"command": "x"}}
+		data, err := newSchema().encode(ev, MaxEvent)
+		if err != nil {
+			return err
+		}
+		if err := p.log.Append(context.Background(), [][]byte{data}); err != nil {
+			return err
+		}
+		fmt.Println("exec", ev.UID)
+		if len(p.log.view().trees) > 1 {
+			break
+		}
+		if _, err := p.log.Rotate(context.Background(), "local:0", "a test"); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(p.ledger.Close(), p.emitter.Close(), p.log.Close()); err != nil {
+		return err
+	}
+	fmt.Println("ready")
+	return nil
+}
+
+// F04: killed when a thread enters any of the calls that make, sync or name
+// something while a period is closed. Each time the next start finds the old period
+// or the new one, whole; what was acknowledged is there once, and the log can be
+// rotated.
+func TestF04KilledWhileRotating(t *testing.T) {
+	t.Parallel()
+	was := crashDir(t)
+	p, err := openCrashParts(t.Context(), was)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustAppend(t, p.log, numbered(t, 0, 3)...)
+	mustVerify(t, p.log, 3)
+	if err := errors.Join(p.ledger.Close(), p.emitter.Close(), p.log.Close()); err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	found := map[int]int{} // periods
+	for _, calls := range []string{"fsync", "rename,renameat,renameat2,mkdir,mkdirat,rmdir,unlinkat"} {
+		var ended sync.Once
+		over := make(chan struct{})
+		next := make(chan int)
+		go func() {
+			defer close(next)
+			for n := 1; n < 500; n++ {
+				select {
+				case next <- n:
+				case <-over:
+					return
+				}
+			}
+		}()
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() {
+				for n := range next {
+					dir := filepath.Join(t.TempDir(), "copy")
+					if err := os.CopyFS(dir, os.DirFS(was)); err != nil {
+						t.Error(err)
+						return
+					}
+					acked, done := map[string]string{}, false
+					cmd, out := startChild(t, "rotate", dir, "strace", "-f", "-qq", "-o", os.DevNull,
+						"-e", "trace="+calls, "-e", fmt.Sprintf("inject=%s:signal=KILL:when=%d", calls, n))
+					readAcks(out, acked, func() { done = true })
+					if err := cmd.Wait(); err != nil && done {
+						t.Errorf("the child ended with %v", err)
+					}
+					trees := checkRotated(t, dir, acked)
+					mu.Lock()
+					found[trees]++
+					mu.Unlock()
+					if done {
+						ended.Do(func() { close(over) })
+						return
+					}
+				}
+			})
+		}
+		wg.Wait()
+	}
+	t.Logf("periods after a kill: %v", found)
+	if found[1] == 0 || found[2] == 0 || len(found) != 2 {
+		t.Errorf("periods after a kill: %v, want one or two, and each at times", found)
+	}
+}
+
+// checkRotated opens what a kill left, and returns how many periods that is.
+func checkRotated(t *testing.T, dir string, acked map[string]string) int {
+	t.Helper()
+	p, err := openCrashParts(t.Context(), dir)
+	if err != nil {
+		t.Errorf("after a kill: %v", err)
+		return 0
+	}
+	trees := len(p.log.view().trees)
+	seen := map[string]int{}
+	for _, data := range contents(t, p.log, Filter{}) {
+		e, err := ParseEvent(data)
+		if err != nil {
+			t.Error(err)
+		}
+		seen[e.UID]++
+	}
+	for uid := range acked {
+		if seen[uid] != 1 {
+			t.Errorf("acknowledged %s is in the log %d times", uid, seen[uid])
+		}
+	}
+	mustAppend(t, p.log, numbered(t, 10, 1)...)
+	if _, err := p.log.Rotate(t.Context(), "local:0", "again"); err != nil {
+		t.Errorf("Rotate after a kill = %v", err)
+	}
+	if r, err := p.log.Verify(t.Context()); err != nil || len(r.Before) != trees {
+		t.Errorf("Verify after a kill = %q, %v", sizes(r), err)
+	}
+	if err := errors.Join(p.ledger.Close(), p.emitter.Close(), p.log.Close()); err != nil {
+		t.Error(err)
+	}
+	return trees
+}
