@@ -38,10 +38,10 @@ func (s auditService) VerifyLog(ctx context.Context, req *connect.Request[access
 	return connect.NewResponse(res), nil
 }
 
-// ProveEvent proves that this authority's log has an event.
+// ProveEvent proves that the log of an authority has an event.
 func (s auditService) ProveEvent(ctx context.Context, req *connect.Request[accessdv1.ProveEventRequest]) (*connect.Response[accessdv1.ProveEventResponse], error) {
 	s.flush(ctx)
-	proof, err := s.cfg.Audit.Prove(ctx, req.Msg.GetUid())
+	proof, err := s.prove(ctx, req.Msg.GetUid())
 	if err != nil {
 		return nil, err
 	}

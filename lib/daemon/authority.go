@@ -68,6 +68,8 @@ func (d *Daemon) startAuthority(ctx context.Context) error {
 		return err
 	}
 	cfg := d.authConfig(keys, resources, sealer, log)
+	d.peers = &peers{cache: d.cache, trust: d.trust}
+	cfg.Peers = d.peers
 	if cfg.Recordings, err = d.openRecordings(ctx); err != nil {
 		return err
 	}

@@ -2862,7 +2862,9 @@ type ListEventsResponse struct {
 	// Empty when no older ones match.
 	NextBefore string `protobuf:"bytes,2,opt,name=next_before,json=nextBefore,proto3" json:"next_before,omitempty"`
 	// Where newer ones begin, those that are still to come among them.
-	NextAfter     string `protobuf:"bytes,3,opt,name=next_after,json=nextAfter,proto3" json:"next_after,omitempty"`
+	NextAfter string `protobuf:"bytes,3,opt,name=next_after,json=nextAfter,proto3" json:"next_after,omitempty"`
+	// The logs whose events are not among these. Their places are as they were.
+	Missing       []*MissingLog `protobuf:"bytes,4,rep,name=missing,proto3" json:"missing,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2918,6 +2920,76 @@ func (x *ListEventsResponse) GetNextAfter() string {
 	return ""
 }
 
+func (x *ListEventsResponse) GetMissing() []*MissingLog {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+// MissingLog is the log of an authority that could not be asked.
+type MissingLog struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The authority's.
+	Id   string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Why, for people.
+	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MissingLog) Reset() {
+	*x = MissingLog{}
+	mi := &file_accessd_v1_admin_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MissingLog) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MissingLog) ProtoMessage() {}
+
+func (x *MissingLog) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_admin_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MissingLog.ProtoReflect.Descriptor instead.
+func (*MissingLog) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *MissingLog) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *MissingLog) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *MissingLog) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 type TailEventsRequest struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Filter *EventFilter           `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
@@ -2929,7 +3001,7 @@ type TailEventsRequest struct {
 
 func (x *TailEventsRequest) Reset() {
 	*x = TailEventsRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[52]
+	mi := &file_accessd_v1_admin_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2941,7 +3013,7 @@ func (x *TailEventsRequest) String() string {
 func (*TailEventsRequest) ProtoMessage() {}
 
 func (x *TailEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[52]
+	mi := &file_accessd_v1_admin_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2954,7 +3026,7 @@ func (x *TailEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailEventsRequest.ProtoReflect.Descriptor instead.
 func (*TailEventsRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{52}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *TailEventsRequest) GetFilter() *EventFilter {
@@ -2972,15 +3044,17 @@ func (x *TailEventsRequest) GetBacklog() int32 {
 }
 
 type TailEventsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Events        [][]byte               `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Events [][]byte               `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	// The logs that cannot be followed now; what they have is told when they can.
+	Missing       []*MissingLog `protobuf:"bytes,2,rep,name=missing,proto3" json:"missing,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TailEventsResponse) Reset() {
 	*x = TailEventsResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[53]
+	mi := &file_accessd_v1_admin_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2992,7 +3066,7 @@ func (x *TailEventsResponse) String() string {
 func (*TailEventsResponse) ProtoMessage() {}
 
 func (x *TailEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[53]
+	mi := &file_accessd_v1_admin_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3005,12 +3079,19 @@ func (x *TailEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailEventsResponse.ProtoReflect.Descriptor instead.
 func (*TailEventsResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{53}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *TailEventsResponse) GetEvents() [][]byte {
 	if x != nil {
 		return x.Events
+	}
+	return nil
+}
+
+func (x *TailEventsResponse) GetMissing() []*MissingLog {
+	if x != nil {
+		return x.Missing
 	}
 	return nil
 }
@@ -3028,7 +3109,7 @@ type ExportEventsRequest struct {
 
 func (x *ExportEventsRequest) Reset() {
 	*x = ExportEventsRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[54]
+	mi := &file_accessd_v1_admin_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3040,7 +3121,7 @@ func (x *ExportEventsRequest) String() string {
 func (*ExportEventsRequest) ProtoMessage() {}
 
 func (x *ExportEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[54]
+	mi := &file_accessd_v1_admin_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3053,7 +3134,7 @@ func (x *ExportEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEventsRequest.ProtoReflect.Descriptor instead.
 func (*ExportEventsRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{54}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ExportEventsRequest) GetFilter() *EventFilter {
@@ -3081,14 +3162,16 @@ type ExportEventsResponse struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Events [][]byte               `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
 	// Where to go on after these.
-	After         string `protobuf:"bytes,2,opt,name=after,proto3" json:"after,omitempty"`
+	After string `protobuf:"bytes,2,opt,name=after,proto3" json:"after,omitempty"`
+	// The logs that cannot be read now, up to this answer.
+	Missing       []*MissingLog `protobuf:"bytes,3,rep,name=missing,proto3" json:"missing,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ExportEventsResponse) Reset() {
 	*x = ExportEventsResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[55]
+	mi := &file_accessd_v1_admin_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3100,7 +3183,7 @@ func (x *ExportEventsResponse) String() string {
 func (*ExportEventsResponse) ProtoMessage() {}
 
 func (x *ExportEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[55]
+	mi := &file_accessd_v1_admin_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3113,7 +3196,7 @@ func (x *ExportEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEventsResponse.ProtoReflect.Descriptor instead.
 func (*ExportEventsResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{55}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ExportEventsResponse) GetEvents() [][]byte {
@@ -3130,6 +3213,13 @@ func (x *ExportEventsResponse) GetAfter() string {
 	return ""
 }
 
+func (x *ExportEventsResponse) GetMissing() []*MissingLog {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
 type VerifyLogRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A checkpoint kept elsewhere that the log must pass through; empty means none.
@@ -3140,7 +3230,7 @@ type VerifyLogRequest struct {
 
 func (x *VerifyLogRequest) Reset() {
 	*x = VerifyLogRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[56]
+	mi := &file_accessd_v1_admin_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3152,7 +3242,7 @@ func (x *VerifyLogRequest) String() string {
 func (*VerifyLogRequest) ProtoMessage() {}
 
 func (x *VerifyLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[56]
+	mi := &file_accessd_v1_admin_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3165,7 +3255,7 @@ func (x *VerifyLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyLogRequest.ProtoReflect.Descriptor instead.
 func (*VerifyLogRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{56}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *VerifyLogRequest) GetSince() string {
@@ -3194,7 +3284,7 @@ type VerifyLogResponse struct {
 
 func (x *VerifyLogResponse) Reset() {
 	*x = VerifyLogResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[57]
+	mi := &file_accessd_v1_admin_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3206,7 +3296,7 @@ func (x *VerifyLogResponse) String() string {
 func (*VerifyLogResponse) ProtoMessage() {}
 
 func (x *VerifyLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[57]
+	mi := &file_accessd_v1_admin_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3219,7 +3309,7 @@ func (x *VerifyLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyLogResponse.ProtoReflect.Descriptor instead.
 func (*VerifyLogResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{57}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *VerifyLogResponse) GetSize() uint64 {
@@ -3280,7 +3370,7 @@ type ProveEventRequest struct {
 
 func (x *ProveEventRequest) Reset() {
 	*x = ProveEventRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[58]
+	mi := &file_accessd_v1_admin_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3292,7 +3382,7 @@ func (x *ProveEventRequest) String() string {
 func (*ProveEventRequest) ProtoMessage() {}
 
 func (x *ProveEventRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[58]
+	mi := &file_accessd_v1_admin_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3305,7 +3395,7 @@ func (x *ProveEventRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveEventRequest.ProtoReflect.Descriptor instead.
 func (*ProveEventRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{58}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ProveEventRequest) GetUid() string {
@@ -3325,7 +3415,7 @@ type ProveEventResponse struct {
 
 func (x *ProveEventResponse) Reset() {
 	*x = ProveEventResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[59]
+	mi := &file_accessd_v1_admin_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3337,7 +3427,7 @@ func (x *ProveEventResponse) String() string {
 func (*ProveEventResponse) ProtoMessage() {}
 
 func (x *ProveEventResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[59]
+	mi := &file_accessd_v1_admin_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3350,7 +3440,7 @@ func (x *ProveEventResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveEventResponse.ProtoReflect.Descriptor instead.
 func (*ProveEventResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{59}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ProveEventResponse) GetProof() string {
@@ -3370,7 +3460,7 @@ type ExportCARequest struct {
 
 func (x *ExportCARequest) Reset() {
 	*x = ExportCARequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[60]
+	mi := &file_accessd_v1_admin_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3382,7 +3472,7 @@ func (x *ExportCARequest) String() string {
 func (*ExportCARequest) ProtoMessage() {}
 
 func (x *ExportCARequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[60]
+	mi := &file_accessd_v1_admin_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3395,7 +3485,7 @@ func (x *ExportCARequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportCARequest.ProtoReflect.Descriptor instead.
 func (*ExportCARequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{60}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ExportCARequest) GetType() string {
@@ -3420,7 +3510,7 @@ type ExportCAResponse struct {
 
 func (x *ExportCAResponse) Reset() {
 	*x = ExportCAResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[61]
+	mi := &file_accessd_v1_admin_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3432,7 +3522,7 @@ func (x *ExportCAResponse) String() string {
 func (*ExportCAResponse) ProtoMessage() {}
 
 func (x *ExportCAResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[61]
+	mi := &file_accessd_v1_admin_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3445,7 +3535,7 @@ func (x *ExportCAResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportCAResponse.ProtoReflect.Descriptor instead.
 func (*ExportCAResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{61}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ExportCAResponse) GetPublicKeys() []string {
@@ -3679,25 +3769,33 @@ const file_accessd_v1_admin_proto_rawDesc = "" +
 	"\x06filter\x18\x01 \x01(\v2\x17.accessd.v1.EventFilterR\x06filter\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\x05R\x05limit\x12\x16\n" +
 	"\x06before\x18\x03 \x01(\tR\x06before\x12\x14\n" +
-	"\x05after\x18\x04 \x01(\tR\x05after\"l\n" +
+	"\x05after\x18\x04 \x01(\tR\x05after\"\x9e\x01\n" +
 	"\x12ListEventsResponse\x12\x16\n" +
 	"\x06events\x18\x01 \x03(\fR\x06events\x12\x1f\n" +
 	"\vnext_before\x18\x02 \x01(\tR\n" +
 	"nextBefore\x12\x1d\n" +
 	"\n" +
-	"next_after\x18\x03 \x01(\tR\tnextAfter\"^\n" +
+	"next_after\x18\x03 \x01(\tR\tnextAfter\x120\n" +
+	"\amissing\x18\x04 \x03(\v2\x16.accessd.v1.MissingLogR\amissing\"H\n" +
+	"\n" +
+	"MissingLog\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"^\n" +
 	"\x11TailEventsRequest\x12/\n" +
 	"\x06filter\x18\x01 \x01(\v2\x17.accessd.v1.EventFilterR\x06filter\x12\x18\n" +
-	"\abacklog\x18\x02 \x01(\x05R\abacklog\",\n" +
+	"\abacklog\x18\x02 \x01(\x05R\abacklog\"^\n" +
 	"\x12TailEventsResponse\x12\x16\n" +
-	"\x06events\x18\x01 \x03(\fR\x06events\"t\n" +
+	"\x06events\x18\x01 \x03(\fR\x06events\x120\n" +
+	"\amissing\x18\x02 \x03(\v2\x16.accessd.v1.MissingLogR\amissing\"t\n" +
 	"\x13ExportEventsRequest\x12/\n" +
 	"\x06filter\x18\x01 \x01(\v2\x17.accessd.v1.EventFilterR\x06filter\x12\x14\n" +
 	"\x05after\x18\x02 \x01(\tR\x05after\x12\x16\n" +
-	"\x06follow\x18\x03 \x01(\bR\x06follow\"D\n" +
+	"\x06follow\x18\x03 \x01(\bR\x06follow\"v\n" +
 	"\x14ExportEventsResponse\x12\x16\n" +
 	"\x06events\x18\x01 \x03(\fR\x06events\x12\x14\n" +
-	"\x05after\x18\x02 \x01(\tR\x05after\"(\n" +
+	"\x05after\x18\x02 \x01(\tR\x05after\x120\n" +
+	"\amissing\x18\x03 \x03(\v2\x16.accessd.v1.MissingLogR\amissing\"(\n" +
 	"\x10VerifyLogRequest\x12\x14\n" +
 	"\x05since\x18\x01 \x01(\tR\x05since\"\xd1\x01\n" +
 	"\x11VerifyLogResponse\x12\x12\n" +
@@ -3778,7 +3876,7 @@ func file_accessd_v1_admin_proto_rawDescGZIP() []byte {
 	return file_accessd_v1_admin_proto_rawDescData
 }
 
-var file_accessd_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 68)
+var file_accessd_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 69)
 var file_accessd_v1_admin_proto_goTypes = []any{
 	(*Values)(nil),                // 0: accessd.v1.Values
 	(*User)(nil),                  // 1: accessd.v1.User
@@ -3832,124 +3930,128 @@ var file_accessd_v1_admin_proto_goTypes = []any{
 	(*EventFilter)(nil),           // 49: accessd.v1.EventFilter
 	(*ListEventsRequest)(nil),     // 50: accessd.v1.ListEventsRequest
 	(*ListEventsResponse)(nil),    // 51: accessd.v1.ListEventsResponse
-	(*TailEventsRequest)(nil),     // 52: accessd.v1.TailEventsRequest
-	(*TailEventsResponse)(nil),    // 53: accessd.v1.TailEventsResponse
-	(*ExportEventsRequest)(nil),   // 54: accessd.v1.ExportEventsRequest
-	(*ExportEventsResponse)(nil),  // 55: accessd.v1.ExportEventsResponse
-	(*VerifyLogRequest)(nil),      // 56: accessd.v1.VerifyLogRequest
-	(*VerifyLogResponse)(nil),     // 57: accessd.v1.VerifyLogResponse
-	(*ProveEventRequest)(nil),     // 58: accessd.v1.ProveEventRequest
-	(*ProveEventResponse)(nil),    // 59: accessd.v1.ProveEventResponse
-	(*ExportCARequest)(nil),       // 60: accessd.v1.ExportCARequest
-	(*ExportCAResponse)(nil),      // 61: accessd.v1.ExportCAResponse
-	nil,                           // 62: accessd.v1.User.TraitsEntry
-	nil,                           // 63: accessd.v1.AddUserRequest.TraitsEntry
-	nil,                           // 64: accessd.v1.Token.LabelsEntry
-	nil,                           // 65: accessd.v1.AddTokenRequest.LabelsEntry
-	nil,                           // 66: accessd.v1.Node.LabelsEntry
-	nil,                           // 67: accessd.v1.AddNodeRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 68: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 69: google.protobuf.Duration
+	(*MissingLog)(nil),            // 52: accessd.v1.MissingLog
+	(*TailEventsRequest)(nil),     // 53: accessd.v1.TailEventsRequest
+	(*TailEventsResponse)(nil),    // 54: accessd.v1.TailEventsResponse
+	(*ExportEventsRequest)(nil),   // 55: accessd.v1.ExportEventsRequest
+	(*ExportEventsResponse)(nil),  // 56: accessd.v1.ExportEventsResponse
+	(*VerifyLogRequest)(nil),      // 57: accessd.v1.VerifyLogRequest
+	(*VerifyLogResponse)(nil),     // 58: accessd.v1.VerifyLogResponse
+	(*ProveEventRequest)(nil),     // 59: accessd.v1.ProveEventRequest
+	(*ProveEventResponse)(nil),    // 60: accessd.v1.ProveEventResponse
+	(*ExportCARequest)(nil),       // 61: accessd.v1.ExportCARequest
+	(*ExportCAResponse)(nil),      // 62: accessd.v1.ExportCAResponse
+	nil,                           // 63: accessd.v1.User.TraitsEntry
+	nil,                           // 64: accessd.v1.AddUserRequest.TraitsEntry
+	nil,                           // 65: accessd.v1.Token.LabelsEntry
+	nil,                           // 66: accessd.v1.AddTokenRequest.LabelsEntry
+	nil,                           // 67: accessd.v1.Node.LabelsEntry
+	nil,                           // 68: accessd.v1.AddNodeRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 69: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 70: google.protobuf.Duration
 }
 var file_accessd_v1_admin_proto_depIdxs = []int32{
-	62, // 0: accessd.v1.User.traits:type_name -> accessd.v1.User.TraitsEntry
-	68, // 1: accessd.v1.User.created:type_name -> google.protobuf.Timestamp
-	68, // 2: accessd.v1.User.invite_expires:type_name -> google.protobuf.Timestamp
-	63, // 3: accessd.v1.AddUserRequest.traits:type_name -> accessd.v1.AddUserRequest.TraitsEntry
-	69, // 4: accessd.v1.AddUserRequest.invite_ttl:type_name -> google.protobuf.Duration
+	63, // 0: accessd.v1.User.traits:type_name -> accessd.v1.User.TraitsEntry
+	69, // 1: accessd.v1.User.created:type_name -> google.protobuf.Timestamp
+	69, // 2: accessd.v1.User.invite_expires:type_name -> google.protobuf.Timestamp
+	64, // 3: accessd.v1.AddUserRequest.traits:type_name -> accessd.v1.AddUserRequest.TraitsEntry
+	70, // 4: accessd.v1.AddUserRequest.invite_ttl:type_name -> google.protobuf.Duration
 	1,  // 5: accessd.v1.AddUserResponse.user:type_name -> accessd.v1.User
-	68, // 6: accessd.v1.AddUserResponse.invite_expires:type_name -> google.protobuf.Timestamp
+	69, // 6: accessd.v1.AddUserResponse.invite_expires:type_name -> google.protobuf.Timestamp
 	1,  // 7: accessd.v1.ListUsersResponse.users:type_name -> accessd.v1.User
-	69, // 8: accessd.v1.ResetUserRequest.invite_ttl:type_name -> google.protobuf.Duration
-	68, // 9: accessd.v1.ResetUserResponse.invite_expires:type_name -> google.protobuf.Timestamp
-	69, // 10: accessd.v1.SignUserRequest.ttl:type_name -> google.protobuf.Duration
-	68, // 11: accessd.v1.SignUserResponse.expires:type_name -> google.protobuf.Timestamp
-	68, // 12: accessd.v1.UserKey.added:type_name -> google.protobuf.Timestamp
+	70, // 8: accessd.v1.ResetUserRequest.invite_ttl:type_name -> google.protobuf.Duration
+	69, // 9: accessd.v1.ResetUserResponse.invite_expires:type_name -> google.protobuf.Timestamp
+	70, // 10: accessd.v1.SignUserRequest.ttl:type_name -> google.protobuf.Duration
+	69, // 11: accessd.v1.SignUserResponse.expires:type_name -> google.protobuf.Timestamp
+	69, // 12: accessd.v1.UserKey.added:type_name -> google.protobuf.Timestamp
 	12, // 13: accessd.v1.AddUserKeyResponse.key:type_name -> accessd.v1.UserKey
 	12, // 14: accessd.v1.ListUserKeysResponse.keys:type_name -> accessd.v1.UserKey
 	19, // 15: accessd.v1.ListRolesResponse.roles:type_name -> accessd.v1.Role
 	19, // 16: accessd.v1.GetRoleResponse.role:type_name -> accessd.v1.Role
-	68, // 17: accessd.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	64, // 18: accessd.v1.Token.labels:type_name -> accessd.v1.Token.LabelsEntry
-	69, // 19: accessd.v1.AddTokenRequest.ttl:type_name -> google.protobuf.Duration
-	65, // 20: accessd.v1.AddTokenRequest.labels:type_name -> accessd.v1.AddTokenRequest.LabelsEntry
+	69, // 17: accessd.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	65, // 18: accessd.v1.Token.labels:type_name -> accessd.v1.Token.LabelsEntry
+	70, // 19: accessd.v1.AddTokenRequest.ttl:type_name -> google.protobuf.Duration
+	66, // 20: accessd.v1.AddTokenRequest.labels:type_name -> accessd.v1.AddTokenRequest.LabelsEntry
 	28, // 21: accessd.v1.AddTokenResponse.token:type_name -> accessd.v1.Token
 	28, // 22: accessd.v1.ListTokensResponse.tokens:type_name -> accessd.v1.Token
-	66, // 23: accessd.v1.Node.labels:type_name -> accessd.v1.Node.LabelsEntry
-	68, // 24: accessd.v1.Node.joined:type_name -> google.protobuf.Timestamp
-	68, // 25: accessd.v1.Node.last_seen:type_name -> google.protobuf.Timestamp
-	67, // 26: accessd.v1.AddNodeRequest.labels:type_name -> accessd.v1.AddNodeRequest.LabelsEntry
+	67, // 23: accessd.v1.Node.labels:type_name -> accessd.v1.Node.LabelsEntry
+	69, // 24: accessd.v1.Node.joined:type_name -> google.protobuf.Timestamp
+	69, // 25: accessd.v1.Node.last_seen:type_name -> google.protobuf.Timestamp
+	68, // 26: accessd.v1.AddNodeRequest.labels:type_name -> accessd.v1.AddNodeRequest.LabelsEntry
 	35, // 27: accessd.v1.AddNodeResponse.node:type_name -> accessd.v1.Node
-	68, // 28: accessd.v1.SignHostKeyResponse.expires:type_name -> google.protobuf.Timestamp
+	69, // 28: accessd.v1.SignHostKeyResponse.expires:type_name -> google.protobuf.Timestamp
 	35, // 29: accessd.v1.ListNodesResponse.nodes:type_name -> accessd.v1.Node
-	68, // 30: accessd.v1.Session.started:type_name -> google.protobuf.Timestamp
+	69, // 30: accessd.v1.Session.started:type_name -> google.protobuf.Timestamp
 	44, // 31: accessd.v1.ListSessionsResponse.sessions:type_name -> accessd.v1.Session
-	68, // 32: accessd.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
-	68, // 33: accessd.v1.EventFilter.until:type_name -> google.protobuf.Timestamp
+	69, // 32: accessd.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
+	69, // 33: accessd.v1.EventFilter.until:type_name -> google.protobuf.Timestamp
 	49, // 34: accessd.v1.ListEventsRequest.filter:type_name -> accessd.v1.EventFilter
-	49, // 35: accessd.v1.TailEventsRequest.filter:type_name -> accessd.v1.EventFilter
-	49, // 36: accessd.v1.ExportEventsRequest.filter:type_name -> accessd.v1.EventFilter
-	0,  // 37: accessd.v1.User.TraitsEntry.value:type_name -> accessd.v1.Values
-	0,  // 38: accessd.v1.AddUserRequest.TraitsEntry.value:type_name -> accessd.v1.Values
-	2,  // 39: accessd.v1.UserService.AddUser:input_type -> accessd.v1.AddUserRequest
-	4,  // 40: accessd.v1.UserService.ListUsers:input_type -> accessd.v1.ListUsersRequest
-	6,  // 41: accessd.v1.UserService.RemoveUser:input_type -> accessd.v1.RemoveUserRequest
-	8,  // 42: accessd.v1.UserService.ResetUser:input_type -> accessd.v1.ResetUserRequest
-	10, // 43: accessd.v1.UserService.SignUser:input_type -> accessd.v1.SignUserRequest
-	13, // 44: accessd.v1.UserService.AddUserKey:input_type -> accessd.v1.AddUserKeyRequest
-	15, // 45: accessd.v1.UserService.ListUserKeys:input_type -> accessd.v1.ListUserKeysRequest
-	17, // 46: accessd.v1.UserService.RemoveUserKey:input_type -> accessd.v1.RemoveUserKeyRequest
-	20, // 47: accessd.v1.RoleService.ApplyRoles:input_type -> accessd.v1.ApplyRolesRequest
-	22, // 48: accessd.v1.RoleService.ListRoles:input_type -> accessd.v1.ListRolesRequest
-	24, // 49: accessd.v1.RoleService.GetRole:input_type -> accessd.v1.GetRoleRequest
-	26, // 50: accessd.v1.RoleService.RemoveRole:input_type -> accessd.v1.RemoveRoleRequest
-	29, // 51: accessd.v1.TokenService.AddToken:input_type -> accessd.v1.AddTokenRequest
-	31, // 52: accessd.v1.TokenService.ListTokens:input_type -> accessd.v1.ListTokensRequest
-	33, // 53: accessd.v1.TokenService.RemoveToken:input_type -> accessd.v1.RemoveTokenRequest
-	40, // 54: accessd.v1.NodeService.ListNodes:input_type -> accessd.v1.ListNodesRequest
-	36, // 55: accessd.v1.NodeService.AddNode:input_type -> accessd.v1.AddNodeRequest
-	38, // 56: accessd.v1.NodeService.SignHostKey:input_type -> accessd.v1.SignHostKeyRequest
-	42, // 57: accessd.v1.NodeService.RemoveNode:input_type -> accessd.v1.RemoveNodeRequest
-	45, // 58: accessd.v1.SessionService.ListSessions:input_type -> accessd.v1.ListSessionsRequest
-	47, // 59: accessd.v1.SessionService.KillSession:input_type -> accessd.v1.KillSessionRequest
-	50, // 60: accessd.v1.AuditService.ListEvents:input_type -> accessd.v1.ListEventsRequest
-	52, // 61: accessd.v1.AuditService.TailEvents:input_type -> accessd.v1.TailEventsRequest
-	54, // 62: accessd.v1.AuditService.ExportEvents:input_type -> accessd.v1.ExportEventsRequest
-	56, // 63: accessd.v1.AuditService.VerifyLog:input_type -> accessd.v1.VerifyLogRequest
-	58, // 64: accessd.v1.AuditService.ProveEvent:input_type -> accessd.v1.ProveEventRequest
-	60, // 65: accessd.v1.CAService.ExportCA:input_type -> accessd.v1.ExportCARequest
-	3,  // 66: accessd.v1.UserService.AddUser:output_type -> accessd.v1.AddUserResponse
-	5,  // 67: accessd.v1.UserService.ListUsers:output_type -> accessd.v1.ListUsersResponse
-	7,  // 68: accessd.v1.UserService.RemoveUser:output_type -> accessd.v1.RemoveUserResponse
-	9,  // 69: accessd.v1.UserService.ResetUser:output_type -> accessd.v1.ResetUserResponse
-	11, // 70: accessd.v1.UserService.SignUser:output_type -> accessd.v1.SignUserResponse
-	14, // 71: accessd.v1.UserService.AddUserKey:output_type -> accessd.v1.AddUserKeyResponse
-	16, // 72: accessd.v1.UserService.ListUserKeys:output_type -> accessd.v1.ListUserKeysResponse
-	18, // 73: accessd.v1.UserService.RemoveUserKey:output_type -> accessd.v1.RemoveUserKeyResponse
-	21, // 74: accessd.v1.RoleService.ApplyRoles:output_type -> accessd.v1.ApplyRolesResponse
-	23, // 75: accessd.v1.RoleService.ListRoles:output_type -> accessd.v1.ListRolesResponse
-	25, // 76: accessd.v1.RoleService.GetRole:output_type -> accessd.v1.GetRoleResponse
-	27, // 77: accessd.v1.RoleService.RemoveRole:output_type -> accessd.v1.RemoveRoleResponse
-	30, // 78: accessd.v1.TokenService.AddToken:output_type -> accessd.v1.AddTokenResponse
-	32, // 79: accessd.v1.TokenService.ListTokens:output_type -> accessd.v1.ListTokensResponse
-	34, // 80: accessd.v1.TokenService.RemoveToken:output_type -> accessd.v1.RemoveTokenResponse
-	41, // 81: accessd.v1.NodeService.ListNodes:output_type -> accessd.v1.ListNodesResponse
-	37, // 82: accessd.v1.NodeService.AddNode:output_type -> accessd.v1.AddNodeResponse
-	39, // 83: accessd.v1.NodeService.SignHostKey:output_type -> accessd.v1.SignHostKeyResponse
-	43, // 84: accessd.v1.NodeService.RemoveNode:output_type -> accessd.v1.RemoveNodeResponse
-	46, // 85: accessd.v1.SessionService.ListSessions:output_type -> accessd.v1.ListSessionsResponse
-	48, // 86: accessd.v1.SessionService.KillSession:output_type -> accessd.v1.KillSessionResponse
-	51, // 87: accessd.v1.AuditService.ListEvents:output_type -> accessd.v1.ListEventsResponse
-	53, // 88: accessd.v1.AuditService.TailEvents:output_type -> accessd.v1.TailEventsResponse
-	55, // 89: accessd.v1.AuditService.ExportEvents:output_type -> accessd.v1.ExportEventsResponse
-	57, // 90: accessd.v1.AuditService.VerifyLog:output_type -> accessd.v1.VerifyLogResponse
-	59, // 91: accessd.v1.AuditService.ProveEvent:output_type -> accessd.v1.ProveEventResponse
-	61, // 92: accessd.v1.CAService.ExportCA:output_type -> accessd.v1.ExportCAResponse
-	66, // [66:93] is the sub-list for method output_type
-	39, // [39:66] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	52, // 35: accessd.v1.ListEventsResponse.missing:type_name -> accessd.v1.MissingLog
+	49, // 36: accessd.v1.TailEventsRequest.filter:type_name -> accessd.v1.EventFilter
+	52, // 37: accessd.v1.TailEventsResponse.missing:type_name -> accessd.v1.MissingLog
+	49, // 38: accessd.v1.ExportEventsRequest.filter:type_name -> accessd.v1.EventFilter
+	52, // 39: accessd.v1.ExportEventsResponse.missing:type_name -> accessd.v1.MissingLog
+	0,  // 40: accessd.v1.User.TraitsEntry.value:type_name -> accessd.v1.Values
+	0,  // 41: accessd.v1.AddUserRequest.TraitsEntry.value:type_name -> accessd.v1.Values
+	2,  // 42: accessd.v1.UserService.AddUser:input_type -> accessd.v1.AddUserRequest
+	4,  // 43: accessd.v1.UserService.ListUsers:input_type -> accessd.v1.ListUsersRequest
+	6,  // 44: accessd.v1.UserService.RemoveUser:input_type -> accessd.v1.RemoveUserRequest
+	8,  // 45: accessd.v1.UserService.ResetUser:input_type -> accessd.v1.ResetUserRequest
+	10, // 46: accessd.v1.UserService.SignUser:input_type -> accessd.v1.SignUserRequest
+	13, // 47: accessd.v1.UserService.AddUserKey:input_type -> accessd.v1.AddUserKeyRequest
+	15, // 48: accessd.v1.UserService.ListUserKeys:input_type -> accessd.v1.ListUserKeysRequest
+	17, // 49: accessd.v1.UserService.RemoveUserKey:input_type -> accessd.v1.RemoveUserKeyRequest
+	20, // 50: accessd.v1.RoleService.ApplyRoles:input_type -> accessd.v1.ApplyRolesRequest
+	22, // 51: accessd.v1.RoleService.ListRoles:input_type -> accessd.v1.ListRolesRequest
+	24, // 52: accessd.v1.RoleService.GetRole:input_type -> accessd.v1.GetRoleRequest
+	26, // 53: accessd.v1.RoleService.RemoveRole:input_type -> accessd.v1.RemoveRoleRequest
+	29, // 54: accessd.v1.TokenService.AddToken:input_type -> accessd.v1.AddTokenRequest
+	31, // 55: accessd.v1.TokenService.ListTokens:input_type -> accessd.v1.ListTokensRequest
+	33, // 56: accessd.v1.TokenService.RemoveToken:input_type -> accessd.v1.RemoveTokenRequest
+	40, // 57: accessd.v1.NodeService.ListNodes:input_type -> accessd.v1.ListNodesRequest
+	36, // 58: accessd.v1.NodeService.AddNode:input_type -> accessd.v1.AddNodeRequest
+	38, // 59: accessd.v1.NodeService.SignHostKey:input_type -> accessd.v1.SignHostKeyRequest
+	42, // 60: accessd.v1.NodeService.RemoveNode:input_type -> accessd.v1.RemoveNodeRequest
+	45, // 61: accessd.v1.SessionService.ListSessions:input_type -> accessd.v1.ListSessionsRequest
+	47, // 62: accessd.v1.SessionService.KillSession:input_type -> accessd.v1.KillSessionRequest
+	50, // 63: accessd.v1.AuditService.ListEvents:input_type -> accessd.v1.ListEventsRequest
+	53, // 64: accessd.v1.AuditService.TailEvents:input_type -> accessd.v1.TailEventsRequest
+	55, // 65: accessd.v1.AuditService.ExportEvents:input_type -> accessd.v1.ExportEventsRequest
+	57, // 66: accessd.v1.AuditService.VerifyLog:input_type -> accessd.v1.VerifyLogRequest
+	59, // 67: accessd.v1.AuditService.ProveEvent:input_type -> accessd.v1.ProveEventRequest
+	61, // 68: accessd.v1.CAService.ExportCA:input_type -> accessd.v1.ExportCARequest
+	3,  // 69: accessd.v1.UserService.AddUser:output_type -> accessd.v1.AddUserResponse
+	5,  // 70: accessd.v1.UserService.ListUsers:output_type -> accessd.v1.ListUsersResponse
+	7,  // 71: accessd.v1.UserService.RemoveUser:output_type -> accessd.v1.RemoveUserResponse
+	9,  // 72: accessd.v1.UserService.ResetUser:output_type -> accessd.v1.ResetUserResponse
+	11, // 73: accessd.v1.UserService.SignUser:output_type -> accessd.v1.SignUserResponse
+	14, // 74: accessd.v1.UserService.AddUserKey:output_type -> accessd.v1.AddUserKeyResponse
+	16, // 75: accessd.v1.UserService.ListUserKeys:output_type -> accessd.v1.ListUserKeysResponse
+	18, // 76: accessd.v1.UserService.RemoveUserKey:output_type -> accessd.v1.RemoveUserKeyResponse
+	21, // 77: accessd.v1.RoleService.ApplyRoles:output_type -> accessd.v1.ApplyRolesResponse
+	23, // 78: accessd.v1.RoleService.ListRoles:output_type -> accessd.v1.ListRolesResponse
+	25, // 79: accessd.v1.RoleService.GetRole:output_type -> accessd.v1.GetRoleResponse
+	27, // 80: accessd.v1.RoleService.RemoveRole:output_type -> accessd.v1.RemoveRoleResponse
+	30, // 81: accessd.v1.TokenService.AddToken:output_type -> accessd.v1.AddTokenResponse
+	32, // 82: accessd.v1.TokenService.ListTokens:output_type -> accessd.v1.ListTokensResponse
+	34, // 83: accessd.v1.TokenService.RemoveToken:output_type -> accessd.v1.RemoveTokenResponse
+	41, // 84: accessd.v1.NodeService.ListNodes:output_type -> accessd.v1.ListNodesResponse
+	37, // 85: accessd.v1.NodeService.AddNode:output_type -> accessd.v1.AddNodeResponse
+	39, // 86: accessd.v1.NodeService.SignHostKey:output_type -> accessd.v1.SignHostKeyResponse
+	43, // 87: accessd.v1.NodeService.RemoveNode:output_type -> accessd.v1.RemoveNodeResponse
+	46, // 88: accessd.v1.SessionService.ListSessions:output_type -> accessd.v1.ListSessionsResponse
+	48, // 89: accessd.v1.SessionService.KillSession:output_type -> accessd.v1.KillSessionResponse
+	51, // 90: accessd.v1.AuditService.ListEvents:output_type -> accessd.v1.ListEventsResponse
+	54, // 91: accessd.v1.AuditService.TailEvents:output_type -> accessd.v1.TailEventsResponse
+	56, // 92: accessd.v1.AuditService.ExportEvents:output_type -> accessd.v1.ExportEventsResponse
+	58, // 93: accessd.v1.AuditService.VerifyLog:output_type -> accessd.v1.VerifyLogResponse
+	60, // 94: accessd.v1.AuditService.ProveEvent:output_type -> accessd.v1.ProveEventResponse
+	62, // 95: accessd.v1.CAService.ExportCA:output_type -> accessd.v1.ExportCAResponse
+	69, // [69:96] is the sub-list for method output_type
+	42, // [42:69] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_accessd_v1_admin_proto_init() }
@@ -3964,7 +4066,7 @@ func file_accessd_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_accessd_v1_admin_proto_rawDesc), len(file_accessd_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   68,
+			NumMessages:   69,
 			NumExtensions: 0,
 			NumServices:   7,
 		},
