@@ -99,7 +99,7 @@ func TestLinesEnd(t *testing.T) {
 
 // BenchmarkLines is what the index reads in the background.
 func BenchmarkLines(b *testing.B) {
-	listing := strings.Repeat("\x1b[32m-rwxr-xr-x\x1b[0m 1 root root 1234567 Nov 21 13:20 some-file-name\r\n", 400)
+	listing := strings.Repeat("\x1b[32m-rwxr-xr-x\x1b[0m 1 root staff 1234567 Nov 21 13:20 some-file-name\r\n", 400)
 	for _, terminal := range []bool{true, false} {
 		b.Run(map[bool]string{true: "terminal", false: "plain"}[terminal], func(b *testing.B) {
 			l := NewLineReader(func(time.Duration, string) error { return nil })
