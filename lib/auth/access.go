@@ -75,6 +75,7 @@ func accessTable() map[string]rule {
 		accessdv1connect.AuditServiceExportEventsProcedure: admin("audit", "read"),
 		accessdv1connect.AuditServiceVerifyLogProcedure:    admin("audit", "read"),
 		accessdv1connect.AuditServiceProveEventProcedure:   admin("audit", "read"),
+		accessdv1connect.AuditServiceRotateLogProcedure:    admin("audit", "update"),
 
 		// Whole logs: the authority that asks has decided who may see what.
 		accessdv1connect.PeerServiceReadEventsProcedure:     authority,

@@ -18,7 +18,7 @@ func (s auditService) VerifyLog(ctx context.Context, req *connect.Request[access
 	if since := req.Msg.GetSince(); since != "" {
 		earlier = append(earlier, []byte(since))
 	}
-	report, err := events.Verify(ctx, s.cfg.AuditDir, key, earlier...)
+	report, err := events.VerifyPart(ctx, s.cfg.AuditDir, key, req.Msg.GetArchived(), earlier...)
 	if err == nil {
 		err = s.cfg.Audit.VerifyIndex(ctx) // what queries would leave out is as good as gone
 	}
@@ -31,6 +31,12 @@ func (s auditService) VerifyLog(ctx context.Context, req *connect.Request[access
 	}
 	for _, raw := range report.Cosigned {
 		res.Cosigned = append(res.Cosigned, string(raw))
+	}
+	for _, p := range report.Before {
+		res.Before = append(res.Before, &accessdv1.VerifiedPeriod{Origin: p.Origin, Size: p.Size, RootHash: p.RootHash, Checkpoint: string(p.Checkpoint)})
+	}
+	if p := report.Absent; p != nil {
+		res.Before = append(res.Before, &accessdv1.VerifiedPeriod{Origin: p.Origin, Size: p.Size, Checkpoint: string(p.Checkpoint), Absent: true})
 	}
 	if err != nil {
 		res.Fault = err.Error() // for the auditor, who asked what is wrong

@@ -36,6 +36,8 @@ type auditLog interface {
 	Read(ctx context.Context, f events.Filter, limit int, after string) (events.Page, error)
 	Grown(ctx context.Context, after string) error
 	Prove(ctx context.Context, uid string) ([]byte, error)
+	Rotate(ctx context.Context, by, reason string) (verifierKey string, err error)
+	VerifierKeys() []string
 	VerifyIndex(ctx context.Context) error
 }
 

@@ -86,6 +86,8 @@ func (d *Daemon) startAuthority(ctx context.Context) error {
 func (d *Daemon) openLog(ctx context.Context, keys *auth.Keys) (*events.Log, error) {
 	log, err := events.OpenLog(ctx, events.LogConfig{
 		Dir: d.path("audit"), Signer: keys.AuditSigner(), VerifierKey: keys.AuditVerifierKey(), Log: d.log.Named("audit"),
+		Rotate: events.Rotation(d.cfg.Audit.Rotate), By: "authority:" + string(d.id),
+		Stamp: events.Event{ClusterName: keys.ClusterName(), ServerID: string(d.id), ServerHostname: hostName()},
 	})
 	if err != nil {
 		return nil, err

@@ -215,6 +215,9 @@ func (l *Log) Append(ctx context.Context, events [][]byte) error {
 		if entries[i], err = parseEntry(data); err != nil {
 			return err
 		}
+		if entries[i].event.Name == AuditRotate {
+			return fault.New(fault.BadInput, "an event %s comes from the log itself", AuditRotate)
+		}
 	}
 	err := l.groups.do(ctx.Done(), entries, func(groups [][]entry) error {
 		return l.commit(context.WithoutCancel(ctx), groups) // others wait for it, too

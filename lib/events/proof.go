@@ -174,7 +174,7 @@ func pickKey(raw []byte, keys []logKey) logKey {
 	base, _ := splitOrigin(origin)
 	picked := keys[0]
 	for _, k := range keys {
-		if k.Name() == base {
+		if its, _ := splitOrigin(k.Name()); its == base {
 			if own, err := k.as(origin); err == nil {
 				k = own
 			}

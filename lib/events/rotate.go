@@ -138,12 +138,12 @@ func follows(p *period, after period) error {
 
 // Rotate closes the tree that is written to and goes on with a new one, whose
 // entry 0 is an [AuditRotate] with the closed one's last checkpoint: who asked, and
-// why. It returns the new tree's origin. A log without entries is a
+// why. It returns the new tree's verifier key, whose name is its origin. A log without entries is a
 // [fault.Conflict].
 //
 // The new tree is made aside and named when it is signed. Killed before, or
 // failing before, the log goes on with the old one.
-func (l *Log) Rotate(ctx context.Context, by, reason string) (origin string, err error) {
+func (l *Log) Rotate(ctx context.Context, by, reason string) (verifierKey string, err error) {
 	select {
 	case l.groups.turn <- struct{}{}:
 	case <-ctx.Done():
@@ -161,7 +161,7 @@ func (l *Log) Rotate(ctx context.Context, by, reason string) (origin string, err
 		return "", err
 	}
 	l.cfg.Log.Info("the audit log goes on in a new period", zap.String("origin", p.key.Name()))
-	return p.key.Name(), nil
+	return p.key.text, nil
 }
 
 // rotate has the turn.
@@ -174,6 +174,9 @@ func (l *Log) rotate(ctx context.Context, by, reason string) (period, error) {
 	old, raw, err := l.ending(ctx)
 	if err != nil {
 		return period{}, err
+	}
+	if len(l.trees) >= maxPeriods {
+		return old, fault.New(fault.Conflict, "the audit log has %d periods already", maxPeriods).WithHint("move the oldest to an archive, and start the authority again")
 	}
 	now := l.cfg.Now()
 	p := period{name: nextPeriod(old.name, now), base: align(old.end()), began: now.UTC()}

@@ -66,10 +66,11 @@ func openClockedLog(t testing.TB, dir string, key testKey, c *clock) *Log {
 
 func mustRotate(t testing.TB, l *Log) string {
 	t.Helper()
-	origin, err := l.Rotate(t.Context(), "local:0", "a test")
+	key, err := l.Rotate(t.Context(), "local:0", "a test")
 	if err != nil {
 		t.Fatalf("Rotate: %v", err)
 	}
+	origin, _, _ := strings.Cut(key, "+")
 	return origin
 }
 

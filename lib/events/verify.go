@@ -29,7 +29,7 @@ type Report struct {
 	Size     uint64 // entries
 	RootHash string // base64, as in the checkpoint
 	Origin   string
-	Key      string // the public key that signed it
+	Key      string // the public key that signed it, under the log's own origin
 
 	Checkpoint []byte   // the signed note that all of it agrees with
 	Cosigned   [][]byte // those that witnesses cosigned last; [Cosignatures] checks them
@@ -144,8 +144,13 @@ func (v *verifier) run(ctx context.Context, earlier []namedCheckpoint) (Report, 
 	if err := v.closed(current); err != nil {
 		return Report{}, err
 	}
+	base, _ := splitOrigin(current.Origin)
+	own, err := v.key.as(base)
+	if err != nil {
+		return Report{}, err
+	}
 	report := Report{
-		Size: current.Size, RootHash: base64.StdEncoding.EncodeToString(current.Hash), Origin: current.Origin, Key: v.key.text, Checkpoint: raw,
+		Size: current.Size, RootHash: base64.StdEncoding.EncodeToString(current.Hash), Origin: current.Origin, Key: own.text, Checkpoint: raw,
 	}
 	for _, k := range kept {
 		report.Cosigned = append(report.Cosigned, k.raw)
