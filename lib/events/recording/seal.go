@@ -131,6 +131,9 @@ func unseal(part []byte, ids []age.Identity) ([]byte, error) {
 			return nil, fault.Wrap(fault.BadInput, err, "a sealed part of the recording is damaged")
 		}
 		plain, err := age.Decrypt(r, ids...)
+		if _, none := errors.AsType[*age.NoIdentityMatchError](err); err != nil && !none { // a passphrase that was not given, or is wrong
+			return nil, fault.Wrap(fault.Denied, err, "the recording cannot be opened: "+err.Error())
+		}
 		if err != nil {
 			return nil, fault.Wrap(fault.Denied, err, "no identity given opens the recording")
 		}
