@@ -18,7 +18,11 @@ func (s auditService) VerifyLog(ctx context.Context, req *connect.Request[access
 	if since := req.Msg.GetSince(); since != "" {
 		earlier = append(earlier, []byte(since))
 	}
-	report, err := events.VerifyPart(ctx, s.cfg.AuditDir, key, req.Msg.GetArchived(), earlier...)
+	verify := events.Verify
+	if req.Msg.GetArchived() {
+		verify = events.VerifyArchived
+	}
+	report, err := verify(ctx, s.cfg.AuditDir, key, earlier...)
 	if err == nil {
 		err = s.cfg.Audit.VerifyIndex(ctx) // what queries would leave out is as good as gone
 	}

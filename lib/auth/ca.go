@@ -29,9 +29,7 @@ func (s caService) ExportCA(ctx context.Context, req *connect.Request[accessdv1.
 		res.PublicKeys = append(res.PublicKeys, k.Public)
 	}
 	if t == services.AuditCA { // one key, under the name of each period
-		for _, key := range s.cfg.Audit.VerifierKeys()[1:] {
-			res.PublicKeys = append(res.PublicKeys, key)
-		}
+		res.PublicKeys = append(res.PublicKeys, s.cfg.Audit.VerifierKeys()[1:]...)
 	}
 	if t == sshca.TypeHost {
 		for _, key := range s.cfg.Keys.Trust().Host {

@@ -123,7 +123,11 @@ func verifyCopy(ctx context.Context, o verifyOptions, since []byte, res *accessd
 	if since != nil {
 		earlier = append(earlier, since)
 	}
-	report, err := events.VerifyPart(ctx, o.dir, string(keys), o.archived, earlier...)
+	verify := events.Verify
+	if o.archived {
+		verify = events.VerifyArchived
+	}
+	report, err := verify(ctx, o.dir, string(keys), earlier...)
 	if err != nil {
 		if _, tampered := errors.AsType[*events.TamperedError](err); !tampered {
 			return err

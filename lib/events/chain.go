@@ -104,11 +104,15 @@ func (c *chain) tree(ctx context.Context, name string) (Report, error) {
 	sub := c.sub(name)
 	if c.after != nil && c.after.name != name {
 		if slices.Contains(c.names, c.after.name) {
-			return Report{}, &TamperedError{path.Join(name, layout.CheckpointPath), -1,
-				fmt.Sprintf("the period after it goes on from %s, so that no period goes on from this one", c.called(c.after.name))}
+			return Report{}, &TamperedError{
+				path.Join(name, layout.CheckpointPath), -1,
+				fmt.Sprintf("the period after it goes on from %s, so that no period goes on from this one", c.called(c.after.name)),
+			}
 		}
-		return Report{}, &TamperedError{path.Join(c.after.name, layout.CheckpointPath), -1,
-			fmt.Sprintf("the period is not here, though the older %s is", c.called(name))}
+		return Report{}, &TamperedError{
+			path.Join(c.after.name, layout.CheckpointPath), -1,
+			fmt.Sprintf("the period is not here, though the older %s is", c.called(name)),
+		}
 	}
 	v := verifier{tiles: sub, keys: c.keys, close: c.after, tree: (&compact.RangeFactory{Hash: rfc6962.DefaultHasher.HashChildren}).NewEmptyRange(0)}
 	report, err := v.run(ctx, c.kept[c.period(name)])
@@ -172,8 +176,10 @@ func (c *chain) missing(report Report) (Report, error) {
 			case err != nil:
 				return report, err
 			case name != c.after.name || got.Size < end.Size:
-				return report, &TamperedError{path.Join(name, layout.CheckpointPath), -1,
-					fmt.Sprintf("%s is of %s, which is not here: bring it back from the archive to compare them", k.name, c.called(name))}
+				return report, &TamperedError{
+					path.Join(name, layout.CheckpointPath), -1,
+					fmt.Sprintf("%s is of %s, which is not here: bring it back from the archive to compare them", k.name, c.called(name)),
+				}
 			case got.Size > end.Size:
 				return report, &TamperedError{at, int64(end.Size), fmt.Sprintf(
 					"the period was cut short: the one after it says that it ends here, but %s signed %d entries", k.name, got.Size)}

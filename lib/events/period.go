@@ -240,7 +240,7 @@ func (v view) tree(i int) period {
 
 // at returns the tree that has the block; ok is false when it is not here.
 func (v view) at(block uint64) (p period, ok bool) {
-	for i := len(v.trees) - 1; i >= 0; i-- {
+	for i := range slices.Backward(v.trees) {
 		if p = v.tree(i); block*blockSize >= p.base {
 			return p, block*blockSize < p.end()
 		}

@@ -351,7 +351,7 @@ func (l *Log) Run(ctx context.Context) error {
 		stop()
 		switch {
 		case ctx.Err() != nil:
-			return nil //nolint:nilerr // an orderly stop is not an error
+			return nil
 		case err != nil && !complained:
 			l.cfg.Log.Error("audit events are not signed", zap.Error(err))
 		case err == nil && complained:

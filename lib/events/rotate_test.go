@@ -538,10 +538,10 @@ func TestArchivedPeriods(t *testing.T) {
 			t.Errorf("Verify = %v", err)
 		}
 		for _, earlier := range [][][]byte{nil, {read(t, archive, "checkpoint"), read(t, p.dir, "2026-11", "checkpoint")}} {
-			r, err := VerifyPart(t.Context(), p.dir, p.key.verifier, true, earlier...)
+			r, err := VerifyArchived(t.Context(), p.dir, p.key.verifier, earlier...)
 			if err != nil || len(r.Before) != 1 || r.Absent == nil || r.Absent.Origin != testOrigin || r.Absent.Size != 300 ||
 				string(r.Absent.Checkpoint) != string(read(t, archive, "checkpoint")) {
-				t.Errorf("VerifyPart = %+v, %v", r, err)
+				t.Errorf("VerifyArchived = %+v, %v", r, err)
 			}
 		}
 		if err := l.VerifyIndex(t.Context()); err != nil {
@@ -558,7 +558,7 @@ func TestArchivedPeriods(t *testing.T) {
 			t.Errorf("Prove of what was archived = %v", err)
 		}
 		mustAppend(t, l, p.events[290:310]...) // their uids are known all the same
-		if r, err := VerifyPart(t.Context(), p.dir, p.key.verifier, true); err != nil || r.Size != 401 {
+		if r, err := VerifyArchived(t.Context(), p.dir, p.key.verifier); err != nil || r.Size != 401 {
 			t.Errorf("a uid of the archive was taken again: %d entries, %v", r.Size, err)
 		}
 	})
@@ -581,17 +581,17 @@ func TestArchivedPeriods(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := VerifyPart(t.Context(), p.dir, p.key.verifier, true, signed); err == nil || !strings.Contains(err.Error(), "bring it back") {
-			t.Errorf("VerifyPart = %v", err)
+		if _, err := VerifyArchived(t.Context(), p.dir, p.key.verifier, signed); err == nil || !strings.Contains(err.Error(), "bring it back") {
+			t.Errorf("VerifyArchived = %v", err)
 		}
 	})
 	t.Run("the archived one alone", func(t *testing.T) {
 		if r, err := Verify(t.Context(), archive, p.key.verifier); err != nil || r.Size != 300 {
 			t.Errorf("Verify = %+v, %v", r, err)
 		}
-		r, err := VerifyPart(t.Context(), filepath.Join(p.dir, "2026-11"), p.key.verifier, true)
+		r, err := VerifyArchived(t.Context(), filepath.Join(p.dir, "2026-11"), p.key.verifier)
 		if err != nil || r.Origin != testOrigin+"/2026-11" || r.Absent == nil {
-			t.Errorf("VerifyPart = %+v, %v", r, err)
+			t.Errorf("VerifyArchived = %+v, %v", r, err)
 		}
 	})
 	mustAppend(t, l, numbered(t, 2000, 5)...)

@@ -87,14 +87,18 @@ func NewAuditKey(origin string) (signerKey, verifierKey string, err error) {
 // It reports the first fault as an error of kind [fault.Internal] that wraps a
 // [*TamperedError].
 func Verify(ctx context.Context, dir, verifierKeys string, earlier ...[]byte) (Report, error) {
-	return VerifyPart(ctx, dir, verifierKeys, false, earlier...)
+	return verify(ctx, dir, verifierKeys, chain{earlier: earlier})
 }
 
-// VerifyPart is [Verify], also of a log whose oldest periods were archived: when
-// archived is true they may be absent, and the report says so.
-func VerifyPart(ctx context.Context, dir, verifierKeys string, archived bool, earlier ...[]byte) (Report, error) {
-	keys, err := parseKeys(verifierKeys)
-	if err != nil {
+// VerifyArchived is [Verify] of a log whose oldest periods may be absent; the
+// report says so.
+func VerifyArchived(ctx context.Context, dir, verifierKeys string, earlier ...[]byte) (Report, error) {
+	return verify(ctx, dir, verifierKeys, chain{earlier: earlier, archived: true})
+}
+
+func verify(ctx context.Context, dir, verifierKeys string, c chain) (Report, error) {
+	var err error
+	if c.keys, err = parseKeys(verifierKeys); err != nil {
 		return Report{}, err
 	}
 	root, err := os.OpenRoot(dir)
@@ -102,7 +106,7 @@ func VerifyPart(ctx context.Context, dir, verifierKeys string, archived bool, ea
 		return Report{}, fault.New(fault.NotFound, "open log: %w", err)
 	}
 	defer func() { _ = root.Close() }()
-	c := chain{tiles: tiles{root: root}, keys: keys, archived: archived, earlier: earlier}
+	c.tiles = tiles{root: root}
 	report, err := c.run(ctx)
 	if _, wrong := errors.AsType[*TamperedError](err); wrong {
 		return report, fault.New(fault.Internal, "%w", err).
