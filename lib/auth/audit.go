@@ -57,7 +57,7 @@ func (s auditService) ListEvents(ctx context.Context, req *connect.Request[acces
 	if err != nil {
 		return nil, err
 	}
-	res := &accessdv1.ListEventsResponse{Events: page.events, NextAfter: page.after.format(own), Missing: page.missing}
+	res := &accessdv1.ListEventsResponse{Events: page.events, NextAfter: page.after.format(own), Missing: page.missing, Archived: page.archived}
 	if page.older {
 		res.NextBefore = page.before.format(own)
 	}
@@ -86,7 +86,7 @@ func (s auditService) ExportEvents(ctx context.Context, req *connect.Request[acc
 	}
 	s.flush(ctx)
 	t := s.newTour(query{filter: req.Msg.GetFilter(), askedBy: callerOf(ctx).by}, from, func(t *tour, list [][]byte) error {
-		return stream.Send(&accessdv1.ExportEventsResponse{Events: list, After: t.at.format(own), Missing: t.absent()})
+		return stream.Send(&accessdv1.ExportEventsResponse{Events: list, After: t.at.format(own), Missing: t.absent(), Archived: t.archived})
 	})
 	if err := t.once(ctx); err != nil || !req.Msg.GetFollow() {
 		return err

@@ -29,6 +29,7 @@ const (
 	peerSilence = time.Minute      // between two answers of one that was there
 	peerBeat    = 20 * time.Second // between two answers to who follows a log
 	peerRetry   = time.Second      // before a peer that was away is followed again
+	maxArchived = 1000             // periods of a log that are not there
 )
 
 // peers reaches the other authorities of the cluster.
@@ -202,6 +203,7 @@ func (l peerLog) read(ctx context.Context, q query, fn func(events.Page) error) 
 func (l peerLog) give(msg *accessdv1.ReadEventsResponse, q query, fn func(events.Page) error) error {
 	page := events.Page{
 		Events: msg.GetEvents(), Entries: msg.GetEntries(), Before: msg.GetBefore(), After: msg.GetAfter(), More: msg.GetMore(),
+		Archived: msg.GetArchived(),
 	}
 	if err := checkPage(page, q); err != nil {
 		return err
@@ -223,7 +225,7 @@ func checkPage(p events.Page, q query) error {
 	if q.newest {
 		more = p.Before != ""
 	}
-	if len(p.Entries) != len(p.Events) || len(p.Events) > maxEvents || q.limit > 0 && len(p.Events) > q.limit || more && len(p.Events) == 0 {
+	if len(p.Entries) != len(p.Events) || len(p.Events) > maxEvents || q.limit > 0 && len(p.Events) > q.limit || more && len(p.Events) == 0 || len(p.Archived) > maxArchived {
 		return errPeerBroken
 	}
 	if !isPlace(p.After) || p.Before != "" && !isPlace(p.Before) {
@@ -299,7 +301,9 @@ func (s peerService) ReadEvents(ctx context.Context, req *connect.Request[access
 	s.flush(ctx)
 	q := query{filter: m.GetFilter(), limit: int(m.GetLimit()), newest: m.GetNewest(), place: m.GetPlace(), follow: m.GetFollow()}
 	return ownLog(s).read(ctx, q, func(p events.Page) error {
-		return stream.Send(&accessdv1.ReadEventsResponse{Events: p.Events, Entries: p.Entries, Before: p.Before, After: p.After, More: p.More})
+		return stream.Send(&accessdv1.ReadEventsResponse{
+			Events: p.Events, Entries: p.Entries, Before: p.Before, After: p.After, More: p.More, Archived: p.Archived,
+		})
 	})
 }
 

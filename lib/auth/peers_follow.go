@@ -25,6 +25,8 @@ type tour struct {
 	missing map[names.NodeID]*accessdv1.MissingLog
 	turned  bool // what is missing has changed since it was told
 	tell    func(t *tour, list [][]byte) error
+
+	archived []string // periods that are not here
 }
 
 // newTour returns a tour that begins at places.
@@ -54,6 +56,7 @@ func (t *tour) once(ctx context.Context) error {
 		q.place = t.at[l.id]
 		err := l.read(ctx, q, func(p events.Page) error {
 			t.at[l.id] = p.After
+			t.archived = append(t.archived, p.Archived...)
 			told = t.tell(t, p.Events)
 			return told
 		})

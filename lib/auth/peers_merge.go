@@ -163,7 +163,8 @@ type merged struct {
 	events        [][]byte
 	before, after places
 	missing       []*accessdv1.MissingLog
-	older         bool // there may be older ones
+	archived      []string // periods that this page ends at
+	older         bool     // there may be older ones
 }
 
 // readAll asks every authority for a page, all at once, and merges what they
@@ -198,6 +199,9 @@ func (a *Authority) readAll(ctx context.Context, q query, from places) (merged, 
 	for i, s := range shares {
 		out.before[s.id], out.after[s.id] = s.beside(kept[i], q.newest)
 		out.older = out.older || out.before[s.id] != logBegin
+		if !q.newest || kept[i] == len(s.page.Events) {
+			out.archived = append(out.archived, s.page.Archived...)
+		}
 	}
 	out.older = out.older || !q.newest || len(out.missing) > 0
 	keep := out.after

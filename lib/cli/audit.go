@@ -201,6 +201,7 @@ func (e *env) listEvents(ctx context.Context, filter *accessdv1.EventFilter, p *
 			return nil, err
 		}
 		p.away.add(res.Msg.GetMissing())
+		p.away.note(e, res.Msg.GetArchived())
 		page := res.Msg.GetEvents()
 		if first || !forward {
 			older = res.Msg.GetNextBefore()

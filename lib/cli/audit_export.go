@@ -105,6 +105,7 @@ func (x *exporter) run(ctx context.Context, req *accessdv1.ExportEventsRequest) 
 	defer func() { x.sayPlaces("", after) }()
 	var away absence
 	for stream.Receive() {
+		away.note(x.env, stream.Msg().GetArchived())
 		if missing := stream.Msg().GetMissing(); req.GetFollow() {
 			away.tell(x.env, missing)
 		} else {

@@ -10,9 +10,25 @@ import (
 	"github.com/accessd/accessd/lib/fault"
 )
 
-// absence is the logs of authorities that an answer lacks.
+// absence is what an answer lacks.
 type absence struct {
-	logs map[string]*accessdv1.MissingLog // by the authority's id
+	logs     map[string]*accessdv1.MissingLog // of authorities, by their id
+	archived map[string]bool                  // origins of periods that were moved away
+}
+
+// note notes periods of logs that were looked for and are not there, and says so
+// the first time: somebody has moved them away, so it is no fault.
+func (a *absence) note(e *env, archived []string) {
+	for _, origin := range archived {
+		if a.archived[origin] {
+			continue
+		}
+		if a.archived == nil {
+			a.archived = map[string]bool{}
+		}
+		a.archived[origin] = true
+		e.say("not here: the period %s and what was before it", events.Display(origin))
+	}
 }
 
 // add notes logs that one page of an answer lacks.

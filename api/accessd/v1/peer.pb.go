@@ -126,7 +126,9 @@ type ReadEventsResponse struct {
 	Before string `protobuf:"bytes,4,opt,name=before,proto3" json:"before,omitempty"`
 	After  string `protobuf:"bytes,5,opt,name=after,proto3" json:"after,omitempty"`
 	// A newer one matched already.
-	More          bool `protobuf:"varint,6,opt,name=more,proto3" json:"more,omitempty"`
+	More bool `protobuf:"varint,6,opt,name=more,proto3" json:"more,omitempty"`
+	// Origins of periods of the log that were looked for and are not there.
+	Archived      []string `protobuf:"bytes,7,rep,name=archived,proto3" json:"archived,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -201,6 +203,13 @@ func (x *ReadEventsResponse) GetMore() bool {
 		return x.More
 	}
 	return false
+}
+
+func (x *ReadEventsResponse) GetArchived() []string {
+	if x != nil {
+		return x.Archived
+	}
+	return nil
 }
 
 type ProvePeerEventRequest struct {
@@ -320,14 +329,15 @@ const file_accessd_v1_peer_proto_rawDesc = "" +
 	"\x06newest\x18\x03 \x01(\bR\x06newest\x12\x14\n" +
 	"\x05place\x18\x04 \x01(\tR\x05place\x12\x16\n" +
 	"\x06follow\x18\x05 \x01(\bR\x06follow\x12\x19\n" +
-	"\basked_by\x18\x06 \x01(\tR\aaskedBy\"\xa6\x01\n" +
+	"\basked_by\x18\x06 \x01(\tR\aaskedBy\"\xc2\x01\n" +
 	"\x12ReadEventsResponse\x12\x1c\n" +
 	"\tauthority\x18\x01 \x01(\tR\tauthority\x12\x16\n" +
 	"\x06events\x18\x02 \x03(\fR\x06events\x12\x18\n" +
 	"\aentries\x18\x03 \x03(\x04R\aentries\x12\x16\n" +
 	"\x06before\x18\x04 \x01(\tR\x06before\x12\x14\n" +
 	"\x05after\x18\x05 \x01(\tR\x05after\x12\x12\n" +
-	"\x04more\x18\x06 \x01(\bR\x04more\"D\n" +
+	"\x04more\x18\x06 \x01(\bR\x04more\x12\x1a\n" +
+	"\barchived\x18\a \x03(\tR\barchived\"D\n" +
 	"\x15ProvePeerEventRequest\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x19\n" +
 	"\basked_by\x18\x02 \x01(\tR\aaskedBy\"L\n" +
