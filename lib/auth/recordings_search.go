@@ -36,7 +36,7 @@ const (
 	maxLines = 4 << 20
 	lineCost = 64
 	// maxSearched bounds the output of one recording that is gone through, in bytes.
-	maxSearched = 256 << 20
+	maxSearched = 64 << 20
 	// paced is for how long the index works until it rests for as long: people's
 	// sessions come first.
 	paced = 10 * time.Millisecond

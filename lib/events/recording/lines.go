@@ -150,20 +150,35 @@ func (l *LineReader) look() {
 // print takes output that no terminal has seen.
 func (l *LineReader) print(s accessdv1.Stream, data []byte, at time.Duration) {
 	for len(data) > 0 && l.err == nil {
-		if len(l.pending[s]) == 0 {
+		pending := l.pending[s]
+		if len(pending) == 0 {
 			l.began[s] = at
+			if data = l.unlike(data); len(data) == 0 {
+				return
+			}
 		}
 		end := bytes.IndexAny(data, "\r\n")
-		n := min(len(data), MaxLine-len(l.pending[s]))
+		n := min(len(data), MaxLine-len(pending))
 		if end >= 0 && end < n {
 			n = end + 1
 		}
-		l.pending[s] = append(l.pending[s], data[:n]...)
+		l.pending[s] = append(pending, data[:n]...)
 		data = data[n:]
 		if end == n-1 || len(l.pending[s]) == MaxLine {
 			l.flush(s)
 		}
 	}
+}
+
+// unlike returns data without the lines at its beginning that are the one before.
+func (l *LineReader) unlike(data []byte) []byte {
+	if n := len(l.told); n == 0 || l.told[n-1] != '\n' && l.told[n-1] != '\r' {
+		return data
+	}
+	for bytes.HasPrefix(data, l.told) {
+		data = bytes.TrimPrefix(data[len(l.told):], []byte{'\n'})
+	}
+	return data
 }
 
 // flush tells of what is pending of a stream, without what drives a terminal.
