@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path"
 	"slices"
 	"strings"
@@ -33,6 +34,9 @@ func (c *chain) run(ctx context.Context) (Report, error) {
 	var err error
 	if c.names, err = c.periods(); err != nil {
 		return Report{}, unreadable(err, ".", -1)
+	}
+	if n := len(c.names); n > 1 && c.onItsWay(c.names[n-1]) {
+		c.names = c.names[:n-1]
 	}
 	if len(c.names) == 0 {
 		c.names = []string{""}
@@ -66,6 +70,15 @@ func (c *chain) run(ctx context.Context) (Report, error) {
 		return report, &TamperedError{path.Join(name, layout.CheckpointPath), -1, fmt.Sprintf("%s is of a period that the log does not have", list[0].name)}
 	}
 	return report, nil
+}
+
+// onItsWay reports whether a mirror is about to be brought that period, and has
+// nothing of it yet that is signed.
+func (c *chain) onItsWay(name string) bool {
+	sub := c.sub(name)
+	s, err := sub.state(mirrorState)
+	_, missing := sub.stat(layout.CheckpointPath)
+	return err == nil && s.Size == 0 && errors.Is(missing, fs.ErrNotExist)
 }
 
 // originOf returns the origin that a checkpoint begins with, unchecked.

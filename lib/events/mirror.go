@@ -177,6 +177,15 @@ func (m *Mirror) tree(ctx context.Context, p period) error {
 		if c.Size == m.size(p) {
 			return nil
 		}
+		if p.name != "" && m.size(p) == 0 { // for [chain.onItsWay]
+			told, err := json.Marshal(state{})
+			if err == nil {
+				err = m.cfg.Store.Replace(ctx, path.Join(m.cfg.Prefix, p.name, mirrorState), told)
+			}
+			if err != nil {
+				return err
+			}
+		}
 		if err = m.files(ctx, p, c.Size); err == nil {
 			return m.publish(ctx, p, signedCheckpoint{c, raw})
 		} else if !errors.Is(err, errMoved) || ctx.Err() != nil {

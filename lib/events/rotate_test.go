@@ -438,7 +438,9 @@ func TestF28ForgedPeriod(t *testing.T) {
 				t.Fatal(err)
 			}
 			l := openTestLog(t, filepath.Join(dir, "2026-11"), testKey{treeSigner{p.key.signer, key}, key.text})
-			mustAppend(t, l, first)
+			if _, err := l.grow(t.Context(), []entry{{data: first}}); err != nil {
+				t.Fatal(err)
+			}
 			waitSigned(t, l, 1)
 			if err := l.Close(); err != nil {
 				t.Fatal(err)
