@@ -5,7 +5,6 @@ package events
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -258,15 +257,12 @@ func TestF28WitnessesOfPeriods(t *testing.T) {
 	w.round(t.Context())
 
 	// A proof of the closed period bears the cosignature of its last checkpoint.
-	e, err := ParseEvent(numbered(t, 0, 1)[0])
-	if err != nil {
-		t.Fatal(err)
-	}
 	page, err := l.Query(t.Context(), Filter{}, 1, "1")
 	if err != nil || len(page.Events) != 1 {
 		t.Fatal(page, err)
 	}
-	if e, err = ParseEvent(page.Events[0]); err != nil {
+	e, err := ParseEvent(page.Events[0])
+	if err != nil {
 		t.Fatal(err)
 	}
 	proof, err := l.Prove(t.Context(), e.UID)
@@ -278,8 +274,7 @@ func TestF28WitnessesOfPeriods(t *testing.T) {
 		t.Errorf("a proof of the closed period: %+v, %v", p, err)
 	}
 
-	// The owner cuts the new period back; what the witness cosigned tells.
-	text := fmt.Sprintf("%s\n1\n", testOrigin+"/2026-11")
+	// The owner begins the new period anew; what the witness cosigned tells.
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -287,9 +282,22 @@ func TestF28WitnessesOfPeriods(t *testing.T) {
 	if err := os.CopyFS(again, os.DirFS(dir)); err != nil {
 		t.Fatal(err)
 	}
-	remove(t, filepath.Join(again, "2026-11", "tile"), filepath.Join(again, "2026-11", ".state"), filepath.Join(again, "2026-11", "checkpoint"))
-	if _, err := Verify(t.Context(), again, key.verifier); err == nil {
-		t.Errorf("a period whose files are gone, but not what was cosigned (%q), verifies", text)
+	rename(t, filepath.Join(again, "2026-11", cosignedDir), filepath.Join(again, "x"))
+	remove(t, filepath.Join(again, "2026-11"), filepath.Join(again, indexName))
+	l = openClockedLog(t, again, key, c)
+	mustRotate(t, l)
+	mustAppend(t, l, numbered(t, 5000, 30)...)
+	waitSigned(t, l, 31)
+	rename(t, filepath.Join(again, "x"), filepath.Join(again, "2026-11", cosignedDir))
+	_, err = l.Verify(t.Context())
+	if wrong, ok := errors.AsType[*TamperedError](err); !ok || wrong.File != "2026-11/checkpoint" || !strings.Contains(wrong.Reason, "not those that were signed") {
+		t.Errorf("a period begun anew: Verify = %v", err)
+	}
+	w = newWatched(t, l, list...)
+	remove(t, filepath.Join(again, "2026-11", cosignedDir))
+	w.round(t.Context())
+	if said := w.said(); len(said) != 1 {
+		t.Errorf("the witness of a period begun anew: %q", said)
 	}
 }
 
