@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -18,7 +19,7 @@ import (
 // stallChild records a session on a disk that does not answer for a while, and says
 // what became of it.
 func stallChild() error {
-	const patience = 50 * time.Millisecond
+	const patience = time.Second
 	r, err := New(Config{Dir: "spool", Patience: patience})
 	if err != nil {
 		return err
@@ -70,6 +71,12 @@ func stallChild() error {
 // ends is told in bounded time; what was acknowledged is there once it answers, and
 // of a session that was refused there is nothing.
 func TestF05HangingDisk(t *testing.T) {
+	type child struct {
+		name, spool, want string
+		cmd               *exec.Cmd
+		out               io.Reader
+	}
+	var all []child // which wait at once
 	for _, c := range []struct{ file, call, want string }{
 		{"state", "openat", "refused"},
 		{"000001.journal", "openat", "told"},
@@ -77,27 +84,26 @@ func TestF05HangingDisk(t *testing.T) {
 		{"000001.part.tmp", "fsync", "told"},
 		{"000002.journal", "openat", "told"},
 	} {
-		t.Run(c.file+" "+c.call, func(t *testing.T) {
-			t.Parallel()
-			dir := t.TempDir()
-			path := filepath.Join(dir, "spool", string(faultSession), c.file)
-			cmd, out := startChild(t, "stall", dir, "strace", "-f", "-qq", "-o", filepath.Join(t.TempDir(), "trace"),
-				"-P", path, "-P", c.file, "-e", "trace="+c.call, "-e", "inject="+c.call+":delay_enter=1s:when=1")
-			text, err := io.ReadAll(out)
-			if err := errors.Join(err, cmd.Wait()); err != nil {
-				t.Fatalf("%v\n%s", err, text)
-			}
-			if said := string(text); !strings.Contains(said, c.want+"\n") {
-				t.Errorf("the child did not say %q: %.300s", c.want, said)
-			}
-			spool := filepath.Join(dir, "spool")
-			if c.want == "refused" {
-				if left := spooled(t, spool); len(left) > 0 {
-					t.Errorf("of a session that did not begin there is %v", left)
-				}
-				return
-			}
-			checkFaulty(t, spool, strings.ReplaceAll(string(text), "told\n", ""), nil)
-		})
+		dir := t.TempDir()
+		spool := filepath.Join(dir, "spool")
+		cmd, out := startChild(t, "stall", dir, "strace", "-f", "-qq", "-o", filepath.Join(t.TempDir(), "trace"),
+			"-P", filepath.Join(spool, string(faultSession), c.file), "-P", c.file, "-e", "trace="+c.call, "-e", "inject="+c.call+":delay_enter=3s:when=1")
+		all = append(all, child{c.file + " " + c.call, spool, c.want, cmd, out})
+	}
+	for _, c := range all {
+		text, err := io.ReadAll(c.out)
+		if err := errors.Join(err, c.cmd.Wait()); err != nil {
+			t.Errorf("%s: %v\n%s", c.name, err, text)
+			continue
+		}
+		if said := string(text); !strings.Contains(said, c.want+"\n") {
+			t.Errorf("%s: the child did not say %q: %.300s", c.name, c.want, said)
+			continue
+		}
+		if c.want != "refused" {
+			t.Run(c.name, func(t *testing.T) { checkFaulty(t, c.spool, strings.ReplaceAll(string(text), "told\n", ""), nil) })
+		} else if left := spooled(t, c.spool); len(left) > 0 {
+			t.Errorf("%s: of a session that did not begin there is %v", c.name, left)
+		}
 	}
 }
