@@ -1,8 +1,10 @@
 package integration
 
 import (
+	"context"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,11 +12,13 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
 	"github.com/accessd/accessd/integration/harness"
 	"github.com/accessd/accessd/lib/backend/backendtest"
+	"github.com/accessd/accessd/lib/relay"
 )
 
 // Two authorities on one external etcd have a log each, and whichever is asked
@@ -100,7 +104,16 @@ func TestOneListFromSeveralLogs(t *testing.T) {
 		t.Errorf("when it is back, the export goes on with %q, want what it lacked and what is new", got)
 	}
 
-	both["hub-c"] = harness.New(t, "--config", config, "--node-name", "hub-c")
+	// A third one, at an address that leads to the first every other time.
+	balancer := newBalancer(t, a.Addr)
+	text, err := os.ReadFile(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	balanced := filepath.Join(t.TempDir(), "accessd.yaml")
+	harness.WriteFile(t, balanced, string(text)+"public_addresses: ['"+balancer.addr()+"']\n")
+	both["hub-c"] = harness.New(t, "--config", balanced, "--node-name", "hub-c")
+	balancer.to(both["hub-c"].Addr)
 	tail.shows(add(both["hub-c"]))
 	for name, c := range both {
 		if got := made(c.Admin(listMade...)); !slices.Equal(got, all) {
@@ -108,7 +121,68 @@ func TestOneListFromSeveralLogs(t *testing.T) {
 		}
 		c.Verify()
 	}
-	tail.stop(all)
+	if code := both["hub-c"].Main.Stop(); code != 0 {
+		t.Errorf("an authority that is followed stopped with %d", code)
+	}
+	tail.says("missing: the events of hub-c: ")
+	if code := tail.stop(all); code != 4 {
+		t.Errorf("a tail that lacked events at its end exits with %d, want 4", code)
+	}
+}
+
+// balancer is an address behind which there are two processes.
+type balancer struct {
+	ln    net.Listener
+	first string
+	then  chan string
+}
+
+// newBalancer carries every other connection to first, beginning with it, and those
+// between to where [balancer.to] says.
+func newBalancer(t *testing.T, first string) *balancer {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &balancer{ln, first, make(chan string, 1)}
+	var carried sync.WaitGroup
+	ctx, cancel := context.WithCancel(context.Background())
+	carried.Go(func() { b.run(ctx, &carried) })
+	t.Cleanup(func() {
+		cancel()
+		ln.Close()
+		carried.Wait()
+	})
+	return b
+}
+
+func (b *balancer) addr() string { return b.ln.Addr().String() }
+
+func (b *balancer) to(addr string) { b.then <- addr }
+
+func (b *balancer) run(ctx context.Context, carried *sync.WaitGroup) {
+	then := b.first
+	for n := 0; ; n++ {
+		near, err := b.ln.Accept()
+		if err != nil {
+			return
+		}
+		select {
+		case then = <-b.then:
+		default:
+		}
+		to := b.first
+		if n%2 == 1 {
+			to = then
+		}
+		far, err := net.Dial("tcp", to)
+		if err != nil {
+			near.Close()
+			continue
+		}
+		carried.Go(func() { relay.Pipe(ctx, near, far) })
+	}
 }
 
 // listMade lists who was added, in the order of time.
@@ -200,15 +274,14 @@ func (f *tailing) has(path, text string) {
 func (f *tailing) shows(name string) { f.t.Helper(); f.has(f.out, strconv.Quote(name)) }
 func (f *tailing) says(words string) { f.t.Helper(); f.has(f.err, words) }
 
-// stop ends the tail, which has told each of all once.
-func (f *tailing) stop(all []string) {
+// stop ends the tail, which has told each of all once, and returns its exit code.
+func (f *tailing) stop(all []string) int {
 	f.t.Helper()
 	_ = f.cmd.Process.Signal(syscall.SIGINT)
-	if err := f.cmd.Wait(); err != nil {
-		f.t.Errorf("the tail ended with %v", err)
-	}
+	_ = f.cmd.Wait() // the code says how it ended
 	b, err := os.ReadFile(f.out)
 	if got := made(string(b)); err != nil || !slices.Equal(sorted(got), all) {
 		f.t.Errorf("the tail told %q, want each of %q once", got, all)
 	}
+	return f.cmd.ProcessState.ExitCode()
 }

@@ -64,7 +64,7 @@ func (s *sheet) share(place string, limit int, newest bool) share {
 // of several logs give each event once, and those of one log in its order.
 func TestPagesOfSeveralLogs(t *testing.T) {
 	for seed := range uint64(300) {
-		r := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // G404: a test's
+		r := rand.New(rand.NewPCG(seed, 0))
 		sheets := make([]*sheet, 1+r.IntN(4))
 		for i := range sheets {
 			sheets[i] = &sheet{}
@@ -103,9 +103,9 @@ func turnPages(t *testing.T, sheets []*sheet, r *rand.Rand, newest bool) (got []
 		if len(list) == 0 {
 			return got
 		}
-		texts := make([]string, len(list))
-		for i, b := range list {
-			texts[i] = string(b)
+		var texts []string
+		for _, b := range list {
+			texts = append(texts, string(b))
 		}
 		for i, s := range shares {
 			before, after := s.beside(kept[i], newest)
