@@ -165,9 +165,7 @@ func TestRotationFails(t *testing.T) {
 
 // A mirror has each period below its name, the older ones first: what is there is a
 // log at every moment, and more than the log has when periods were archived.
-func TestMirrorOfPeriods(t *testing.T) {
-	t.Parallel()
-	p := newPeriods(t)
+func testMirroring(t *testing.T, p periods) {
 	l := p.open(t, p.dir)
 	s := &folderStore{dir: t.TempDir()}
 	m, _ := newTestMirror(t, l, s)
@@ -175,7 +173,7 @@ func TestMirrorOfPeriods(t *testing.T) {
 	round := func(want ...string) {
 		t.Helper()
 		broken := errors.New("the bucket is away")
-		for n, done := 0, false; !done; n += 3 {
+		for n, done := 0, false; !done; n += 5 {
 			left := n
 			s.refuse = func(string) error {
 				if left--; left < 0 {
