@@ -3,9 +3,7 @@
 package events
 
 import (
-	"cmp"
 	"context"
-	"errors"
 	"slices"
 	"strconv"
 	"sync"
@@ -255,86 +253,8 @@ func unavailable(err error) error {
 	return fault.Wrap(fault.Unavailable, err, "the audit log cannot be read")
 }
 
-// Tail calls fn with the newest backlog events that match f, oldest first, and
-// then with each new one as it comes into the log, until ctx ends, which is no
-// error, or fn returns an error, which Tail returns. It misses none and gives none
-// twice. What it hands to fn at once is bounded.
-func (l *Log) Tail(ctx context.Context, f Filter, backlog int, fn func(events [][]byte) error) error {
-	if err := f.Check(); err != nil {
-		return err
-	}
-	if backlog < 0 || backlog > maxLimit {
-		return fault.New(fault.BadInput, "backlog %d: want 0 to %d", backlog, maxLimit)
-	}
-	v, _, changed := l.state()
-	v = v.present()
-	cursor := v.end
-	if backlog > 0 {
-		found := 0
-		if err := l.walk(ctx, v, walk{newSelector(f), span{0, v.end}, true}, func(at uint64, _ []byte) bool {
-			cursor = at
-			found++
-			return found < backlog
-		}); err != nil {
-			return ended(ctx, err)
-		}
-	}
-	for {
-		if err := l.forward(ctx, v, walk{newSelector(f), span{cursor, v.end}, false}, fn); err != nil {
-			return ended(ctx, err)
-		}
-		cursor = v.end
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-changed:
-		}
-		if l.isClosed() {
-			return errLogClosed()
-		}
-		v, _, changed = l.state()
-	}
-}
-
-// ended returns err, or nil when it came of the end of ctx.
-func ended(ctx context.Context, err error) error {
-	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
-		return nil
-	}
-	return err
-}
-
 // span is the entries, or blocks, from and before end.
 type span struct{ from, end uint64 }
-
-// forward calls fn with the entries of w.
-func (l *Log) forward(ctx context.Context, v view, w walk, fn func(events [][]byte) error) error {
-	var (
-		batch  [][]byte
-		bytes  int
-		failed error
-	)
-	flush := func() error {
-		if len(batch) == 0 {
-			return nil
-		}
-		err := fn(batch)
-		batch, bytes = nil, 0
-		return err
-	}
-	err := l.walk(ctx, v, w, func(_ uint64, data []byte) bool {
-		if bytes+len(data) > pageBytes {
-			failed = flush()
-		}
-		batch = append(batch, data)
-		bytes += len(data)
-		return failed == nil
-	})
-	if err = cmp.Or(err, failed); err != nil {
-		return err
-	}
-	return flush()
-}
 
 // Run watches the log until ctx ends: it says so when events are not signed for
 // long, which means that checkpoints cannot be written, and it rotates the log when
