@@ -396,18 +396,27 @@ func (k *archive) linesOf(ctx context.Context, r services.SessionRecording) func
 			if err != nil { // it is no recording that this version knows
 				break
 			}
-			for _, f := range frames {
-				if left -= len(f.GetPrint().GetData()); left < 0 {
-					return errEnoughLines
-				}
-				if err := lines.Frame(f); err != nil {
-					return err
-				}
-				if began, err = rest(ctx, began); err != nil {
-					return err
-				}
+			if left -= shown(frames); left < 0 {
+				return errEnoughLines
+			}
+			for i := 0; i < len(frames) && err == nil; i++ {
+				err = lines.Frame(frames[i])
+			}
+			if err == nil {
+				began, err = rest(ctx, began)
+			}
+			if err != nil {
+				return err
 			}
 		}
 		return lines.Close()
 	}
+}
+
+// shown returns how many bytes frames show.
+func shown(frames []*accessdv1.Frame) (n int) {
+	for _, f := range frames {
+		n += len(f.GetPrint().GetData())
+	}
+	return n
 }
