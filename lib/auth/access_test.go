@@ -57,6 +57,9 @@ AuditService/TailEvents        L A D R
 AuditService/ExportEvents      L A D R
 AuditService/VerifyLog         L A D R
 AuditService/ProveEvent        L A D R
+AuditService/RotateLog         L A D
+PeerService/ReadEvents         H
+PeerService/ProvePeerEvent     H
 CAService/ExportCA             L A D P H
 JoinService/Join               J
 MemberService/WatchPolicy      N P H
@@ -91,7 +94,7 @@ func parseAccess(t *testing.T) map[string]string {
 // nobody until the table says for whom.
 func TestEveryMethodHasARule(t *testing.T) {
 	var got []string
-	for _, file := range []protoreflect.FileDescriptor{accessdv1.File_accessd_v1_admin_proto, accessdv1.File_accessd_v1_member_proto, accessdv1.File_accessd_v1_recording_proto} {
+	for _, file := range []protoreflect.FileDescriptor{accessdv1.File_accessd_v1_admin_proto, accessdv1.File_accessd_v1_member_proto, accessdv1.File_accessd_v1_recording_proto, accessdv1.File_accessd_v1_peer_proto} {
 		for i := range file.Services().Len() {
 			svc := file.Services().Get(i)
 			for j := range svc.Methods().Len() {
@@ -184,7 +187,7 @@ func TestGatekeeperStandsBeforeEveryHandler(t *testing.T) {
 	h := rpc.Local(w.Handler(), rpc.Peer{})
 	for procedure := range accessTable() {
 		for kind, err := range map[string]error{"unary": unary(t, h, procedure), "stream": stream(t, h, procedure)} {
-			isStream := slices.Contains([]string{"TailEvents", "WatchPolicy", "Instructions", "ReadRecording", "ExportEvents"}, procedure[strings.LastIndex(procedure, "/")+1:])
+			isStream := slices.Contains([]string{"TailEvents", "WatchPolicy", "Instructions", "ReadRecording", "ExportEvents", "ReadEvents"}, procedure[strings.LastIndex(procedure, "/")+1:])
 			if (kind == "stream") == isStream && !fault.Is(err, fault.Denied) {
 				t.Errorf("%s %s as nobody: %v, want a denial", kind, procedure, err)
 			}

@@ -90,8 +90,9 @@ func remoteVerbs() map[string]remoteVerb {
 		"audit ls":     {flags: append([]string{"limit", "before", "after", "order", "reverse"}, filter...)},
 		"audit tail":   {flags: append([]string{"lines"}, filter...)},
 		"audit export": {flags: append([]string{"after", "follow"}, filter...), none: []string{"out"}, use: "export [--format jsonl|csv|syslog|otlp] [--after PLACE] [--follow]"},
-		"audit verify": {flags: []string{"witness", "format"}, stdin: []string{"since"}, none: []string{"log", "key", "save"}, use: "verify [--since -] [--witness KEY]"},
+		"audit verify": {flags: []string{"witness", "archived", "format"}, stdin: []string{"since"}, none: []string{"log", "key", "save"}, use: "verify [--since -] [--witness KEY] [--archived]"},
 		"audit prove":  {none: []string{"out"}, use: "prove UID"},
+		"audit rotate": {flags: []string{"reason", "format"}},
 		"ca export":    {flags: []string{"type", "format"}},
 		"ca pin":       {},
 	}
