@@ -399,13 +399,10 @@ func (k *archive) linesOf(ctx context.Context, r services.SessionRecording) func
 			if left -= shown(frames); left < 0 {
 				return errEnoughLines
 			}
-			for i := 0; i < len(frames) && err == nil; i++ {
-				err = lines.Frame(frames[i])
+			if err := takeAll(lines, frames); err != nil {
+				return err
 			}
-			if err == nil {
-				began, err = rest(ctx, began)
-			}
-			if err != nil {
+			if began, err = rest(ctx, began); err != nil {
 				return err
 			}
 		}
@@ -419,4 +416,14 @@ func shown(frames []*accessdv1.Frame) (n int) {
 		n += len(f.GetPrint().GetData())
 	}
 	return n
+}
+
+// takeAll gives frames to lines.
+func takeAll(lines *recording.LineReader, frames []*accessdv1.Frame) error {
+	for _, f := range frames {
+		if err := lines.Frame(f); err != nil {
+			return err
+		}
+	}
+	return nil
 }
