@@ -513,3 +513,98 @@ func TestMirroredLog(t *testing.T) {
 	found(t, verify(own), "checkpoint")
 	must(t, verify(mirror))
 }
+
+// A log in periods is one log to who reads and verifies it, with the key that the
+// auditor has had from the beginning; each closed period can be moved away, which
+// is said, and nothing else can be done to it unnoticed.
+func TestLogInPeriods(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, "accessd")
+	x := f.jump("accessd")
+	l := &ledger{fleet: f, log: filepath.Join(f.Dir, "audit"), key: f.File("audit.pub", f.Admin("ca", "export", "--type", "audit"))}
+	kept, proof := f.File("kept", ""), f.File("proof", "")
+	must(t, x.ssh(t, nil, "echo in the first"))
+	old := wantEvent(t, f.Cluster, map[string]string{"command": "echo in the first"}, "--event", "session.start")
+	must(t, l.verify(l.log, "--save", kept))
+	f.Admin("tokens", "add") // an event more
+	key := strings.TrimSpace(f.Admin("audit", "rotate", "--reason", "the year is over"))
+	origin, _, _ := strings.Cut(key, "+")
+	period := filepath.Base(origin)
+	if !strings.Contains(f.Admin("ca", "export", "--type", "audit"), key) {
+		t.Errorf("ca export does not print %s", key)
+	}
+	f.Main.Kill()
+	f.StartMain()
+	f.WaitOnline("n1")
+	must(t, x.ssh(t, nil, "echo in the second"))
+	wantEvent(t, f.Cluster, map[string]string{"command": "echo in the second"}, "--event", "session.start")
+	wantEvent(t, f.Cluster, map[string]string{"period": period, "by": fmt.Sprintf("local:%d", os.Getuid()), "reason": "the year is over"}, "--event", "audit.rotate")
+	if got := f.Events("--event", "session.start"); len(got) != 2 {
+		t.Errorf("%d sessions in both periods, want 2", len(got))
+	}
+	for _, r := range []harness.Result{l.verify(l.log, "--since", kept), f.Try("audit", "verify", "--since", kept)} {
+		if r.Code != 0 || strings.Count(r.Stdout, "verified ") != 2 || !strings.Contains(r.Stdout, origin+",") {
+			t.Errorf("verify of two periods: exit %d %q %q", r.Code, r.Stdout, r.Stderr)
+		}
+	}
+	f.Admin("audit", "prove", old.Str("uid"), "--out", proof)
+	if r := harness.Run(t, nil, harness.Binary(t), "audit", "check", proof, "--key", l.key); r.Code != 0 || !strings.Contains(r.Stdout, "in the first") {
+		t.Errorf("a proof from the closed period: exit %d %q %q", r.Code, r.Stdout, r.Stderr)
+	}
+	newest := "/" + period + "/tile/entries/000.p"
+	for _, tt := range []tampering{
+		{name: "the period's first entry edited", want: []string{"entry 0", period + "/tile/entries"}, do: func(t *testing.T, dir string) {
+			parts, err := filepath.Glob(dir + newest + "/*")
+			if err != nil || len(parts) == 0 {
+				t.Fatalf("%q, %v", parts, err)
+			}
+			for _, part := range parts {
+				inBundle(t, part, func(e []string) []string { e[0] = strings.Replace(e[0], "is over", "is 0ver", 1); return e })
+			}
+		}},
+		{name: "the first period cut short", want: []string{"cut short"}, do: func(t *testing.T, dir string) {
+			harness.WriteFile(t, dir+"/checkpoint", read(t, kept))
+		}},
+		{name: "the newest period removed", want: []string{"cut back"}, do: func(t *testing.T, dir string) {
+			harness.WriteFile(t, kept+".newest", read(t, filepath.Join(dir, period, "checkpoint")))
+			if err := os.RemoveAll(filepath.Join(dir, period)); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{name: "the first period removed", want: []string{"the first period", "not here"}, do: removeFirst},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := l.copied(t)
+			tt.do(t, dir)
+			var more []string
+			if strings.HasPrefix(tt.name, "the newest") {
+				more = []string{"--since", kept + ".newest"}
+			}
+			found(t, l.verify(dir, more...), tt.want...)
+		})
+	}
+	t.Run("archived on purpose", func(t *testing.T) {
+		removeFirst(t, l.log)
+		if r := f.Try("audit", "verify", "--archived"); r.Code != 0 || !strings.Contains(r.Stdout, "not here: origin "+strings.TrimSuffix(origin, "/"+period)+",") {
+			t.Errorf("verify: exit %d %q %q", r.Code, r.Stdout, r.Stderr)
+		}
+		found(t, f.Try("audit", "verify"), "not here")
+		if got := f.Events("--event", "session.start"); len(got) != 1 {
+			t.Errorf("%d sessions, want that of the period that is left", len(got))
+		}
+		found(t, f.Try("audit", "prove", old.Str("uid")), "not here")
+		must(t, x.ssh(t, nil, "echo goes on"))
+		wantEvent(t, f.Cluster, map[string]string{"command": "echo goes on"}, "--event", "session.start")
+	})
+}
+
+// removeFirst moves the first period of a log away.
+func removeFirst(t *testing.T, dir string) {
+	t.Helper()
+	archive := t.TempDir()
+	for _, name := range []string{"tile", "checkpoint", ".state"} {
+		if err := os.Rename(filepath.Join(dir, name), filepath.Join(archive, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -300,11 +300,15 @@ func killedClient(t *testing.T, x target, flag string) harness.Result {
 	b.exists(t, dir+"/pid")
 	began := time.Now()
 	_ = cmd.Process.Kill()
-	awaitFile(t, dir+"/saw")
+	var saw []byte // whole, not only made
+	harness.Eventually(t, "the command says what it saw", func() bool {
+		saw, _ = os.ReadFile(dir + "/saw")
+		return strings.HasSuffix(string(saw), "\n")
+	})
 	if took := time.Since(began); took > 10*time.Second {
 		t.Errorf("the command was told after %v", took)
 	}
-	return harness.Result{Stdout: read(t, dir+"/saw")}
+	return harness.Result{Stdout: string(saw)}
 }
 
 // A command without a terminal is told, too, on our nodes; sshd leaves it

@@ -21,6 +21,8 @@ import (
 
 	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
 	"github.com/accessd/accessd/integration/harness"
+	"github.com/accessd/accessd/lib/events/recording"
+	"github.com/accessd/accessd/lib/names"
 )
 
 // recorded is what is kept of one session.
@@ -219,6 +221,9 @@ func recordedShell(t *testing.T, x target) {
 	k.Expect(`\$ `)
 	k.Send("PS1='ready> '; echo out-$((40+2))")
 	k.Expect(`out-42`)
+	// What a person sees as one line, though it comes in other pieces.
+	k.Send(`printf '\033[5;10Hbelow\033[5;1Hdrawn\n\n'; echo drawn-$((1+1))`)
+	k.Expect(`drawn-2`)
 	k.Resize(100, 30)
 	k.Send("until test \"$(stty size)\" = '30 100'; do :; done; echo resized-$((1+1)); exit 3")
 	k.Expect(`resized-2`)
@@ -246,6 +251,10 @@ func recordedShell(t *testing.T, x target) {
 		t.Error("the new size of the terminal is not recorded")
 	}
 	watched(t, x.Cluster, r, "resized-2")
+	harness.Eventually(t, "what was drawn is found", func() bool {
+		found := x.Admin("recordings", "search", "drawn below", "--node", x.node)
+		return strings.Contains(found, r.sid) && strings.Contains(found, "drawn    below")
+	})
 	row := listed(t, x.Cluster, r.sid)
 	if of := row.Of; of.User != "alice" || of.Login != login || of.NodeName != x.node || of.Kind != "shell" || !of.Terminal || row.Root != r.end.Str("recording_root") {
 		t.Errorf("recordings ls shows %+v", row)
@@ -486,6 +495,66 @@ func ticks(t *testing.T, got, seen string) {
 	}
 }
 
+// A node that was away brings recordings of long ago. When it is decided that they
+// are kept for an hour those that are older go, and the log says why; what is held
+// stays.
+func TestRecordingsPastTheirTime(t *testing.T) {
+	t.Parallel()
+	config := filepath.Join(t.TempDir(), "accessd.yaml")
+	harness.WriteFile(t, config, "recordings: {quota: 100000000}\n")
+	c := harness.New(t, "--config", config)
+	dir := t.TempDir()
+	node := c.NodeArgs("n1", dir)
+	harness.Start(t, node...).Kill()
+
+	began := time.Now().Add(-3 * time.Hour)
+	r, err := recording.New(recording.Config{Dir: filepath.Join(dir, "recordings-spool", "node"), Now: func() time.Time { return began }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ids []string
+	for _, command := range []string{"held", "old"} {
+		id := names.NewSessionID()
+		w, err := r.Begin(recording.Header{Session: id, User: "alice", Login: "root", NodeName: "n1", Kind: "exec", Command: command})
+		if err == nil {
+			err = w.Print(stdout, []byte(command+"\n"))
+		}
+		if err == nil {
+			_, err = w.Close()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, string(id))
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	held, old := ids[0], ids[1]
+	harness.Start(t, node...)
+	listed(t, c, held)
+	listed(t, c, old)
+	c.Admin("recordings", "hold", held, "--reason", "a case in court")
+
+	harness.WriteFile(t, config, "recordings: {quota: 100000000, retain: 1h}\n")
+	if code := c.Main.Stop(); code != 0 {
+		t.Fatalf("stop = %d", code)
+	}
+	c.StartMain()
+	e := wantEvent(t, c, map[string]string{"sid": old}, "--event", "recording.delete")
+	if reason := e.Str("reason"); reason != "older than 1h0m0s" || e.Str("recording_root") == "" {
+		t.Errorf("recording.delete is %v, want the reason and the root", e)
+	}
+	harness.Eventually(t, "the files are gone", func() bool { return len(stored(t, c, old)) == 0 })
+	if text := c.Admin("recordings", "play", held, "--format", "text"); text != "held\n" {
+		t.Errorf("what is held plays as %q", text)
+	}
+	if n := len(c.Events("--event", "recording.delete")); n != 1 {
+		t.Errorf("%d recordings were removed, want 1", n)
+	}
+	c.Verify()
+}
+
 // A full disk under the node's recordings: where they must be, nobody begins a
 // session and who is in one is told why it ends; where best effort is enough it
 // goes on and the log says what is missing. Both go by themselves.
@@ -494,7 +563,7 @@ func TestRecordingDiskFull(t *testing.T) {
 	f := newFleet(t, "accessd")
 	dir := t.TempDir()
 	spool := filepath.Join(dir, "recordings-spool")
-	f.host.Must("sh", "-c", `mkdir -m 700 "$0" && mount -t tmpfs -o size=2m,mode=700 tmpfs "$0"`, spool)
+	f.host.Must("sh", "-c", `mkdir -m 700 "$0" && mount -t tmpfs -o size=6m,mode=700 tmpfs "$0"`, spool)
 	f.host.Start(f.NodeArgs("small", dir)...)
 	f.WaitOnline("small")
 	f.addHost(t, "small")

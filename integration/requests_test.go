@@ -89,7 +89,7 @@ func assume(t *testing.T, c *harness.Cluster, p *harness.Person, id string) stri
 // opens a node until somebody says no; all with stock ssh.
 func TestAccessRequests(t *testing.T) {
 	t.Parallel()
-	hook := newHook(t)
+	hook := newListener(t)
 	config := filepath.Join(t.TempDir(), "accessd.yaml")
 	harness.WriteFile(t, config, fmt.Sprintf("audit: {sinks: [{name: chat, type: webhook, url: %q, filter: {event: \"access_request.*\"}}]}\n", hook.URL))
 	c := harness.New(t, "--config", config)
@@ -262,17 +262,17 @@ func cluster(t *testing.T, statement string) string {
 	return ""
 }
 
-// hook is a webhook that keeps what it is sent.
-type hook struct {
+// listener is a webhook that keeps what it is sent.
+type listener struct {
 	*httptest.Server
 
 	mu   sync.Mutex
 	body bytes.Buffer
 }
 
-func newHook(t *testing.T) *hook {
+func newListener(t *testing.T) *listener {
 	t.Helper()
-	h := &hook{}
+	h := &listener{}
 	h.Server = httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		h.mu.Lock()
 		defer h.mu.Unlock()
@@ -282,7 +282,7 @@ func newHook(t *testing.T) *hook {
 	return h
 }
 
-func (h *hook) text() string {
+func (h *listener) text() string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.body.String()

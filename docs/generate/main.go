@@ -144,7 +144,7 @@ func kindMeaning(k fault.Kind) string {
 	case fault.Denied:
 		return "you may not do it"
 	case fault.NotFound:
-		return "there is no such thing"
+		return "there is no such thing, or an answer lacks the events of an authority that is away"
 	case fault.Conflict:
 		return "it exists already, changed meanwhile, is in use, or does not verify"
 	case fault.Unavailable:

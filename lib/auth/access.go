@@ -38,6 +38,7 @@ func accessTable() map[string]rule { //nolint:funlen // one table, which is read
 	member := rule{members: []sshca.Kind{sshca.KindNode, sshca.KindProxy, sshca.KindAuth}}
 	telling := rule{members: member.members, locked: true}
 	proxy := rule{members: []sshca.Kind{sshca.KindProxy, sshca.KindAuth}}
+	authority := rule{members: []sshca.Kind{sshca.KindAuth}}
 	node := rule{members: []sshca.Kind{sshca.KindNode}}
 	return map[string]rule{
 		accessdv1connect.UserServiceAddUserProcedure:    admin("users", "create"),
@@ -116,6 +117,11 @@ func accessTable() map[string]rule { //nolint:funlen // one table, which is read
 		accessdv1connect.AuditServiceExportEventsProcedure: admin("audit", "read"),
 		accessdv1connect.AuditServiceVerifyLogProcedure:    admin("audit", "read"),
 		accessdv1connect.AuditServiceProveEventProcedure:   admin("audit", "read"),
+		accessdv1connect.AuditServiceRotateLogProcedure:    admin("audit", "update"),
+
+		// Whole logs: the authority that asks has decided who may see what.
+		accessdv1connect.PeerServiceReadEventsProcedure:     authority,
+		accessdv1connect.PeerServiceProvePeerEventProcedure: authority,
 
 		// Public halves only, which proxies hand on to their clients.
 		accessdv1connect.CAServiceExportCAProcedure: {local: true, resource: "ca", verb: "read", members: proxy.members},
@@ -213,7 +219,7 @@ func (g gatekeeper) WrapStreamingHandler(next connect.StreamingHandlerFunc) conn
 	}
 }
 
-// WrapStreamingClient changes nothing: the authority calls nobody.
+// WrapStreamingClient changes nothing: handlers call nobody.
 func (g gatekeeper) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
 	return next
 }

@@ -80,6 +80,9 @@ AuditService/TailEvents        L A D R
 AuditService/ExportEvents      L A D R
 AuditService/VerifyLog         L A D R
 AuditService/ProveEvent        L A D R
+AuditService/RotateLog         L A D
+PeerService/ReadEvents         H
+PeerService/ProvePeerEvent     H
 CAService/ExportCA             L A D P H
 RotationService/ListAuthorities L A D
 RotationService/RotateAuthority L A D

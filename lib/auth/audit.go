@@ -11,6 +11,7 @@ import (
 	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
 	"github.com/accessd/accessd/lib/events"
 	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/names"
 )
 
 // Bounds of an answer. What the log gives at once fits into a message.
@@ -28,8 +29,7 @@ type auditService struct{ *Authority }
 
 // ListEvents returns the newest events that match.
 func (s auditService) ListEvents(ctx context.Context, req *connect.Request[accessdv1.ListEventsRequest]) (*connect.Response[accessdv1.ListEventsResponse], error) {
-	filter, err := parseFilter(req.Msg.GetFilter())
-	if err != nil {
+	if _, err := parseFilter(req.Msg.GetFilter()); err != nil {
 		return nil, err
 	}
 	limit := int(req.Msg.GetLimit())
@@ -42,16 +42,26 @@ func (s auditService) ListEvents(ctx context.Context, req *connect.Request[acces
 	if req.Msg.GetBefore() != "" && req.Msg.GetAfter() != "" {
 		return nil, fault.New(fault.BadInput, "before and after exclude each other")
 	}
-	s.flush(ctx)
-	read, place := s.cfg.Audit.Query, req.Msg.GetBefore()
-	if req.Msg.GetAfter() != "" {
-		read, place = s.cfg.Audit.Read, req.Msg.GetAfter()
+	q := query{filter: req.Msg.GetFilter(), limit: limit, newest: req.Msg.GetAfter() == "", askedBy: callerOf(ctx).by}
+	what, place := "before", req.Msg.GetBefore()
+	if !q.newest {
+		what, place = "after", req.Msg.GetAfter()
 	}
-	page, err := read(ctx, filter, limit, place)
+	own := s.cfg.Keys.authority
+	from, err := parsePlaces(what, place, own)
 	if err != nil {
 		return nil, err
 	}
-	return connect.NewResponse(&accessdv1.ListEventsResponse{Events: page.Events, NextBefore: page.Before, NextAfter: page.After}), nil
+	s.flush(ctx)
+	page, err := s.readAll(ctx, q, from)
+	if err != nil {
+		return nil, err
+	}
+	res := &accessdv1.ListEventsResponse{Events: page.events, NextAfter: page.after.format(own), Missing: page.missing, Archived: page.archived}
+	if page.older {
+		res.NextBefore = page.before.format(own)
+	}
+	return connect.NewResponse(res), nil
 }
 
 // flush waits, for a while, until the log has what this process emitted.
@@ -63,38 +73,31 @@ func (a *Authority) flush(ctx context.Context) {
 	}
 }
 
-// ExportEvents streams what matches in the order of the log.
+// ExportEvents streams what matches: each log in its order, one behind the
+// other, and then what comes as it comes.
 func (s auditService) ExportEvents(ctx context.Context, req *connect.Request[accessdv1.ExportEventsRequest], stream *connect.ServerStream[accessdv1.ExportEventsResponse]) error {
-	filter, err := parseFilter(req.Msg.GetFilter())
+	if _, err := parseFilter(req.Msg.GetFilter()); err != nil {
+		return err
+	}
+	own := s.cfg.Keys.authority
+	from, err := parsePlaces("after", req.Msg.GetAfter(), own)
 	if err != nil {
 		return err
 	}
 	s.flush(ctx)
-	for after := req.Msg.GetAfter(); ; {
-		page, err := s.cfg.Audit.Read(ctx, filter, maxEvents, after)
-		if err != nil {
-			return err
-		}
-		if err := stream.Send(&accessdv1.ExportEventsResponse{Events: page.Events, After: page.After}); err != nil {
-			return err
-		}
-		after = page.After
-		switch {
-		case page.More:
-		case !req.Msg.GetFollow():
-			return nil
-		default:
-			if err := s.cfg.Audit.Grown(ctx, after); err != nil {
-				return err
-			}
-		}
+	t := s.newTour(query{filter: req.Msg.GetFilter(), askedBy: callerOf(ctx).by}, from, func(t *tour, list [][]byte) error {
+		return stream.Send(&accessdv1.ExportEventsResponse{Events: list, After: t.at.format(own), Missing: t.absent(), Archived: t.archived})
+	})
+	if err := t.once(ctx); err != nil || !req.Msg.GetFollow() {
+		return err
 	}
+	return t.follow(ctx)
 }
 
 // TailEvents streams the newest events and then each new one.
 func (s auditService) TailEvents(ctx context.Context, req *connect.Request[accessdv1.TailEventsRequest], stream *connect.ServerStream[accessdv1.TailEventsResponse]) error {
-	filter, err := parseFilter(req.Msg.GetFilter())
-	if err != nil {
+	filter := req.Msg.GetFilter()
+	if _, err := parseFilter(filter); err != nil {
 		return err
 	}
 	backlog := int(req.Msg.GetBacklog())
@@ -102,9 +105,32 @@ func (s auditService) TailEvents(ctx context.Context, req *connect.Request[acces
 		return fault.New(fault.BadInput, "backlog %d: want 0 to %d", backlog, maxBacklog)
 	}
 	s.flush(ctx)
-	return s.cfg.Audit.Tail(ctx, filter, backlog, func(list [][]byte) error {
-		return stream.Send(&accessdv1.TailEventsResponse{Events: list})
+	began := s.cfg.Now()
+	newest := query{filter: filter, limit: backlog, newest: true, askedBy: callerOf(ctx).by}
+	if backlog == 0 {
+		newest.filter, newest.limit = nil, 1 // where the logs end
+	}
+	page, err := s.readAll(ctx, newest, nil)
+	if err != nil {
+		return err
+	}
+	if backlog == 0 {
+		page.events = nil
+	}
+	t := s.newTour(query{filter: filter, askedBy: newest.askedBy}, page.after, func(t *tour, list [][]byte) error {
+		if len(list) == 0 && !t.turned {
+			return nil // only places, of which a tail tells nothing
+		}
+		return stream.Send(&accessdv1.TailEventsResponse{Events: list, Missing: t.absent()})
 	})
+	t.began = began
+	for _, m := range page.missing {
+		t.missing[names.NodeID(m.GetId())], t.turned = m, true
+	}
+	if err := t.tell(t, page.events); err != nil {
+		return err
+	}
+	return t.follow(ctx)
 }
 
 func parseFilter(m *accessdv1.EventFilter) (events.Filter, error) {

@@ -18,7 +18,11 @@ func (s auditService) VerifyLog(ctx context.Context, req *connect.Request[access
 	if since := req.Msg.GetSince(); since != "" {
 		earlier = append(earlier, []byte(since))
 	}
-	report, err := events.Verify(ctx, s.cfg.AuditDir, key, earlier...)
+	verify := events.Verify
+	if req.Msg.GetArchived() {
+		verify = events.VerifyArchived
+	}
+	report, err := verify(ctx, s.cfg.AuditDir, key, earlier...)
 	if err == nil {
 		err = s.cfg.Audit.VerifyIndex(ctx) // what queries would leave out is as good as gone
 	}
@@ -32,16 +36,22 @@ func (s auditService) VerifyLog(ctx context.Context, req *connect.Request[access
 	for _, raw := range report.Cosigned {
 		res.Cosigned = append(res.Cosigned, string(raw))
 	}
+	for _, p := range report.Before {
+		res.Before = append(res.Before, &accessdv1.VerifiedPeriod{Origin: p.Origin, Size: p.Size, RootHash: p.RootHash, Checkpoint: string(p.Checkpoint)})
+	}
+	if p := report.Absent; p != nil {
+		res.Before = append(res.Before, &accessdv1.VerifiedPeriod{Origin: p.Origin, Size: p.Size, Checkpoint: string(p.Checkpoint), Absent: true})
+	}
 	if err != nil {
 		res.Fault = err.Error() // for the auditor, who asked what is wrong
 	}
 	return connect.NewResponse(res), nil
 }
 
-// ProveEvent proves that this authority's log has an event.
+// ProveEvent proves that the log of an authority has an event.
 func (s auditService) ProveEvent(ctx context.Context, req *connect.Request[accessdv1.ProveEventRequest]) (*connect.Response[accessdv1.ProveEventResponse], error) {
 	s.flush(ctx)
-	proof, err := s.cfg.Audit.Prove(ctx, req.Msg.GetUid())
+	proof, err := s.prove(ctx, req.Msg.GetUid())
 	if err != nil {
 		return nil, err
 	}

@@ -36,8 +36,9 @@ type auditLog interface {
 	Query(ctx context.Context, f events.Filter, limit int, before string) (events.Page, error)
 	Read(ctx context.Context, f events.Filter, limit int, after string) (events.Page, error)
 	Grown(ctx context.Context, after string) error
-	Tail(ctx context.Context, f events.Filter, backlog int, fn func(events [][]byte) error) error
 	Prove(ctx context.Context, uid string) ([]byte, error)
+	Rotate(ctx context.Context, by, reason string) (verifierKey string, err error)
+	VerifierKeys() []string
 	VerifyIndex(ctx context.Context) error
 }
 
@@ -52,6 +53,7 @@ type Config struct {
 	Audit  auditLog        // the log that members' events go to
 
 	AuditDir string // Audit's files, for VerifyLog
+	Peers    peers  // the way to other authorities; nil means none
 
 	Recordings RecordingsConfig // required
 
@@ -96,6 +98,9 @@ func (c Config) withDefaults() Config {
 		c.Log = zap.NewNop()
 	}
 	c.Log = c.Log.Named("auth")
+	if c.Peers == nil {
+		c.Peers = noPeers{}
+	}
 	return c
 }
 
@@ -176,6 +181,7 @@ func (a *Authority) Handler() http.Handler {
 	mux.Handle(accessdv1connect.NewRequestServiceHandler(requestService{a}, opts...))
 	mux.Handle(accessdv1connect.NewLockServiceHandler(lockService{a}, opts...))
 	mux.Handle(accessdv1connect.NewAuditServiceHandler(auditService{a}, opts...))
+	mux.Handle(accessdv1connect.NewPeerServiceHandler(peerService{a}, opts...))
 	mux.Handle(accessdv1connect.NewCAServiceHandler(caService{a}, opts...))
 	mux.Handle(accessdv1connect.NewRotationServiceHandler(rotationService{a}, opts...))
 	mux.Handle(accessdv1connect.NewJoinServiceHandler(joinService{a}, opts...))

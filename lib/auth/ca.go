@@ -28,6 +28,9 @@ func (s caService) ExportCA(ctx context.Context, req *connect.Request[accessdv1.
 	for _, k := range ca.Keys {
 		res.PublicKeys = append(res.PublicKeys, k.Public)
 	}
+	if t == services.AuditCA { // one key, under the name of each period
+		res.PublicKeys = append(res.PublicKeys, s.cfg.Audit.VerifierKeys()[1:]...)
+	}
 	if t == sshca.TypeHost {
 		for _, key := range s.cfg.Keys.Trust().Host {
 			res.Pins = append(res.Pins, sshca.Pin(key))

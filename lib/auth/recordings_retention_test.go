@@ -294,37 +294,6 @@ func TestSearchRecordings(t *testing.T) {
 	}
 }
 
-// A line without an end takes no memory beyond its bound, and what drives a
-// terminal is no text.
-func TestLines(t *testing.T) {
-	var got []string
-	l := newLineReader(func(at time.Duration, line string) error {
-		got = append(got, at.String()+" "+line)
-		return nil
-	})
-	frame := func(at time.Duration, s accessdv1.Stream, text string) {
-		t.Helper()
-		if err := l.frame(&accessdv1.Frame{AtUs: uint64(at.Microseconds()), What: &accessdv1.Frame_Print{
-			Print: &accessdv1.FramePrint{Stream: s, Data: []byte(text)},
-		}}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	frame(time.Second, accessdv1.Stream_STREAM_STDOUT, "out ")
-	frame(2*time.Second, accessdv1.Stream_STREAM_STDERR, "err\n")
-	frame(3*time.Second, accessdv1.Stream_STREAM_STDIN, "password\n")
-	frame(4*time.Second, accessdv1.Stream_STREAM_STDOUT, "more\r\n\r\n\x1b]0;title\a\xff\x00x\n")
-	frame(4*time.Second, accessdv1.Stream_STREAM_STDOUT, "\b\b$ cat paswx\b \b\b \bswd\n")
-	frame(5*time.Second, accessdv1.Stream_STREAM_STDOUT, strings.Repeat("y", maxLine+1))
-	if err := l.close(); err != nil {
-		t.Fatal(err)
-	}
-	want := []string{"2s err", "1s out more", "4s \ufffd x", "4s $ cat passwd", "5s " + strings.Repeat("y", maxLine), "5s y"}
-	if !slices.Equal(got, want) {
-		t.Errorf("lines are %.300q, want %.300q", got, want)
-	}
-}
-
 // A flood of output costs the index no more than its bound, and what came before
 // is found.
 func TestLinesOfAFlood(t *testing.T) {

@@ -30,14 +30,16 @@ const (
 	linesName = "lines.db"
 	// linesVersion changes with the form, and with what a line is; an index of
 	// another version is made anew.
-	linesVersion = 1
+	linesVersion = 2
 	// maxLines bounds the text of one recording that can be searched, in bytes, of
 	// which each line takes lineCost more than it has.
 	maxLines = 4 << 20
 	lineCost = 64
-	// paced is after how many lines the index rests for as long as they took: people's
+	// maxSearched bounds the output of one recording that is gone through, in bytes.
+	maxSearched = 64 << 20
+	// paced is for how long the index works until it rests for as long: people's
 	// sessions come first.
-	paced = 500
+	paced = 10 * time.Millisecond
 	// Bounds of a search.
 	defaultMatches = 100
 	maxMatches     = 1000
@@ -173,17 +175,13 @@ func (x *searchIndex) add(ctx context.Context, r services.SessionRecording, read
 		return err
 	}
 	defer func() { _ = insert.Close() }()
-	last, size, began := first-1, 0, time.Now()
+	last, size := first-1, 0
 	err = read(func(at time.Duration, line string) error {
 		if size += lineCost + len(line); size > maxLines {
 			return errEnoughLines
 		}
 		last++
-		if _, err := insert.ExecContext(ctx, last, line, at.Microseconds(), id); err != nil || (last-first)%paced != paced-1 {
-			return err
-		}
-		err := rest(ctx, time.Since(began))
-		began = time.Now()
+		_, err := insert.ExecContext(ctx, last, line, at.Microseconds(), id)
 		return err
 	})
 	if err != nil && !errors.Is(err, errEnoughLines) {
@@ -198,13 +196,18 @@ func (x *searchIndex) add(ctx context.Context, r services.SessionRecording, read
 // errEnoughLines ends the reading of a recording of which no more can be searched.
 var errEnoughLines = errors.New("enough lines")
 
-// rest waits for d.
-func rest(ctx context.Context, d time.Duration) error {
+// rest waits for as long as the work since began took, unless that is short, and
+// returns when the work goes on.
+func rest(ctx context.Context, began time.Time) (time.Time, error) {
+	took := time.Since(began)
+	if took < paced {
+		return began, nil
+	}
 	select {
-	case <-time.After(d):
-		return nil
+	case <-time.After(took):
+		return time.Now(), nil
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return began, context.Cause(ctx)
 	}
 }
 
@@ -379,7 +382,8 @@ func (k *archive) linesOf(ctx context.Context, r services.SessionRecording) func
 		if err != nil {
 			return err
 		}
-		reader, lines := recording.NewReader(nil), newLineReader(emit)
+		reader, lines := recording.NewReader(nil), recording.NewLineReader(emit)
+		left, began := maxSearched, time.Now()
 		for _, p := range parts {
 			data, err := k.part(ctx, r, p)
 			if fault.Is(err, fault.Conflict) {
@@ -392,12 +396,34 @@ func (k *archive) linesOf(ctx context.Context, r services.SessionRecording) func
 			if err != nil { // it is no recording that this version knows
 				break
 			}
-			for _, f := range frames {
-				if err := lines.frame(f); err != nil {
-					return err
-				}
+			if left -= shown(frames); left < 0 {
+				return errEnoughLines
+			}
+			if err := takeAll(lines, frames); err != nil {
+				return err
+			}
+			if began, err = rest(ctx, began); err != nil {
+				return err
 			}
 		}
-		return lines.close()
+		return lines.Close()
 	}
+}
+
+// shown returns how many bytes frames show.
+func shown(frames []*accessdv1.Frame) (n int) {
+	for _, f := range frames {
+		n += len(f.GetPrint().GetData())
+	}
+	return n
+}
+
+// takeAll gives frames to lines.
+func takeAll(lines *recording.LineReader, frames []*accessdv1.Frame) error {
+	for _, f := range frames {
+		if err := lines.Frame(f); err != nil {
+			return err
+		}
+	}
+	return nil
 }

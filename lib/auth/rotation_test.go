@@ -275,9 +275,9 @@ func TestWhoIsBehind(t *testing.T) {
 			t.Errorf("bearers of the old key of the %s CA: %q, want %q", kind, got, want)
 		}
 	}
-	both := merged(append(f.strangers(sshca.TypeHost, fresh), f.bearers(sshca.TypeHost, old)...))
+	both := together(append(f.strangers(sshca.TypeHost, fresh), f.bearers(sshca.TypeHost, old)...))
 	if got := named(both); got != "auth proxy proxy-away node node-away bare" || !strings.Contains(both[0].why, ", and ") {
-		t.Errorf("merged: %q, the first because it %s", got, both[0].why)
+		t.Errorf("together: %q, the first because it %s", got, both[0].why)
 	}
 }
 

@@ -27,9 +27,9 @@ import (
 	"github.com/accessd/accessd/lib/sshca"
 )
 
-// A liar is an OpenID provider that says what a test wants it to: the honest one
+// An impostor is an OpenID provider that says what a test wants it to: the honest one
 // is in integration/.
-type liar struct {
+type impostor struct {
 	t      *testing.T
 	now    func() time.Time
 	url    string
@@ -50,10 +50,10 @@ func ecKey(t *testing.T) *ecdsa.PrivateKey {
 	return k
 }
 
-func newLiar(t *testing.T, w *world) *liar {
+func newImpostor(t *testing.T, w *world) *impostor {
 	t.Helper()
 	key := ecKey(t)
-	l := &liar{t: t, now: w.clock.Now, key: key, signer: key}
+	l := &impostor{t: t, now: w.clock.Now, key: key, signer: key}
 	mux := http.NewServeMux()
 	reply := func(path string, v func() any) {
 		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) {
@@ -80,7 +80,7 @@ func newLiar(t *testing.T, w *world) *liar {
 	return l
 }
 
-func (l *liar) idToken() string {
+func (l *impostor) idToken() string {
 	if l.token != "" {
 		return l.token
 	}
@@ -127,8 +127,8 @@ func (w *world) counter(name string) counter {
 	return counter{m, accessdv1connect.NewSignOnServiceClient(h, rpc.BaseURL, rpc.ClientOptions()...), w}
 }
 
-// connector makes the liar's people ours.
-func (w *world) connector(l *liar, more string) {
+// connector makes the impostor's people ours.
+func (w *world) connector(l *impostor, more string) {
 	w.t.Helper()
 	h := rpc.Local(w.Handler(), rpc.Peer{Local: true})
 	admin := accessdv1connect.NewConnectorServiceClient(h, rpc.BaseURL, rpc.ClientOptions()...)
@@ -169,7 +169,7 @@ func (c counter) waiting(user string) *waiting {
 }
 
 // confirm confirms in a browser and returns the state for the provider.
-func (c counter) confirm(w *waiting, l *liar, browser string) string {
+func (c counter) confirm(w *waiting, l *impostor, browser string) string {
 	c.w.t.Helper()
 	res := must(c.w.t, c.Confirm, &accessdv1.ConfirmRequest{Link: w.link, Code: w.code, Browser: browser, Client: "203.0.113.9:1"})
 	u, err := url.Parse(res.GetUrl())
@@ -185,7 +185,7 @@ func (c counter) confirm(w *waiting, l *liar, browser string) string {
 
 func TestSignOnThroughABrowser(t *testing.T) {
 	w := newWorld(t, plan{})
-	l := newLiar(t, w)
+	l := newImpostor(t, w)
 	w.connector(l, "grace: 5m\nrequire_amr: [mfa]\n")
 	c := w.counter("edge-1")
 	l.claims = map[string]any{"amr": []string{"pwd", "mfa"}}
@@ -254,12 +254,12 @@ func TestSignOnThroughABrowser(t *testing.T) {
 // What goes wrong, in one cluster.
 func TestSignOnGoesWrong(t *testing.T) {
 	w := newWorld(t, plan{})
-	l := newLiar(t, w)
+	l := newImpostor(t, w)
 	w.connector(l, "")
 	c := w.counter("edge-1")
 	for _, part := range []struct {
 		name string
-		run  func(*testing.T, counter, *liar)
+		run  func(*testing.T, counter, *impostor)
 	}{
 		{"the provider lies", lyingProvider},
 		{"parts of a sign-in", partsOfASignOn},
@@ -276,7 +276,7 @@ func TestSignOnGoesWrong(t *testing.T) {
 
 // THREATS: an ID token is nobody's word until its signature, issuer, audience,
 // time and nonce are right, and nobody's twice.
-func lyingProvider(t *testing.T, c counter, l *liar) {
+func lyingProvider(t *testing.T, c counter, l *impostor) {
 	t.Helper()
 	w := c.w
 	c.confirm(c.waiting("alice"), l, browserOne)
@@ -322,7 +322,7 @@ func lyingProvider(t *testing.T, c counter, l *liar) {
 
 // Who has part of a sign-in has nothing: not the answer without the browser that
 // confirmed, not the link without the code, not anything twice, nothing late.
-func partsOfASignOn(t *testing.T, c counter, l *liar) {
+func partsOfASignOn(t *testing.T, c counter, l *impostor) {
 	t.Helper()
 	w := c.w
 	term := c.waiting("alice")
@@ -374,7 +374,7 @@ func partsOfASignOn(t *testing.T, c counter, l *liar) {
 
 // The receipt that the browser brings to a program on its machine is worth
 // nothing to another program, or before it was confirmed.
-func loopbacks(t *testing.T, c counter, l *liar) {
+func loopbacks(t *testing.T, c counter, l *impostor) {
 	t.Helper()
 	w := c.w
 	const verifier = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk" // RFC 7636, appendix B
@@ -428,7 +428,7 @@ func loopbacks(t *testing.T, c counter, l *liar) {
 
 // The conversation is the same for every name, and a user of ours cannot be
 // taken over by a provider's person of that name.
-func tellsNoNames(t *testing.T, c counter, l *liar) {
+func tellsNoNames(t *testing.T, c counter, l *impostor) {
 	t.Helper()
 	w := c.w
 	w.addUser("carol", "access")
@@ -454,7 +454,7 @@ func tellsNoNames(t *testing.T, c counter, l *liar) {
 }
 
 // A secret is kept for whom it was given, and shown to nobody.
-func keepsItsSecret(t *testing.T, c counter, l *liar) {
+func keepsItsSecret(t *testing.T, c counter, l *impostor) {
 	t.Helper()
 	w := c.w
 	before, err := w.cfg.Store.Connector(t.Context(), "corp")

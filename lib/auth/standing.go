@@ -194,11 +194,11 @@ func (a *Authority) behind(ctx context.Context, ca services.CA, gate services.Ph
 			}
 		}
 	}
-	return merged(late), nil
+	return together(late), nil
 }
 
-// merged names everybody once, with all reasons, in the order of their first.
-func merged(late []laggard) []laggard {
+// together names everybody once, with all reasons, in the order of their first.
+func together(late []laggard) []laggard {
 	type who struct{ kind, name, id string }
 	at := map[who]int{}
 	var out []laggard

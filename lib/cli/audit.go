@@ -17,7 +17,7 @@ import (
 )
 
 func auditCommand(e *env) *cobra.Command {
-	return noun("audit", "Read and prove the audit log", auditList(e), auditTail(e), auditExport(e), auditVerify(e), auditProve(e), auditCheck(e))
+	return noun("audit", "Read and prove the audit log", auditList(e), auditTail(e), auditExport(e), auditVerify(e), auditProve(e), auditCheck(e), auditRotate(e))
 }
 
 // auditFilter are the flags that select events.
@@ -81,7 +81,8 @@ func auditList(e *env) *cobra.Command {
 		Short: "List events, the newest that match, oldest first",
 		Long: "List the newest events that match, oldest first.\n\n" +
 			"The last line on stderr says where the next page begins: --before for older events,\n" +
-			"--after for those that came into the log later, so that a script can go on there.",
+			"--after for those that came into the log later, so that a script can go on there.\n\n" +
+			severalLogs,
 		Args: want(),
 		RunE: verb(func(ctx context.Context, _ []string) error {
 			filter, err := o.message()
@@ -102,7 +103,7 @@ func auditList(e *env) *cobra.Command {
 				return err
 			}
 			p.say(e)
-			return nil
+			return p.away.err()
 		}),
 	}
 	o.flags(c)
@@ -111,12 +112,17 @@ func auditList(e *env) *cobra.Command {
 	return c
 }
 
+// severalLogs says in help texts what the verbs do that read all logs.
+const severalLogs = "Where there are several authorities, the events of all are shown. One that cannot be\n" +
+	"asked is named on stderr, and the exit code is 4."
+
 // auditPage are the flags that say which part of a list is shown, and how.
 type auditPage struct {
 	limit         int32
 	before, after string
 	order         string
 	reverse       bool
+	away          absence // from the list, once it is there
 }
 
 func (p *auditPage) flags(c *cobra.Command) {
@@ -194,6 +200,8 @@ func (e *env) listEvents(ctx context.Context, filter *accessdv1.EventFilter, p *
 		if err != nil {
 			return nil, err
 		}
+		p.away.add(res.Msg.GetMissing())
+		p.away.note(e, res.Msg.GetArchived())
 		page := res.Msg.GetEvents()
 		if first || !forward {
 			older = res.Msg.GetNextBefore()
@@ -206,7 +214,7 @@ func (e *env) listEvents(ctx context.Context, filter *accessdv1.EventFilter, p *
 		} else {
 			req.Before, found = older, append(page, found...)
 		}
-		if req.Limit <= 0 || forward && len(page) == 0 || !forward && older == "" {
+		if req.Limit <= 0 || len(page) == 0 || !forward && older == "" {
 			p.before, p.after = older, newer
 			return found, nil
 		}
@@ -292,6 +300,7 @@ func auditTail(e *env) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "tail",
 		Short: "Follow events as they are logged",
+		Long:  "Follow events as they are logged.\n\n" + severalLogs,
 		Args:  want(),
 		RunE: verb(func(ctx context.Context, _ []string) error {
 			filter, err := o.message()
@@ -314,7 +323,9 @@ func (e *env) tail(ctx context.Context, req *accessdv1.TailEventsRequest, f form
 		return err
 	}
 	defer func() { _ = stream.Close() }() // what went wrong is in stream.Err
+	var away absence
 	for stream.Receive() {
+		away.tell(e, stream.Msg().GetMissing())
 		for _, b := range stream.Msg().GetEvents() {
 			line := string(b)
 			if f == formatTable {
@@ -330,7 +341,7 @@ func (e *env) tail(ctx context.Context, req *accessdv1.TailEventsRequest, f form
 		}
 	}
 	if ctx.Err() != nil {
-		return nil
+		return away.err()
 	}
 	return stream.Err()
 }

@@ -29,7 +29,8 @@ func auditExport(e *env) *cobra.Command {
 		Short: "Write events for other programs, in the order of the log",
 		Long: "Write every event that matches, in the order in which they came into the log.\n\n" +
 			"The last line on stderr is the place behind them: --after goes on there, so that\n" +
-			"nothing is exported twice and nothing left out. A FILE that exists is added to.",
+			"nothing is exported twice and nothing left out. A FILE that exists is added to.\n\n" +
+			severalLogs,
 		Args: want(),
 		RunE: verb(func(ctx context.Context, _ []string) (err error) {
 			f, err := events.ParseFormat(form)
@@ -102,7 +103,14 @@ func (x *exporter) run(ctx context.Context, req *accessdv1.ExportEventsRequest) 
 	defer func() { _ = stream.Close() }() // what went wrong is in stream.Err
 	after := req.GetAfter()
 	defer func() { x.sayPlaces("", after) }()
+	var away absence
 	for stream.Receive() {
+		away.note(x.env, stream.Msg().GetArchived())
+		if missing := stream.Msg().GetMissing(); req.GetFollow() {
+			away.tell(x.env, missing)
+		} else {
+			away.only(missing)
+		}
 		text, err := x.format.Append(x.head, stream.Msg().GetEvents())
 		if err != nil {
 			return err
@@ -112,8 +120,8 @@ func (x *exporter) run(ctx context.Context, req *accessdv1.ExportEventsRequest) 
 		}
 		x.head, after = nil, stream.Msg().GetAfter()
 	}
-	if ctx.Err() != nil {
-		return nil
+	if err := stream.Err(); err != nil && ctx.Err() == nil {
+		return err
 	}
-	return stream.Err()
+	return away.err()
 }

@@ -20,13 +20,14 @@ type verifyOptions struct {
 	dir, keyFile string
 	since, save  string
 	witnesses    []string
+	archived     bool
 	format       format
 }
 
 func auditVerify(e *env) *cobra.Command {
 	var o verifyOptions
 	c := &cobra.Command{
-		Use:   "verify [--log DIR --key FILE] [--since FILE] [--save FILE] [--witness KEY]",
+		Use:   "verify [--log DIR --key FILE] [--since FILE] [--save FILE] [--witness KEY] [--archived]",
 		Short: "Check that nothing in the log was changed, dropped or reordered",
 		Long: "Check every entry, tile and checkpoint of the audit log.\n\n" +
 			"With --log and --key the check reads only that directory, which may be a copy,\n" +
@@ -35,7 +36,10 @@ func auditVerify(e *env) *cobra.Command {
 			"A log that was cut back, or made anew with the same key, agrees with itself. With\n" +
 			"--since it must also continue the checkpoint that --save kept at an earlier time,\n" +
 			"in a place that who runs the log cannot write to. Both may name the same file.\n" +
-			"With --witness the witness of that key must have cosigned a checkpoint of the log.",
+			"With --witness the witness of that key must have cosigned a checkpoint of the log.\n\n" +
+			"A log in periods is checked period by period, each against what the next one says of\n" +
+			"its end. One that is not there is a fault, unless --archived says that the oldest may\n" +
+			"be absent; what is absent is then printed, as it was signed.",
 		Args: want(),
 		RunE: verb(func(ctx context.Context, _ []string) error {
 			if (o.dir == "") != (o.keyFile == "") {
@@ -49,6 +53,7 @@ func auditVerify(e *env) *cobra.Command {
 	c.Flags().StringVar(&o.since, "since", "", "an earlier checkpoint that the log must continue (- is stdin)")
 	c.Flags().StringVar(&o.save, "save", "", "file for the checkpoint of the verified log")
 	addWitnesses(c, &o.witnesses)
+	c.Flags().BoolVar(&o.archived, "archived", false, "the oldest periods may be absent")
 	addFormat(c, &o.format)
 	return c
 }
@@ -79,7 +84,7 @@ func (e *env) verify(ctx context.Context, o verifyOptions) error {
 			return err
 		}
 	} else {
-		got, err := e.audit().VerifyLog(ctx, connect.NewRequest(&accessdv1.VerifyLogRequest{Since: string(since)}))
+		got, err := e.audit().VerifyLog(ctx, connect.NewRequest(&accessdv1.VerifyLogRequest{Since: string(since), Archived: o.archived}))
 		if err != nil {
 			return err
 		}
@@ -118,7 +123,11 @@ func verifyCopy(ctx context.Context, o verifyOptions, since []byte, res *accessd
 	if since != nil {
 		earlier = append(earlier, since)
 	}
-	report, err := events.Verify(ctx, o.dir, string(keys), earlier...)
+	verify := events.Verify
+	if o.archived {
+		verify = events.VerifyArchived
+	}
+	report, err := verify(ctx, o.dir, string(keys), earlier...)
 	if err != nil {
 		if _, tampered := errors.AsType[*events.TamperedError](err); !tampered {
 			return err
@@ -130,6 +139,12 @@ func verifyCopy(ctx context.Context, o verifyOptions, since []byte, res *accessd
 	res.Checkpoint = string(report.Checkpoint)
 	for _, raw := range report.Cosigned {
 		res.Cosigned = append(res.Cosigned, string(raw))
+	}
+	for _, p := range report.Before {
+		res.Before = append(res.Before, &accessdv1.VerifiedPeriod{Origin: p.Origin, Size: p.Size, RootHash: p.RootHash, Checkpoint: string(p.Checkpoint)})
+	}
+	if p := report.Absent; p != nil {
+		res.Before = append(res.Before, &accessdv1.VerifiedPeriod{Origin: p.Origin, Size: p.Size, Checkpoint: string(p.Checkpoint), Absent: true})
 	}
 	return nil
 }
@@ -149,8 +164,25 @@ func (e *env) printVerdict(res *accessdv1.VerifyLogResponse, f format) error {
 		return fault.New(fault.Conflict, "the audit log does not verify: %s", res.GetFault())
 	}
 	if f == formatTable {
-		_, err := fmt.Fprintf(e.stdout, "verified %d events, origin %s, root %s\n", res.GetSize(), res.GetOrigin(), res.GetRootHash())
+		return e.printPeriods(res)
+	}
+	return nil
+}
+
+// printPeriods prints a line for each period of a log that is whole, the newest
+// first.
+func (e *env) printPeriods(res *accessdv1.VerifyLogResponse) error {
+	if _, err := fmt.Fprintf(e.stdout, "verified %d events, origin %s, root %s\n", res.GetSize(), res.GetOrigin(), res.GetRootHash()); err != nil {
 		return err
+	}
+	for _, p := range res.GetBefore() {
+		line := fmt.Sprintf("verified %d events, origin %s, root %s", p.GetSize(), p.GetOrigin(), p.GetRootHash())
+		if p.GetAbsent() {
+			line = fmt.Sprintf("not here: origin %s, which ended with %d events, and what was before it", p.GetOrigin(), p.GetSize())
+		}
+		if _, err := fmt.Fprintln(e.stdout, line); err != nil {
+			return err
+		}
 	}
 	return nil
 }

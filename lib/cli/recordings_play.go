@@ -236,6 +236,10 @@ func (t *tape) verified(ctx context.Context, err error) error {
 	res, err := t.e.audit().ListEvents(ctx, connect.NewRequest(&accessdv1.ListEventsRequest{
 		Filter: &accessdv1.EventFilter{Session: string(t.sid), Event: string(events.SessionEnd)}, Limit: 1,
 	}))
+	var away []*accessdv1.MissingLog
+	if err == nil {
+		away = res.Msg.GetMissing()
+	}
 	switch {
 	case err == nil && len(res.Msg.GetEvents()) == 1:
 		ev, err := events.ParseEvent(res.Msg.GetEvents()[0])
@@ -245,6 +249,10 @@ func (t *tape) verified(ctx context.Context, err error) error {
 		root, _ = ev.Fields["recording_root"].(string) // "" when the log vouches for none
 	case err != nil && !fault.Is(err, fault.Denied):
 		return err
+	}
+	if root == "" && len(away) > 0 {
+		t.e.say("It cannot be said whether the log vouches for this recording: %d authorities with events are away.", len(away))
+		return nil
 	}
 	if root == "" {
 		t.e.say("The log does not vouch for this recording yet: no session.end names it.")

@@ -132,6 +132,7 @@ type Recordings struct {
 // Audit configures what goes beyond this machine of the audit log.
 type Audit struct {
 	Witnesses []Witness `yaml:"witnesses" doc:"Witnesses that cosign checkpoints (C2SP tlog-witness)."`
+	Rotate    string    `yaml:"rotate" doc:"When the log goes on in a new period, which can be archived and proven apart from the others: never, monthly or yearly, in UTC." default:"never"`
 	Mirror    string    `yaml:"mirror" doc:"A folder or bucket that the log is copied to, a URL as for recordings.store." default:"none"`
 	Sinks     []Sink    `yaml:"sinks" doc:"Where events go besides, each at least once and in order."`
 }

@@ -99,8 +99,8 @@ func TestEveryMistakeIsNamedWithItsPlace(t *testing.T) {
 			`audit.sinks[0].name: "A"`, `audit.sinks[0].type: "mail": want one of webhook`, `audit.sinks[0].url: "here"`,
 			"audit.sinks[0].headers_file: stat", `audit.sinks[2].name: "b"`,
 		}},
-		{"audit", "audit: {mirror: x, witnesses: [{url: w.example.com}]}\n", []string{
-			`audit.mirror: "x": want a URL`, `audit.witnesses[0].url: "w.example.com"`, "audit.witnesses[0].key: none",
+		{"audit", "audit: {mirror: x, rotate: weekly, witnesses: [{url: w.example.com}]}\n", []string{
+			`audit.mirror: "x": want a URL`, `audit.rotate: "weekly": want one of never, monthly, yearly`, `audit.witnesses[0].url: "w.example.com"`, "audit.witnesses[0].key: none",
 		}},
 		{"recordings", "recordings: {store: /var/x, retain: 5m, max_size: -1, quota: 100, max_session: 9}\n", []string{
 			`recordings.store: "/var/x": want a URL`, "recordings.retain: 5m0s: want at least an hour",

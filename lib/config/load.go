@@ -291,6 +291,9 @@ func (c *Config) checkRecordings(m *mistakes) {
 			m.add("audit.witnesses[%d].key: none; without it nobody knows whose signature it is", i)
 		}
 	}
+	if c.Audit.Rotate != "" {
+		m.oneOf("audit.rotate", c.Audit.Rotate, "never", "monthly", "yearly")
+	}
 	c.checkSinks(m)
 	if r.Retain != 0 && r.Retain < time.Hour {
 		m.add("recordings.retain: %v: want at least an hour", r.Retain)

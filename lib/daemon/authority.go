@@ -68,6 +68,8 @@ func (d *Daemon) startAuthority(ctx context.Context) error {
 		return err
 	}
 	cfg := d.authConfig(keys, resources, sealer, log)
+	d.peers = &peers{cache: d.cache, trust: d.trust}
+	cfg.Peers = d.peers
 	if cfg.Recordings, err = d.openRecordings(ctx); err != nil {
 		return err
 	}
@@ -84,6 +86,8 @@ func (d *Daemon) startAuthority(ctx context.Context) error {
 func (d *Daemon) openLog(ctx context.Context, keys *auth.Keys) (*events.Log, error) {
 	log, err := events.OpenLog(ctx, events.LogConfig{
 		Dir: d.path("audit"), Signer: keys.AuditSigner(), VerifierKey: keys.AuditVerifierKey(), Log: d.log.Named("audit"),
+		Rotate: events.Rotation(d.cfg.Audit.Rotate), By: "authority:" + string(d.id),
+		Stamp: events.Event{ClusterName: keys.ClusterName(), ServerID: string(d.id), ServerHostname: hostName()},
 	})
 	if err != nil {
 		return nil, err

@@ -65,6 +65,7 @@ type Daemon struct {
 	labels  *labeller
 
 	authority *authorityRole // nil without the auth role
+	peers     *peers         // nil without the auth role
 	server    *seat          // of auth and proxy; nil on a mere node
 	edge      *edge          // nil on a mere node
 	node      *nodeRole      // nil without the node role

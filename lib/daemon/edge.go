@@ -245,6 +245,7 @@ func (d *Daemon) joinCluster(ctx context.Context, m *member) (*reversetunnel.Age
 		if err := d.admit(ctx, m, sshca.KindAuth); err != nil {
 			return nil, err
 		}
+		d.peers.self.Store(m)
 		d.server = &seat{member: m, calls: localCalls(d.authority.handler, m, d.trust), trust: d.trust, cache: d.cache, log: d.log}
 		d.run.start(ctx, rankMember, "renewal", d.server.renew)
 		return nil, nil //nolint:nilnil // the authority is here, and needs no link

@@ -17,7 +17,7 @@ import (
 type Cosignature struct {
 	Witness string    // its name
 	Time    time.Time // when it signed
-	Size    uint64    // entries in the log then
+	Size    uint64    // entries in the log, or in its period, then
 }
 
 // ParseWitnessKey parses the public key of a witness: a verifier key of C2SP
@@ -50,7 +50,7 @@ func Cosignatures(checkpoints [][]byte, logKeys string, witnessKeys []string) ([
 				return nil, fault.New(fault.Conflict, "a cosigned checkpoint does not count: %w", err)
 			}
 			at, err := cosigned(raw, w)
-			if err == nil && (found[i].Witness == "" || c.Size > found[i].Size) {
+			if err == nil && (found[i].Witness == "" || at.After(found[i].Time)) {
 				found[i] = Cosignature{Witness: w.Name(), Time: at, Size: c.Size}
 			}
 		}

@@ -37,6 +37,10 @@ func child(what string) int {
 		err = crashChild(".")
 	case "sink":
 		err = sinkChild(".")
+	case "rotate":
+		if err = rotateChild("."); err == nil {
+			return 0
+		}
 	case "full":
 		err = fullChild(".")
 	case "steps":

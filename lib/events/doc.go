@@ -11,7 +11,7 @@
 //	Emitter.Emit      to the local spool, fsynced by group commit, before the effect
 //	Emitter.Run       from the spool, in order and at least once, to the authority
 //	Log.Append        into the transparency log, exactly once by uid
-//	Log.Query, Tail   out again, by a derived index that can be deleted at any time
+//	Log.Query, Read   out again, by a derived index that can be deleted at any time
 //	Verify            from the log's files and the public key alone
 //
 // [OpenSessions] remembers the sessions that began and have not ended, so that

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"time"
 
 	"go.uber.org/zap"
 )
@@ -146,13 +147,13 @@ func (s *spool) keep(number uint64) {
 // needed any more.
 func (s *spool) ack(to position, events int) error {
 	s.mu.Lock()
-	s.acked = to
+	s.acked, s.waiting = to, time.Time{}
 	s.stats.Shipped += uint64(events)
 	seg := s.segments[0]
 	done := to.segment == seg.number && to.offset >= seg.size
 	s.changedLocked()
 	s.mu.Unlock()
-	if !done || seg.open && seg.size < min(idleSegmentBytes, s.max/4) {
+	if !done || seg.open && seg.size < min(idleSegmentBytes, s.max/4) && s.now().Sub(seg.begun) < idleSegmentAge {
 		return nil
 	}
 	return s.retire(seg)

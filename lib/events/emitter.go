@@ -18,6 +18,11 @@ const (
 	// defaultMaxBytes is the bound of a spool: about half a million events.
 	defaultMaxBytes = 256 << 20
 
+	// defaultMaxAge is how long a spool goes on without having shipped anything. The
+	// log tells an event that comes again by the uids of the periods that are there,
+	// so whoever archives those that are older than this gets none twice.
+	defaultMaxAge = 30 * 24 * time.Hour
+
 	// drainTimeout bounds the last attempt to ship at shutdown.
 	drainTimeout = 5 * time.Second
 	// busyBatch is the size of a batch that tells of a busy member, which pauses
@@ -38,6 +43,7 @@ type EmitterConfig struct {
 	ServerID       string        // written where an event has none
 	ServerHostname string        // written where an event has none
 	MaxBytes       int64         // bound of the spool; 0 means 256 MiB
+	MaxAge         time.Duration // bound of what waits in the spool; 0 means 30 days
 
 	Now func() time.Time // nil means time.Now
 	Log *zap.Logger      // nil discards
@@ -70,6 +76,9 @@ func NewEmitter(cfg EmitterConfig) (*Emitter, error) {
 	if cfg.MaxBytes == 0 {
 		cfg.MaxBytes = defaultMaxBytes
 	}
+	if cfg.MaxAge == 0 {
+		cfg.MaxAge = defaultMaxAge
+	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -81,6 +90,7 @@ func NewEmitter(cfg EmitterConfig) (*Emitter, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.maxAge, s.now = cfg.MaxAge, cfg.Now
 	return &Emitter{cfg: cfg, schema: newSchema(), spool: s}, nil
 }
 
@@ -236,6 +246,7 @@ func (e *Emitter) step(ctx context.Context, drain func(context.Context, [][]byte
 		return false, 0, err
 	}
 	if err := e.ship(ctx, to.segment, events, drain); err != nil {
+		e.spool.refused(events[0])
 		return false, 0, err
 	}
 	return true, len(events), e.spool.ack(to, len(events))

@@ -866,3 +866,75 @@ func TestEmitAfterClose(t *testing.T) {
 		t.Errorf("second Close = %v", err)
 	}
 }
+
+// A member that has reached no authority for too long takes no more events: it
+// would go on for ever where nobody sees it, and ship what the log may not know any
+// more by its uid. What it has it keeps, over a restart, too, and ships it.
+func TestSpoolIsTooOld(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
+	dir := t.TempDir()
+	open := func() *Emitter {
+		t.Helper()
+		e, err := NewEmitter(EmitterConfig{Dir: dir, Now: func() time.Time { return now }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return e
+	}
+	emit := func(e *Emitter, text string) error {
+		ev := run(text)
+		ev.Time = now
+		return e.Emit(t.Context(), ev)
+	}
+	must := func(e *Emitter, text string) {
+		t.Helper()
+		if err := emit(e, text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	away := func(e *Emitter) {
+		t.Helper()
+		_, _, err := e.step(t.Context(), func(context.Context, [][]byte) error { return errors.New("away") })
+		if err == nil {
+			t.Fatal("nothing was shipped in vain")
+		}
+	}
+	e := open()
+	must(e, "shipped")
+	if got := ship(t, e); len(got) != 1 {
+		t.Fatalf("shipped %q", got)
+	}
+	now = now.Add(40 * 24 * time.Hour) // idle for long is no fault
+	must(e, "first")
+	away(e)
+	now = now.Add(29 * 24 * time.Hour)
+	must(e, "second")
+	away(e)
+	now = now.Add(2 * 24 * time.Hour)
+	if err := emit(e, "too late"); !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "since 2026-12-11T00:00:00Z") {
+		t.Errorf("Emit = %v, want it refused", err)
+	}
+	if e.Healthy() == nil {
+		t.Error("a spool that refuses is healthy")
+	}
+	e.spool.records.acquire() // killed: the directory is unlocked, and that is all
+	if err := e.spool.dir.close(); err != nil {
+		t.Fatal(err)
+	}
+	e = open()
+	must(e, "after a restart") // the authority may be a moment away
+	away(e)
+	must(e, "soon after")
+	now = now.Add(time.Hour)
+	if err := emit(e, "too late"); !fault.Is(err, fault.Unavailable) {
+		t.Errorf("Emit after a restart = %v, want it refused", err)
+	}
+	if got := ship(t, e); !slices.Contains(got, "first") || !slices.Contains(got, "soon after") || slices.Contains(got, "too late") {
+		t.Errorf("shipped %q", got)
+	}
+	must(e, "well again")
+	if err := errors.Join(e.Healthy(), e.Close()); err != nil {
+		t.Error(err)
+	}
+}

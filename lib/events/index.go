@@ -252,6 +252,19 @@ func (a *addition) advance(uid uuid.UUID) {
 	}
 }
 
+// jump goes on at the beginning of another tree; the block that the tree before
+// ends with is whole.
+func (a *addition) jump(to uint64) {
+	if to <= a.size {
+		return
+	}
+	if a.size%blockSize != 0 {
+		whole := a.tail
+		a.changed[a.size/blockSize], a.tail = &whole, summary{}
+	}
+	a.size = to
+}
+
 // commit makes the addition part of the index.
 func (a *addition) commit(ctx context.Context) error {
 	for block, s := range a.changed {

@@ -24,14 +24,18 @@ func (l *Log) VerifyIndex(ctx context.Context) error {
 	if sound != "ok" {
 		return &TamperedError{indexName, -1, "it is damaged: " + sound}
 	}
-	size, indexed, _ := l.state()
+	v, indexed, _ := l.state()
+	v = v.present()
 	for block := uint64(0); block*blockSize < indexed; block++ {
 		if err := ctx.Err(); err != nil {
 			return unavailable(err)
 		}
-		entries, _, err := l.tiles.bundle(block, size)
+		entries, ok, err := v.bundle(block)
 		if err != nil {
 			return unavailable(err)
+		}
+		if !ok { // archived
+			continue
 		}
 		entries = entries[:min(uint64(len(entries)), indexed-block*blockSize)]
 		if err := l.verifyBlock(ctx, block, entries); err != nil {
@@ -126,12 +130,8 @@ func (l *Log) verifyUIDs(ctx context.Context, first int64, list []entry) error {
 
 // isEntry reports whether an entry is the event with that uid.
 func (l *Log) isEntry(at uint64, uid uuid.UUID) bool {
-	size, _, _ := l.state()
-	if at >= size {
-		return false
-	}
-	entries, _, err := l.tiles.bundle(at/blockSize, size)
-	if err != nil {
+	entries, ok, err := l.view().present().bundle(at / blockSize)
+	if err != nil || !ok || at%blockSize >= uint64(len(entries)) {
 		return false
 	}
 	e, err := parseEntry(entries[at%blockSize])

@@ -48,25 +48,34 @@ type LogConfig struct {
 	Signer      note.Signer // signs checkpoints; its name is the log's origin; required
 	VerifierKey string      // its public half, as [NewAuditKey] makes it; required
 	Log         *zap.Logger // nil discards
+
+	Rotate Rotation // when a new tree is begun without being asked for; "" means never
+	By     string   // who then asks, in the event that says so
+	Stamp  Event    // who this authority is, for the events that the log itself writes: ClusterName, ServerID, ServerHostname
+
+	Now func() time.Time // nil means time.Now
 }
 
 // Log is the transparency log of one authority.
 type Log struct {
 	cfg    LogConfig
 	dir    *privateDir
-	tiles  tiles
-	tree   *tessera.Appender
-	reader tessera.LogReader
-	stop   func() // ends Tessera
+	key    logKey // the first tree's
 	groups *committer[[]entry]
 
 	// Whoever has the groups' turn owns these.
-	index *index
-	stale bool // the tree may hold entries that the index does not
+	tree   *tessera.Appender // the newest tree's
+	reader tessera.LogReader
+	stop   func() // ends Tessera
+	index  *index
+	// pending opens the tree that the log was rotated to, where that failed at once.
+	pending func(ctx context.Context) error
+	stale   bool // the trees may hold entries that the index does not
 
 	mu      sync.Mutex
-	size    uint64        // entries in the tree
-	indexed uint64        // of which the index knows
+	trees   []period      // oldest first; not changed, but replaced
+	size    uint64        // the place behind the newest tree's last entry
+	indexed uint64        // the one behind the last that the index knows
 	err     error         // of the last append
 	grown   chan struct{} // closed when any of it changes
 	closed  bool
@@ -86,25 +95,32 @@ func OpenLog(ctx context.Context, cfg LogConfig) (*Log, error) {
 	if cfg.Log == nil {
 		cfg.Log = zap.NewNop()
 	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
 	cfg.Log = cfg.Log.Named("audit")
 	dir, err := openPrivateDir(cfg.Dir)
 	if err != nil {
 		return nil, err
 	}
-	l := &Log{cfg: cfg, dir: dir, tiles: tiles{dir.Root}, grown: make(chan struct{}), stop: func() {}}
+	l := &Log{cfg: cfg, dir: dir, key: logKey{key, cfg.VerifierKey}, grown: make(chan struct{}), stop: func() {}}
 	l.groups = newCommitter[[]entry]()
-	if err := l.open(ctx, key); err != nil {
+	if err := l.open(ctx); err != nil {
 		l.stop()
 		return nil, errors.Join(err, dir.close())
 	}
 	return l, nil
 }
 
-func (l *Log) open(ctx context.Context, key note.Verifier) error {
-	if err := checkHistory(ctx, l.tiles, key); err != nil {
+func (l *Log) open(ctx context.Context) error {
+	if err := l.findTrees(ctx); err != nil {
 		return err
 	}
-	if err := l.openTree(ctx); err != nil {
+	newest := l.view().newest()
+	if err := checkHistory(ctx, newest.tiles, newest.key); err != nil {
+		return err
+	}
+	if err := l.openTree(ctx, newest); err != nil {
 		return err
 	}
 	var err error
@@ -115,7 +131,7 @@ func (l *Log) open(ctx context.Context, key note.Verifier) error {
 		err = l.catchUp(ctx)
 	}
 	if err == nil {
-		err = l.awaitCheckpoint(ctx, key)
+		err = l.awaitCheckpoint(ctx, l.view().newest())
 	}
 	if err != nil {
 		return errors.Join(err, l.index.db.Close())
@@ -130,37 +146,58 @@ func (l *Log) open(ctx context.Context, key note.Verifier) error {
 //nolint:gochecknoglobals // klog is process-wide, and must be set before it is used
 var quietTessera = sync.OnceFunc(func() { klog.SetLogger(logr.Discard()) })
 
-// openTree starts Tessera. Its goroutines end soon after l.stop.
-func (l *Log) openTree(ctx context.Context) error {
-	quietTessera()
-	driver, err := posix.New(ctx, posix.Config{Path: l.cfg.Dir})
+// openTree starts Tessera on the newest tree.
+func (l *Log) openTree(ctx context.Context, p period) error {
+	a, err := l.startTree(ctx, p.tiles.dir, p.key)
 	if err != nil {
-		return fmt.Errorf("open audit log: %w", err)
+		return err
+	}
+	size, err := a.reader.IntegratedSize(ctx)
+	if err != nil {
+		a.stop()
+		return fault.Wrap(fault.Unavailable, err, "cannot read the audit log")
+	}
+	l.tree, l.reader, l.stop = a.tree, a.reader, a.stop
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.size = p.base + size
+	return nil
+}
+
+// appender is Tessera at work on one tree.
+type appender struct {
+	tree   *tessera.Appender
+	reader tessera.LogReader
+	stop   func()
+}
+
+// startTree starts Tessera in a directory below the log's. Its goroutines end soon
+// after stop.
+func (l *Log) startTree(ctx context.Context, dir string, key logKey) (appender, error) {
+	quietTessera()
+	driver, err := posix.New(ctx, posix.Config{Path: filepath.Join(l.cfg.Dir, dir)})
+	if err != nil {
+		return appender{}, fmt.Errorf("open audit log: %w", err)
 	}
 	options := tessera.NewAppendOptions().
-		WithCheckpointSigner(l.cfg.Signer).
+		WithCheckpointSigner(treeSigner{l.cfg.Signer, key}).
 		WithCheckpointInterval(signInterval).
 		WithCheckpointRepublishInterval(0).
 		WithBatching(chunkEntries, batchAge).
 		WithGarbageCollectionInterval(sweepInterval).
 		WithShutdownTimeout(closeTimeout)
 	live, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	appender, shutdown, reader, err := tessera.NewAppender(live, driver, options)
+	tree, shutdown, reader, err := tessera.NewAppender(live, driver, options)
 	if err != nil {
 		cancel()
-		return fault.Wrap(fault.Unavailable, err, "cannot open the audit log")
+		return appender{}, fault.Wrap(fault.Unavailable, err, "cannot open the audit log")
 	}
-	l.tree, l.reader = appender, reader
-	l.stop = func() {
+	return appender{tree, reader, sync.OnceFunc(func() {
 		if err := shutdown(live); err != nil {
 			l.cfg.Log.Warn("the last audit events are not signed yet; the next start signs them", zap.Error(err))
 		}
 		cancel()
-	}
-	if l.size, err = reader.IntegratedSize(ctx); err != nil {
-		return fault.Wrap(fault.Unavailable, err, "cannot read the audit log")
-	}
-	return nil
+	})}, nil
 }
 
 // Append puts events, each in canonical form, into the log, in order, and leaves
@@ -177,6 +214,9 @@ func (l *Log) Append(ctx context.Context, events [][]byte) error {
 		var err error
 		if entries[i], err = parseEntry(data); err != nil {
 			return err
+		}
+		if entries[i].event.Name == AuditRotate {
+			return fault.New(fault.BadInput, "an event %s comes from the log itself", AuditRotate)
 		}
 	}
 	err := l.groups.do(ctx.Done(), entries, func(groups [][]entry) error {
@@ -215,6 +255,11 @@ func (l *Log) commit(ctx context.Context, groups [][]entry) error {
 // up from the tree, and so the uids stay exact.
 func (l *Log) commitChunk(ctx context.Context, chunk []entry) (err error) {
 	defer func() { l.note(ctx, err) }()
+	if l.pending != nil {
+		if err := l.pending(ctx); err != nil {
+			return err
+		}
+	}
 	if l.stale {
 		if err := l.catchUp(ctx); err != nil {
 			return err
@@ -259,6 +304,7 @@ func (l *Log) commitChunk(ctx context.Context, chunk []entry) (err error) {
 // is false when they are not where the index ends, one after the other: Tessera
 // splits a batch when this process stalls, and may then swap the parts.
 func (l *Log) grow(ctx context.Context, entries []entry) (inOrder bool, err error) {
+	base := l.view().newest().base
 	if err := l.probe(); err != nil {
 		return false, err
 	}
@@ -273,11 +319,11 @@ func (l *Log) grow(ctx context.Context, entries []entry) (inOrder bool, err erro
 	inOrder = true
 	for i, future := range futures {
 		at, failed := future() // wait for all: what is still on its way would come later
-		inOrder = inOrder && at.Index == l.index.size+uint64(i)
+		inOrder = inOrder && base+at.Index == l.index.size+uint64(i)
 		switch {
 		case failed != nil:
 			err = failed
-		case at.Index < l.index.size: // between probe's look and Tessera's own
+		case base+at.Index < l.index.size: // between probe's look and Tessera's own
 			err = errCutBack
 		}
 	}
@@ -292,15 +338,16 @@ var errCutBack = errors.New("the tree's state was removed, or an older one put i
 // on a read-only file system or without descriptors, Tessera would panic. And it
 // looks whether the tree is as large as it was.
 func (l *Log) probe() error {
-	f, err := os.OpenFile(filepath.Join(l.cfg.Dir, treeState+".lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	newest := l.view().newest()
+	f, err := os.OpenFile(filepath.Join(l.cfg.Dir, newest.name, treeState+".lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return err
 	}
 	if err := f.Close(); err != nil || l.index.size == 0 {
 		return err
 	}
-	s, err := l.tiles.state(treeState)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && s.Size < l.index.size {
+	s, err := newest.tiles.state(treeState)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && newest.base+s.Size < l.index.size {
 		return errCutBack
 	}
 	return err
@@ -312,7 +359,7 @@ func (l *Log) note(ctx context.Context, failed error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err == nil {
-		l.size = size
+		l.size = l.trees[len(l.trees)-1].base + size
 	}
 	l.indexed = l.index.size
 	l.err = errors.Join(failed, err)
@@ -320,33 +367,37 @@ func (l *Log) note(ctx context.Context, failed error) {
 	l.grown = make(chan struct{})
 }
 
-// catchUp adds to the index what the tree holds beyond it.
+// catchUp adds to the index what the trees hold beyond it.
 func (l *Log) catchUp(ctx context.Context) error {
 	size, err := l.reader.IntegratedSize(ctx)
 	if err != nil {
 		return err
 	}
-	for l.index.size < size {
-		if err := l.indexBlock(ctx, size); err != nil {
-			return fmt.Errorf("index entries from %d: %w", l.index.size, err)
+	v := l.view()
+	v.end = v.newest().base + size
+	for i := range v.trees {
+		for p := v.tree(i); l.index.size < p.end(); {
+			if err := l.indexBlock(ctx, p); err != nil {
+				return fmt.Errorf("index entries from %d: %w", l.index.size, err)
+			}
 		}
 	}
 	l.stale = false
 	return nil
 }
 
-// indexBlock adds the rest of the block where the index ends.
-func (l *Log) indexBlock(ctx context.Context, size uint64) error {
-	block := l.index.size / blockSize
-	datas, _, err := l.tiles.bundle(block, size)
-	if err != nil {
-		return err
-	}
+// indexBlock adds the rest of the block of p where the index ends.
+func (l *Log) indexBlock(ctx context.Context, p period) error {
 	a, err := l.index.begin(ctx)
 	if err != nil {
 		return err
 	}
-	for _, data := range datas[l.index.size%blockSize:] {
+	a.jump(p.base)
+	datas, _, err := p.tiles.bundle((a.size-p.base)/blockSize, p.size)
+	if err != nil {
+		return errors.Join(err, a.Rollback())
+	}
+	for _, data := range datas[a.size%blockSize:] {
 		e, err := parseEntry(data)
 		if err != nil {
 			l.cfg.Log.Error("an entry of the audit log is not an event", zap.Uint64("entry", a.size), zap.Error(err))
@@ -365,20 +416,26 @@ func (l *Log) indexBlock(ctx context.Context, size uint64) error {
 }
 
 // checkIndex makes sure that the index is of this log and not ahead of it.
-func (l *Log) checkIndex(ctx context.Context) error {
-	size, err := l.reader.IntegratedSize(ctx)
-	if err != nil || l.index.size == 0 {
-		return err
+func (l *Log) checkIndex(context.Context) error {
+	v := l.view()
+	if l.index.size == 0 {
+		return nil
 	}
-	wrong := fault.New(fault.Internal, "the audit log was cut back or replaced: it holds %d entries, and its index knows another %d", size, l.index.size).
+	wrong := fault.New(fault.Internal, "the audit log was cut back or replaced: it ends at entry %d, and its index knows another %d", v.end, l.index.size).
 		WithHint("bring the log back from a copy; or delete %s to accept what is there", filepath.Join(l.cfg.Dir, indexName))
-	if l.index.size > size {
+	if l.index.size > v.end {
 		return wrong
 	}
 	last := l.index.size - 1
-	datas, _, err := l.tiles.bundle(last/blockSize, size)
+	if last < v.trees[0].base {
+		return nil // that period was archived
+	}
+	datas, ok, err := v.bundle(last / blockSize)
 	if err != nil {
 		return err
+	}
+	if !ok || last%blockSize >= uint64(len(datas)) {
+		return wrong
 	}
 	if e, _ := parseEntry(datas[last%blockSize]); e.uid != l.index.last { // no event has no uid
 		return wrong
@@ -393,15 +450,16 @@ func (l *Log) Healthy() error {
 	return l.err
 }
 
-// Size returns the number of entries in the log.
-func (l *Log) Size() uint64 {
-	size, _, _ := l.state()
-	return size
-}
+// Size returns the place behind the log's last entry. Entries are numbered through
+// all periods; each begins at the next multiple of 256.
+func (l *Log) Size() uint64 { return l.view().end }
 
 // Checkpoint returns the latest signed checkpoint, for safekeeping elsewhere.
-func (l *Log) Checkpoint() ([]byte, error) {
-	raw, err := l.tiles.file(layout.CheckpointPath, maxCheckpoint)
+func (l *Log) Checkpoint() ([]byte, error) { return l.view().newest().signed() }
+
+// signed returns the tree's latest signed checkpoint.
+func (p period) signed() ([]byte, error) {
+	raw, err := p.tiles.file(layout.CheckpointPath, maxCheckpoint)
 	if err != nil {
 		return nil, fault.Wrap(fault.Unavailable, err, "cannot read the audit checkpoint")
 	}
@@ -413,12 +471,20 @@ func (l *Log) Verify(ctx context.Context, earlier ...[]byte) (Report, error) {
 	return Verify(ctx, l.cfg.Dir, l.cfg.VerifierKey, earlier...)
 }
 
-// state returns the size of the tree, the part of it that is indexed, and a
-// channel that closes when either changes or the log closes.
-func (l *Log) state() (size, indexed uint64, changed <-chan struct{}) {
+// state returns the trees, the place up to which they are indexed, and a channel
+// that closes when either changes or the log closes.
+func (l *Log) state() (v view, indexed uint64, changed <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.size, l.indexed, l.grown
+	return view{l.trees, l.size}, l.indexed, l.grown
+}
+
+// top returns the files of the log's directory.
+func (l *Log) top() tiles { return tiles{root: l.dir.Root} }
+
+func (l *Log) view() view {
+	v, _, _ := l.state()
+	return v
 }
 
 func (l *Log) isClosed() bool {

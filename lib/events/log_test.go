@@ -502,6 +502,21 @@ func readAll(t testing.TB, l *Log, f Filter) [][]byte {
 	return all
 }
 
+// checkEntries holds the numbers of a page's events against what they are when
+// nothing between them was left out.
+func checkEntries(t *testing.T, page Page, first uint64) {
+	t.Helper()
+	if len(page.Entries) != len(page.Events) {
+		t.Fatalf("%d numbers of %d events", len(page.Entries), len(page.Events))
+	}
+	for i, at := range page.Entries {
+		if at != first+uint64(i) {
+			t.Errorf("event %d is entry %d, want %d", i, at, first+uint64(i))
+			return
+		}
+	}
+}
+
 func TestQueryPages(t *testing.T) {
 	l := openTestLog(t, t.TempDir(), newTestKey(t, "example.com/audit"))
 	events := numbered(t, 0, 1000)
@@ -511,6 +526,7 @@ func TestQueryPages(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkSame(t, "first page", page.Events, events[700:])
+	checkEntries(t, page, 700)
 	if page.After != "1000" {
 		t.Errorf("after %q, want the end of the log", page.After)
 	}
@@ -534,6 +550,7 @@ func TestQueryPages(t *testing.T) {
 		t.Errorf("Read: more %v, before %q, %v", page.More, page.Before, err)
 	}
 	checkSame(t, "newer", page.Events, numbers[:20])
+	checkEntries(t, page, 1000)
 	if page, err = l.Read(t.Context(), Filter{}, 30, page.After); err != nil || page.More || page.After != "1050" {
 		t.Errorf("Read to the end: more %v, after %q, %v", page.More, page.After, err)
 	}
@@ -576,24 +593,47 @@ func TestPagesAreBounded(t *testing.T) {
 	}
 	checkSame(t, "all pages", contents(t, l, Filter{}), events)
 	seen := 0
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	err = l.Tail(ctx, Filter{}, 100, func(batch [][]byte) error {
+	for after, more := "", true; more; {
+		page, err := l.Read(t.Context(), Filter{}, 0, after)
+		if err != nil {
+			t.Fatal(err)
+		}
 		size := 0
-		for _, e := range batch {
+		for _, e := range page.Events {
 			size += len(e)
 		}
 		if size > pageBytes {
-			t.Errorf("a batch of %d bytes", size)
+			t.Errorf("a page of %d bytes", size)
 		}
-		if seen += len(batch); seen == 100 {
-			cancel()
-		}
-		return nil
-	})
-	if err != nil {
-		t.Errorf("Tail = %v", err)
+		seen += len(page.Events)
+		after, more = page.After, page.More
 	}
+	if seen != 100 {
+		t.Errorf("read %d events, want 100", seen)
+	}
+}
+
+// tail calls fn with the newest backlog events and then with those that come, as
+// who follows the log does, until ctx ends.
+func tail(ctx context.Context, l *Log, q tailed, fn func(events [][]byte) error) error {
+	page, err := l.Query(ctx, q.f, q.backlog, "")
+	for ; err == nil; page, err = l.Read(ctx, q.f, 0, page.After) {
+		if len(page.Events) > 0 {
+			if err := fn(page.Events); err != nil {
+				return err
+			}
+		}
+		if err := l.Grown(ctx, page.After); err != nil {
+			return err
+		}
+	}
+	return err
+}
+
+// tailed is what of a log is followed.
+type tailed struct {
+	f       Filter
+	backlog int
 }
 
 // F03: a tail misses nothing and doubles nothing while others append.
@@ -604,10 +644,10 @@ func TestTail(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var wg sync.WaitGroup
-	tail := func(f Filter, backlog int, want [][]byte) {
+	follow := func(f Filter, backlog int, want [][]byte) {
 		wg.Go(func() {
 			var got [][]byte
-			err := l.Tail(ctx, f, backlog, func(batch [][]byte) error {
+			err := tail(ctx, l, tailed{f, backlog}, func(batch [][]byte) error {
 				got = append(got, batch...)
 				if len(got) >= len(want) {
 					return context.Canceled
@@ -615,24 +655,24 @@ func TestTail(t *testing.T) {
 				return nil
 			})
 			if !errors.Is(err, context.Canceled) {
-				t.Errorf("Tail = %v", err)
+				t.Errorf("tail = %v", err)
 			}
 			checkSame(t, fmt.Sprintf("backlog %d", backlog), got, want)
 		})
 	}
 	half := Filter{Since: testTime.Add(250 * time.Second)}
-	tail(Filter{}, 500, events)
-	tail(Filter{}, 10, events[490:])
-	tail(half, 1000, events[250:])
-	tail(half, 7, events[493:])
-	tail(Filter{User: "alice", Event: "exec"}, 1, events[499:])
+	follow(Filter{}, 500, events)
+	follow(Filter{}, 10, events[490:])
+	follow(half, 1000, events[250:])
+	follow(half, 7, events[493:])
+	follow(Filter{User: "alice", Event: "exec"}, 1, events[499:])
 	for i := 500; i < len(events); i += 10 {
 		mustAppend(t, l, events[i:i+10]...)
 	}
 	wg.Wait()
-	err := l.Tail(ctx, Filter{}, 1, func([][]byte) error { cancel(); return nil })
-	if err != nil {
-		t.Errorf("Tail = %v after the end of its context, want nil", err)
+	err := tail(ctx, l, tailed{Filter{}, 1}, func([][]byte) error { cancel(); return nil })
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("tail = %v after the end of its context", err)
 	}
 }
 
@@ -641,14 +681,14 @@ func TestTailEndsWhenTheLogCloses(t *testing.T) {
 	mustAppend(t, l, numbered(t, 0, 1)...)
 	began, done := make(chan struct{}), make(chan error, 1)
 	go func() {
-		done <- l.Tail(t.Context(), Filter{}, 1, func([][]byte) error { close(began); return nil })
+		done <- tail(t.Context(), l, tailed{Filter{}, 1}, func([][]byte) error { close(began); return nil })
 	}()
 	<-began
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-done; !fault.Is(err, fault.Unavailable) {
-		t.Errorf("Tail = %v, want unavailable", err)
+		t.Errorf("tail = %v, want unavailable", err)
 	}
 	if _, err := l.Query(t.Context(), Filter{}, 0, ""); !fault.Is(err, fault.Unavailable) {
 		t.Errorf("Query = %v, want unavailable", err)

@@ -15,7 +15,6 @@ import (
 	"github.com/transparency-dev/formats/log"
 	"github.com/transparency-dev/tessera/api/layout"
 	"go.uber.org/zap"
-	"golang.org/x/mod/sumdb/note"
 )
 
 const (
@@ -54,8 +53,7 @@ type MirrorConfig struct {
 type Mirror struct {
 	cfg     MirrorConfig
 	log     *zap.Logger
-	key     note.Verifier
-	size    uint64 // entries of the last checkpoint that the store has
+	sizes   map[string]uint64 // entries of each tree in the last checkpoint that the store has
 	failing bool
 
 	entries  prometheus.Gauge
@@ -67,12 +65,8 @@ func NewMirror(cfg MirrorConfig) (*Mirror, error) {
 	if cfg.Interval == 0 {
 		cfg.Interval = mirrorInterval
 	}
-	key, err := note.NewVerifier(cfg.Log.cfg.VerifierKey)
-	if err != nil {
-		return nil, err
-	}
 	m := &Mirror{
-		cfg: cfg, log: cfg.Log.cfg.Log.Named("mirror"), key: key,
+		cfg: cfg, log: cfg.Log.cfg.Log.Named("mirror"), sizes: map[string]uint64{},
 		entries: prometheus.NewGauge(prometheus.GaugeOpts{
 			Namespace: "accessd", Subsystem: "audit", Name: "mirror_entries", Help: "Entries of the audit log that its mirror has.",
 		}),
@@ -90,7 +84,6 @@ func NewMirror(cfg MirrorConfig) (*Mirror, error) {
 
 // Run mirrors the log until ctx ends. It never fails.
 func (m *Mirror) Run(ctx context.Context) error {
-	m.recall()
 	tick := time.NewTicker(m.cfg.Interval)
 	defer tick.Stop()
 	for {
@@ -103,22 +96,37 @@ func (m *Mirror) Run(ctx context.Context) error {
 	}
 }
 
-// cursorFile is the file with the last checkpoint that the store has.
-func (m *Mirror) cursorFile() string {
-	return fmt.Sprintf("%s/%x", mirrorDir, sha256.Sum256([]byte(m.cfg.Name+"\n"+m.cfg.Prefix)))
+// cursorFile is the file with the last checkpoint of a tree that the store has.
+func (m *Mirror) cursorFile(p period) string {
+	return fmt.Sprintf("%s/%x", path.Join(p.name, mirrorDir), sha256.Sum256([]byte(m.cfg.Name+"\n"+m.cfg.Prefix)))
 }
 
-// recall learns from the log's directory how far an earlier process got. Without
-// that, all is brought again, which changes nothing that is there.
-func (m *Mirror) recall() {
-	raw, err := m.cfg.Log.tiles.file(m.cursorFile(), maxCheckpoint)
+// size returns how much of a tree the store has; of one that is met for the first
+// time it learns that from the log's directory. Without that, all is brought again,
+// which changes nothing that is there.
+func (m *Mirror) size(p period) uint64 {
+	if size, ok := m.sizes[p.name]; ok {
+		return size
+	}
+	m.sizes[p.name] = 0
+	raw, err := m.cfg.Log.top().file(m.cursorFile(p), maxCheckpoint)
 	if err != nil {
-		return
+		return 0
 	}
-	if c, err := openCheckpoint(raw, m.key); err == nil && c.Size <= m.cfg.Log.Size() {
-		m.size = c.Size
-		m.entries.Set(float64(c.Size))
+	if c, err := openCheckpoint(raw, p.key); err == nil && c.Size <= p.size {
+		m.reached(p, c.Size)
 	}
+	return m.sizes[p.name]
+}
+
+// reached notes how much of a tree the store has.
+func (m *Mirror) reached(p period, size uint64) {
+	m.sizes[p.name] = size
+	sum := uint64(0)
+	for _, n := range m.sizes {
+		sum += n
+	}
+	m.entries.Set(float64(sum))
 }
 
 // round brings the latest checkpoint to the store, and logs what changed.
@@ -143,42 +151,71 @@ func (m *Mirror) round(ctx context.Context) {
 // by the full one; a newer checkpoint has that.
 var errMoved = errors.New("the log moved on")
 
-// bring brings what the store does not have.
+// bring brings what the store does not have, the oldest tree first, so that each
+// that is there has the one before it.
 func (m *Mirror) bring(ctx context.Context) error {
+	v := m.cfg.Log.view().present()
+	for i := range v.trees {
+		if err := m.tree(ctx, v.tree(i)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tree brings one tree.
+func (m *Mirror) tree(ctx context.Context, p period) error {
 	for {
-		raw, err := m.cfg.Log.Checkpoint()
+		raw, err := p.signed()
 		if err != nil {
 			return err
 		}
-		c, err := openCheckpoint(raw, m.key)
+		c, err := openCheckpoint(raw, p.key)
 		if err != nil {
 			return fmt.Errorf("the audit log's checkpoint does not count: %w", err)
 		}
-		if c.Size == m.size {
+		if c.Size == m.size(p) {
 			return nil
 		}
-		if err = m.files(ctx, c.Size); err == nil {
-			return m.publish(ctx, raw, c)
+		if p.name != "" && m.size(p) == 0 { // for [chain.onItsWay]
+			told, err := json.Marshal(state{})
+			if err == nil {
+				err = m.cfg.Store.Replace(ctx, path.Join(m.cfg.Prefix, p.name, mirrorState), told)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		if err = m.files(ctx, p, c.Size); err == nil {
+			return m.publish(ctx, p, signedCheckpoint{c, raw})
 		} else if !errors.Is(err, errMoved) || ctx.Err() != nil {
 			return err
 		}
 	}
 }
 
+// signedCheckpoint is a checkpoint and the note that it was in.
+type signedCheckpoint struct {
+	*log.Checkpoint
+
+	raw []byte
+}
+
 // files brings the entries and the tiles of a tree of the given size, as far as
 // they are not those of the tree that the store has.
-func (m *Mirror) files(ctx context.Context, size uint64) error {
-	for block := m.size / blockSize; block*blockSize < size; block++ {
+func (m *Mirror) files(ctx context.Context, p period, size uint64) error {
+	before := m.size(p)
+	for block := before / blockSize; block*blockSize < size; block++ {
 		entries := func(p uint8) string { return layout.EntriesPath(block, p) }
-		if err := m.file(ctx, entries, layout.PartialTileSize(0, block, size), maxBundle); err != nil {
+		if err := m.file(ctx, p, object{entries, layout.PartialTileSize(0, block, size), maxBundle}); err != nil {
 			return err
 		}
 	}
 	for level := uint64(0); size>>(level*layout.TileHeight) > 0; level++ {
-		first, nodes := m.size>>(level*layout.TileHeight)/layout.TileWidth, size>>(level*layout.TileHeight)
+		first, nodes := before>>(level*layout.TileHeight)/layout.TileWidth, size>>(level*layout.TileHeight)
 		for index := first; index*layout.TileWidth < nodes; index++ {
 			tile := func(p uint8) string { return layout.TilePath(level, index, p) }
-			if err := m.file(ctx, tile, layout.PartialTileSize(level, index, size), maxTile); err != nil {
+			if err := m.file(ctx, p, object{tile, layout.PartialTileSize(level, index, size), maxTile}); err != nil {
 				return err
 			}
 		}
@@ -186,71 +223,77 @@ func (m *Mirror) files(ctx context.Context, size uint64) error {
 	return nil
 }
 
-// file brings one file of the log.
-func (m *Mirror) file(ctx context.Context, name func(p uint8) string, p uint8, limit int64) error {
+// object is a file of a tree: its name by its width, its width, and its greatest
+// size in bytes.
+type object struct {
+	name  func(p uint8) string
+	width uint8
+	limit int64
+}
+
+// file brings one file of a tree.
+func (m *Mirror) file(ctx context.Context, p period, o object) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	data, from, err := m.cfg.Log.tiles.resource(name, p, limit)
+	data, from, err := p.tiles.resource(o.name, o.width, o.limit)
 	switch {
 	case err != nil:
 		return err
-	case from != name(p):
+	case from != o.name(o.width):
 		return errMoved
 	}
-	return m.cfg.Store.Put(ctx, path.Join(m.cfg.Prefix, from), data)
+	return m.cfg.Store.Put(ctx, path.Join(m.cfg.Prefix, p.name, from), data)
 }
 
 // publish brings the checkpoint, when all of its files are there, and then what
 // only goes with it.
-func (m *Mirror) publish(ctx context.Context, raw []byte, c *log.Checkpoint) error {
+func (m *Mirror) publish(ctx context.Context, p period, c signedCheckpoint) error {
 	told, err := json.Marshal(state{Size: c.Size, Root: c.Hash})
 	if err != nil {
 		return err
 	}
-	if err := m.replace(ctx, layout.CheckpointPath, raw); err != nil {
+	replace := func(name string, data []byte) error {
+		return m.cfg.Store.Replace(ctx, path.Join(m.cfg.Prefix, p.name, name), data)
+	}
+	if err := replace(layout.CheckpointPath, c.raw); err != nil {
 		return err
 	}
-	if err := m.replace(ctx, mirrorState, told); err != nil {
+	if err := replace(mirrorState, told); err != nil {
 		return err
 	}
-	kept, err := m.cfg.Log.tiles.cosigned()
+	kept, err := p.tiles.cosigned()
 	if err != nil {
 		return err
 	}
 	for _, k := range kept {
-		if seen, err := openCheckpoint(k.raw, m.key); err != nil || seen.Size > c.Size {
+		if seen, err := openCheckpoint(k.raw, p.key); err != nil || seen.Size > c.Size {
 			continue // with the checkpoint that has it
 		}
-		if err := m.replace(ctx, k.name, k.raw); err != nil {
+		if err := replace(k.name, k.raw); err != nil {
 			return err
 		}
 	}
-	if err := m.cfg.Log.dir.replace(m.cursorFile(), raw); err != nil {
+	if err := m.cfg.Log.dir.replace(m.cursorFile(p), c.raw); err != nil {
 		return err
 	}
-	before := m.size
-	m.size = c.Size
-	m.entries.Set(float64(c.Size))
-	return m.tidy(ctx, before)
-}
-
-func (m *Mirror) replace(ctx context.Context, name string, data []byte) error {
-	return m.cfg.Store.Replace(ctx, path.Join(m.cfg.Prefix, name), data)
+	before := m.size(p)
+	m.reached(p, c.Size)
+	return m.tidy(ctx, p, span{before, c.Size})
 }
 
 // tidy removes the partial files that full ones replaced since the store had the
-// given size. One that is missed costs space only.
-func (m *Mirror) tidy(ctx context.Context, before uint64) error {
+// beginning of grown. One that is missed costs space only.
+func (m *Mirror) tidy(ctx context.Context, p period, grown span) error {
 	var errs []error
 	remove := func(full string) {
-		errs = append(errs, m.cfg.Store.DeleteAll(ctx, path.Join(m.cfg.Prefix, full)+".p/"))
+		errs = append(errs, m.cfg.Store.DeleteAll(ctx, path.Join(m.cfg.Prefix, p.name, full)+".p/"))
 	}
-	if old := before / blockSize; before%blockSize > 0 && m.size/blockSize > old {
+	if old := grown.from / blockSize; grown.from%blockSize > 0 && grown.end/blockSize > old {
 		remove(layout.EntriesPath(old, 0))
 	}
-	for level := uint64(0); before>>(level*layout.TileHeight) > 0; level++ {
-		was, is := before>>(level*layout.TileHeight), m.size>>(level*layout.TileHeight)
+	for level := uint64(0); grown.from>>(level*layout.TileHeight) > 0; level++ {
+		was, is := grown.from>>(level*layout.TileHeight), grown.end>>(level*layout.TileHeight)
 		if old := was / layout.TileWidth; was%layout.TileWidth > 0 && is/layout.TileWidth > old {
 			remove(layout.TilePath(level, old, 0))
 		}

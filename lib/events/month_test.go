@@ -81,7 +81,7 @@ func newMonth(t testing.TB, n int) month {
 		}
 	}
 	m.made = time.Since(began)
-	m.Log = &Log{tiles: tiles{root}, index: x, size: uint64(n), indexed: x.size, grown: make(chan struct{})}
+	m.Log = &Log{trees: []period{{tiles: tiles{root: root}}}, index: x, size: uint64(n), indexed: x.size, grown: make(chan struct{})}
 	return m
 }
 
@@ -181,7 +181,7 @@ func BenchmarkQueryDay(b *testing.B) {
 	m := newMonth(b, n)
 	var size int64
 	for _, suffix := range []string{"", "-wal"} {
-		if info, err := os.Stat(filepath.Join(m.tiles.root.Name(), indexName+suffix)); err == nil {
+		if info, err := os.Stat(filepath.Join(m.trees[0].tiles.root.Name(), indexName+suffix)); err == nil {
 			size += info.Size()
 		}
 	}

@@ -167,14 +167,22 @@ func parseKeys(text string) ([]logKey, error) {
 }
 
 // pickKey returns the one of keys that signed the checkpoint in raw; else one of
-// its log's name, or the first, for which [openCheckpoint] says what is wrong.
+// its log's name, or the first, for which [openCheckpoint] says what is wrong. A
+// log's key is that of its periods, too, under their names.
 func pickKey(raw []byte, keys []logKey) logKey {
+	origin := originOf(raw)
+	base, _ := splitOrigin(origin)
 	picked := keys[0]
 	for _, k := range keys {
+		if its, _ := splitOrigin(k.Name()); its == base {
+			if own, err := k.as(origin); err == nil {
+				k = own
+			}
+		}
 		if _, err := openCheckpoint(raw, k); err == nil {
 			return k
 		}
-		if bytes.HasPrefix(raw, []byte(k.Name()+"\n")) {
+		if k.Name() == origin {
 			picked = k
 		}
 	}

@@ -11,7 +11,6 @@ import (
 	"github.com/google/uuid"
 	"github.com/transparency-dev/formats/log"
 	"github.com/transparency-dev/tessera/client"
-	"golang.org/x/mod/sumdb/note"
 
 	"github.com/accessd/accessd/lib/fault"
 )
@@ -31,13 +30,20 @@ func (l *Log) Prove(ctx context.Context, uid string) ([]byte, error) {
 	case err != nil:
 		return nil, unavailable(err)
 	}
-	raw, c, err := l.signed(ctx, entry+1)
+	v := l.view().present()
+	tree, ok := v.at(entry / blockSize)
+	if !ok {
+		return nil, fault.New(fault.NotFound, "event %s is in a period of this authority's log that is not here", id).
+			WithHint("bring the period back from the archive; \"accessd audit verify\" names it")
+	}
+	entry -= tree.base
+	raw, c, err := tree.awaitSignature(ctx, entry+1)
 	if err != nil {
 		return nil, err
 	}
-	raw, c = l.witnessed(entry+1, raw, c)
+	raw, c = tree.witnessed(entry+1, raw, c)
 	p := tlogProof{entry: entry, checkpoint: raw}
-	entries, _, err := l.tiles.bundle(entry/blockSize, c.Size)
+	entries, _, err := tree.tiles.bundle(entry/blockSize, c.Size)
 	if err != nil {
 		return nil, unavailable(err)
 	}
@@ -46,7 +52,7 @@ func (l *Log) Prove(ctx context.Context, uid string) ([]byte, error) {
 		return nil, fault.New(fault.Internal, "the audit index says that event %s is entry %d, which it is not", id, entry).
 			WithHint("run \"accessd audit verify\"")
 	}
-	builder, err := client.NewProofBuilder(ctx, c.Size, l.tiles.fetch)
+	builder, err := client.NewProofBuilder(ctx, c.Size, tree.tiles.fetch)
 	if err == nil {
 		p.hashes, err = builder.InclusionProof(ctx, entry)
 	}
@@ -60,21 +66,17 @@ func (l *Log) Prove(ctx context.Context, uid string) ([]byte, error) {
 	return data, nil
 }
 
-// signed returns a checkpoint that signs at least size entries, and waits for it
-// as long as a running log takes to sign.
-func (l *Log) signed(ctx context.Context, size uint64) ([]byte, *log.Checkpoint, error) {
-	key, err := note.NewVerifier(l.cfg.VerifierKey)
-	if err != nil {
-		return nil, nil, err
-	}
+// awaitSignature returns a checkpoint that signs at least size entries, and waits
+// for it as long as a running log takes to sign.
+func (p period) awaitSignature(ctx context.Context, size uint64) ([]byte, *log.Checkpoint, error) {
 	ctx, cancel := context.WithTimeout(ctx, publishWait)
 	defer cancel()
 	for {
-		raw, err := l.Checkpoint()
+		raw, err := p.signed()
 		if err != nil {
 			return nil, nil, err
 		}
-		c, err := openCheckpoint(raw, key)
+		c, err := openCheckpoint(raw, p.key)
 		if err != nil {
 			return nil, nil, fault.New(fault.Internal, "the audit log's checkpoint does not count: %w", err)
 		}
@@ -91,17 +93,13 @@ func (l *Log) signed(ctx context.Context, size uint64) ([]byte, *log.Checkpoint,
 
 // witnessed returns the checkpoint of at least size entries that most witnesses
 // cosigned, and the given one where none did.
-func (l *Log) witnessed(size uint64, raw []byte, c *log.Checkpoint) ([]byte, *log.Checkpoint) {
-	key, err := note.NewVerifier(l.cfg.VerifierKey)
-	if err != nil {
-		return raw, c
-	}
-	kept, err := l.tiles.cosigned()
+func (p period) witnessed(size uint64, raw []byte, c *log.Checkpoint) ([]byte, *log.Checkpoint) {
+	kept, err := p.tiles.cosigned()
 	if err != nil {
 		return raw, c // "audit verify" says so; the proof holds without
 	}
 	for _, k := range kept {
-		other, err := openCheckpoint(k.raw, key)
+		other, err := openCheckpoint(k.raw, p.key)
 		if err == nil && other.Size >= size && len(Cosigners(k.raw)) > len(Cosigners(raw)) {
 			raw, c = k.raw, other
 		}

@@ -3,15 +3,13 @@
 package events
 
 import (
-	"cmp"
 	"context"
-	"errors"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
-	"golang.org/x/mod/sumdb/note"
 
 	"github.com/accessd/accessd/lib/fault"
 )
@@ -29,10 +27,15 @@ const (
 // Page is some of the events that match a filter, oldest first. A page of very
 // long events is shorter than was asked for.
 type Page struct {
-	Events [][]byte
-	Before string // the place that older events are before; "" when no older one matches
-	After  string // the place behind all that was looked at, that newer events are after
-	More   bool   // a newer one matched already
+	Events  [][]byte
+	Entries []uint64 // the number in the log of each
+	Before  string   // the place that older events are before; "" when no older one matches
+	After   string   // the place behind all that was looked at, that newer events are after
+	More    bool     // a newer one matched already
+
+	// Archived are the periods that were looked for and are not here, with all that
+	// was before them; the page has nothing of theirs.
+	Archived []string
 }
 
 // Query returns the newest events that match f and came into the log before the
@@ -42,48 +45,68 @@ func (l *Log) Query(ctx context.Context, f Filter, limit int, before string) (Pa
 	if err != nil {
 		return Page{}, err
 	}
-	size, _, _ := l.state()
-	end, err := parsePlace("before", before, size, size)
+	v := l.view().present()
+	end, err := parsePlace("before", before, v.end, v.end)
 	if err != nil {
 		return Page{}, err
 	}
 	page := Page{After: formatPlace(end)}
 	bytes, oldest := 0, end
-	err = l.walk(ctx, walk{newSelector(f), span{0, end}, true}, func(at uint64, data []byte) bool {
+	err = l.walk(ctx, v, walk{newSelector(f), span{0, end}, true}, func(at uint64, data []byte) bool {
 		if len(page.Events) == limit || len(page.Events) > 0 && bytes+len(data) > pageBytes {
 			page.Before = formatPlace(oldest)
 			return false
 		}
-		page.Events = append(page.Events, data)
+		page.Events, page.Entries = append(page.Events, data), append(page.Entries, at)
 		bytes += len(data)
 		oldest = at
 		return true
 	})
 	slices.Reverse(page.Events)
+	slices.Reverse(page.Entries)
+	for _, a := range v.absent() {
+		if a.after < end && page.Before == "" && (f.Since.IsZero() || f.Since.Before(a.until)) {
+			page.Archived = append(page.Archived, l.originOf(a))
+		}
+	}
 	return page, err
 }
 
+// originOf returns the origin of a tree that is not here.
+func (l *Log) originOf(a absence) string { return joinOrigin(l.key.Name(), a.name) }
+
 // Read returns the oldest events that match f and came into the log after the
-// place that after names. An empty after is the log's beginning; limit 0 means
-// 1000.
+// place that after names. An empty after is the log's beginning, as far as it is
+// here; limit 0 means 1000. A place whose followers were archived is a
+// [fault.NotFound].
 func (l *Log) Read(ctx context.Context, f Filter, limit int, after string) (Page, error) {
 	limit, err := checkPage(f, limit)
 	if err != nil {
 		return Page{}, err
 	}
-	size, _, _ := l.state()
-	from, err := parsePlace("after", after, 0, size)
+	v := l.view().present()
+	from, err := parsePlace("after", after, 0, v.end)
 	if err != nil {
 		return Page{}, err
 	}
-	page := Page{Before: formatPlace(from), After: formatPlace(size)}
+	page := Page{Before: formatPlace(from), After: formatPlace(v.end)}
+	for _, a := range v.absent() {
+		switch {
+		case from >= a.end:
+		case from > 0:
+			return Page{}, fault.New(fault.NotFound, "the events after %s are in the period %s, which is not here", after, l.originOf(a)).
+				WithHint("bring it back from the archive, or begin with \"\", which is the oldest that is here")
+		case f.Since.IsZero() || f.Since.Before(a.until):
+			page.Archived = append(page.Archived, l.originOf(a))
+		}
+	}
 	bytes := 0
-	err = l.walk(ctx, walk{newSelector(f), span{from, size}, false}, func(at uint64, data []byte) bool {
+	err = l.walk(ctx, v, walk{newSelector(f), span{from, v.end}, false}, func(at uint64, data []byte) bool {
 		if len(page.Events) == limit || len(page.Events) > 0 && bytes+len(data) > pageBytes {
 			page.After, page.More = formatPlace(at), true
 			return false
 		}
-		page.Events = append(page.Events, data)
+		page.Events, page.Entries = append(page.Events, data), append(page.Entries, at)
 		bytes += len(data)
 		return true
 	})
@@ -94,9 +117,9 @@ func (l *Log) Read(ctx context.Context, f Filter, limit int, after string) (Page
 // or with an error when ctx ends or the log closes before.
 func (l *Log) Grown(ctx context.Context, after string) error {
 	for {
-		size, _, changed := l.state()
-		from, err := parsePlace("after", after, 0, size)
-		if err != nil || from < size {
+		v, _, changed := l.state()
+		from, err := parsePlace("after", after, 0, v.end)
+		if err != nil || from < v.end {
 			return err
 		}
 		if l.isClosed() {
@@ -146,13 +169,14 @@ type walk struct {
 	back bool
 }
 
-// walk calls fn with the entries of w until fn returns false.
-func (l *Log) walk(ctx context.Context, w walk, fn func(at uint64, data []byte) bool) error {
+// walk calls fn with the entries of w until fn returns false. What of v is not here
+// it passes over.
+func (l *Log) walk(ctx context.Context, v view, w walk, fn func(at uint64, data []byte) bool) error {
 	s := w.span
-	if s.from >= s.end {
+	if s.from = max(s.from, v.trees[0].base); s.from >= s.end {
 		return nil
 	}
-	size, indexed, _ := l.state()
+	_, indexed, _ := l.state()
 	blocks := span{s.from / blockSize, (s.end-1)/blockSize + 1}
 	known := span{blocks.from, min(blocks.end, indexed/blockSize)} // whole, and in the index
 	if known.from >= known.end {
@@ -162,7 +186,7 @@ func (l *Log) walk(ctx context.Context, w walk, fn func(at uint64, data []byte) 
 		if err := ctx.Err(); err != nil {
 			return false, err
 		}
-		entries, _, err := l.tiles.bundle(block, size)
+		entries, _, err := v.bundle(block)
 		if err != nil {
 			return false, err
 		}
@@ -229,102 +253,25 @@ func unavailable(err error) error {
 	return fault.Wrap(fault.Unavailable, err, "the audit log cannot be read")
 }
 
-// Tail calls fn with the newest backlog events that match f, oldest first, and
-// then with each new one as it comes into the log, until ctx ends, which is no
-// error, or fn returns an error, which Tail returns. It misses none and gives none
-// twice. What it hands to fn at once is bounded.
-func (l *Log) Tail(ctx context.Context, f Filter, backlog int, fn func(events [][]byte) error) error {
-	if err := f.Check(); err != nil {
-		return err
-	}
-	if backlog < 0 || backlog > maxLimit {
-		return fault.New(fault.BadInput, "backlog %d: want 0 to %d", backlog, maxLimit)
-	}
-	size, _, changed := l.state()
-	cursor := size
-	if backlog > 0 {
-		found := 0
-		if err := l.walk(ctx, walk{newSelector(f), span{0, size}, true}, func(at uint64, _ []byte) bool {
-			cursor = at
-			found++
-			return found < backlog
-		}); err != nil {
-			return ended(ctx, err)
-		}
-	}
-	for {
-		if err := l.forward(ctx, f, span{cursor, size}, fn); err != nil {
-			return ended(ctx, err)
-		}
-		cursor = size
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-changed:
-		}
-		if l.isClosed() {
-			return errLogClosed()
-		}
-		size, _, changed = l.state()
-	}
-}
-
-// ended returns err, or nil when it came of the end of ctx.
-func ended(ctx context.Context, err error) error {
-	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
-		return nil
-	}
-	return err
-}
-
 // span is the entries, or blocks, from and before end.
 type span struct{ from, end uint64 }
 
-// forward calls fn with the entries of s that match f.
-func (l *Log) forward(ctx context.Context, f Filter, s span, fn func(events [][]byte) error) error {
-	var (
-		batch  [][]byte
-		bytes  int
-		failed error
-	)
-	flush := func() error {
-		if len(batch) == 0 {
-			return nil
-		}
-		err := fn(batch)
-		batch, bytes = nil, 0
-		return err
-	}
-	err := l.walk(ctx, walk{newSelector(f), s, false}, func(_ uint64, data []byte) bool {
-		if bytes+len(data) > pageBytes {
-			failed = flush()
-		}
-		batch = append(batch, data)
-		bytes += len(data)
-		return failed == nil
-	})
-	if err = cmp.Or(err, failed); err != nil {
-		return err
-	}
-	return flush()
-}
-
 // Run watches the log until ctx ends: it says so when events are not signed for
-// long, which means that checkpoints cannot be written.
+// long, which means that checkpoints cannot be written, and it rotates the log when
+// its period ends.
 func (l *Log) Run(ctx context.Context) error {
-	key, err := note.NewVerifier(l.cfg.VerifierKey)
-	if err != nil {
-		return fault.New(fault.Internal, "events: internal error: %w", err)
-	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { l.rotateByPeriod(ctx) })
 	complained := false
 	for {
-		size, _, changed := l.state()
+		v, _, changed := l.state()
 		lag, stop := context.WithTimeout(ctx, signTimeout)
-		err := l.awaitSigned(lag, key, size)
+		err := awaitSigned(lag, v.newest())
 		stop()
 		switch {
 		case ctx.Err() != nil:
-			return nil //nolint:nilerr // an orderly stop is not an error
+			return nil
 		case err != nil && !complained:
 			l.cfg.Log.Error("audit events are not signed", zap.Error(err))
 		case err == nil && complained:
@@ -341,33 +288,30 @@ func (l *Log) Run(ctx context.Context) error {
 	}
 }
 
-// awaitCheckpoint waits until what a crash left unsigned is signed.
-func (l *Log) awaitCheckpoint(ctx context.Context, key note.Verifier) error {
+// awaitCheckpoint waits until what there is of p is signed, after a crash for
+// example.
+func (l *Log) awaitCheckpoint(ctx context.Context, p period) error {
 	ctx, stop := context.WithTimeout(ctx, signTimeout)
 	defer stop()
-	size, err := l.reader.IntegratedSize(ctx)
-	if err != nil {
-		return unavailable(err)
-	}
-	if err := l.awaitSigned(ctx, key, size); err != nil {
+	if err := awaitSigned(ctx, p); err != nil {
 		return fault.Wrap(fault.Unavailable, err, "the audit log cannot be signed")
 	}
 	return nil
 }
 
-// awaitSigned waits until the checkpoint covers size entries.
-func (l *Log) awaitSigned(ctx context.Context, key note.Verifier, size uint64) error {
+// awaitSigned waits until the checkpoint of p covers all of it.
+func awaitSigned(ctx context.Context, p period) error {
 	t := time.NewTicker(publishPoll)
 	defer t.Stop()
 	for {
-		raw, err := l.Checkpoint()
+		raw, err := p.signed()
 		if err == nil {
-			c, parseErr := parseCheckpoint("checkpoint", raw, key)
-			if parseErr == nil && c.Size >= size {
+			c, parseErr := parseCheckpoint("checkpoint", raw, p.key)
+			if parseErr == nil && c.Size >= p.size {
 				return nil
 			}
 			if err = parseErr; err == nil {
-				err = fault.New(fault.Unavailable, "the checkpoint covers %d of %d entries", c.Size, size)
+				err = fault.New(fault.Unavailable, "the checkpoint covers %d of %d entries", c.Size, p.size)
 			}
 		}
 		select {

@@ -56,20 +56,23 @@ type SinksConfig struct {
 // Sinks gives a log's events to others, each at least once and in the order of
 // the log. A sink's place moves on when its receiver has confirmed, so a receiver
 // that fails gets the same events again, and none is skipped; nothing waits for
-// it but its own sink. A new sink begins with the log's first event.
+// it but its own sink. What an OTLP receiver says that it will never take is not
+// sent again, as its specification demands: it is counted, and logged with its
+// place. A new sink begins with the log's first event.
 type Sinks struct {
 	cfg SinksConfig
 	log *zap.Logger
 	dir *privateDir
 	all []*outlet
 
-	events, failures *prometheus.CounterVec
-	behind, failing  *prometheus.GaugeVec
+	events, refused, failures *prometheus.CounterVec
+	behind, failing           *prometheus.GaugeVec
 }
 
 // receiver is where a sink's events go.
 type receiver interface {
-	// deliver returns nil when the receiver has confirmed that it has all of events.
+	// deliver returns nil when the receiver has confirmed that it has all of events,
+	// and a refusedError when it has those that it will ever take.
 	deliver(ctx context.Context, events [][]byte) error
 }
 
@@ -105,7 +108,7 @@ func OpenSinks(cfg SinksConfig) (*Sinks, error) {
 		s.all = append(s.all, one)
 	}
 	if cfg.Registerer != nil {
-		for _, m := range []prometheus.Collector{s.events, s.failures, s.behind, s.failing} {
+		for _, m := range []prometheus.Collector{s.events, s.refused, s.failures, s.behind, s.failing} {
 			if err := cfg.Registerer.Register(m); err != nil {
 				return nil, err
 			}
@@ -124,6 +127,7 @@ func (s *Sinks) metrics() {
 		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "accessd", Subsystem: "audit", Name: name, Help: help}, []string{"sink"})
 	}
 	s.events = counter("sink_events_total", "Events that a sink's receiver confirmed.")
+	s.refused = counter("sink_refused_events_total", "Events that a sink's receiver will never take; it has those around them.")
 	s.failures = counter("sink_failures_total", "Deliveries to a sink that failed, and are tried again.")
 	s.behind = gauge("sink_behind_entries", "Entries of the audit log that a sink has not seen.")
 	s.failing = gauge("sink_failing", "1 while the last delivery to a sink failed.")
@@ -202,10 +206,18 @@ func (s *Sinks) step(ctx context.Context, one *outlet) (more bool, err error) {
 func (s *Sinks) deliver(ctx context.Context, one *outlet, page Page) error {
 	limited, stop := context.WithTimeout(ctx, s.cfg.Timeout)
 	defer stop()
-	if err := one.deliver(limited, page.Events); err != nil {
+	err := one.deliver(limited, page.Events)
+	taken := len(page.Events)
+	if e, ok := errors.AsType[*refusedError](err); ok {
+		n := min(e.events, taken)
+		taken -= n
+		s.refused.WithLabelValues(one.name).Add(float64(n))
+		s.log.Error("a sink's receiver refuses audit events for good", zap.String("sink", one.name), zap.String("behind", one.after),
+			zap.String("up_to", page.After), zap.Error(err))
+	} else if err != nil {
 		return err
 	}
-	s.events.WithLabelValues(one.name).Add(float64(len(page.Events)))
+	s.events.WithLabelValues(one.name).Add(float64(taken))
 	return s.dir.replace(placeFile(one), []byte(page.After+"\n"))
 }
 
@@ -214,7 +226,7 @@ func placeFile(one *outlet) string { return path.Join("place", one.name) }
 
 // recall reads how far an earlier process got.
 func (s *Sinks) recall(one *outlet) error {
-	raw, err := tiles{s.dir.Root}.file(placeFile(one), maxSinkPlace)
+	raw, err := tiles{root: s.dir.Root}.file(placeFile(one), maxSinkPlace)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

@@ -173,14 +173,26 @@ func otlpBody(events [][]byte) ([]byte, error) {
 	return encodeOTLP(parsed)
 }
 
-// otlpAccepted reads an answer of 200: it may say that some were refused.
+// refusedError is that a receiver has taken events but for some, which it will not
+// take.
+type refusedError struct {
+	events  int
+	message string
+}
+
+func (e *refusedError) Error() string {
+	return fmt.Sprintf("the receiver refused %d of the events: %s", e.events, e.message)
+}
+
+// otlpAccepted reads an answer of 200: it may say that some were refused, which
+// must not be sent again (OTLP specification 1.9, "Partial Success").
 func otlpAccepted(answer []byte) error {
 	var m collectorpb.ExportLogsServiceResponse
 	if err := proto.Unmarshal(answer, &m); err != nil {
 		return fmt.Errorf("the receiver's answer is not OTLP: %w", err)
 	}
 	if p := m.GetPartialSuccess(); p.GetRejectedLogRecords() > 0 {
-		return fmt.Errorf("the receiver refused %d of the events: %s", p.GetRejectedLogRecords(), Display(clip(p.GetErrorMessage())))
+		return &refusedError{int(p.GetRejectedLogRecords()), Display(clip(p.GetErrorMessage()))}
 	}
 	return nil
 }

@@ -368,6 +368,75 @@ func TestSinkReceiverFails(t *testing.T) {
 	}
 }
 
+// What an OTLP receiver will never take is not sent again, and is counted; a warning
+// beside what it took is no failure; what is no OTLP confirms nothing.
+func TestSinkPartialSuccess(t *testing.T) {
+	l := openTestLog(t, t.TempDir(), newTestKey(t, "example.com/audit"))
+	mustAppend(t, l, numbered(t, 0, 30)...)
+	var mu sync.Mutex // guards what follows
+	calls, seen := 0, map[string]int{}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		answer := &collectorpb.ExportLogsPartialSuccess{}
+		calls++
+		switch calls {
+		case 1:
+			_, _ = w.Write([]byte("<html>"))
+			return
+		case 2:
+			answer.RejectedLogRecords, answer.ErrorMessage = 3, "too \x1b[31mlong"
+		default:
+			answer.ErrorMessage = "please send more at once"
+		}
+		var m collectorpb.ExportLogsServiceRequest
+		body, err := io.ReadAll(r.Body)
+		if err = errors.Join(err, proto.Unmarshal(body, &m)); err != nil {
+			t.Error(err)
+		}
+		for _, res := range m.GetResourceLogs() {
+			for _, record := range res.GetScopeLogs()[0].GetLogRecords() {
+				seen[record.String()]++
+			}
+		}
+		body, err = proto.Marshal(&collectorpb.ExportLogsServiceResponse{PartialSuccess: answer})
+		if err != nil {
+			t.Error(err)
+		}
+		_, _ = w.Write(body)
+	}))
+	t.Cleanup(server.Close)
+	dir := filepath.Join(t.TempDir(), "sinks")
+	r, stop := runSinks(t, l, dir, SinkConfig{Name: "otlp", Type: "otlp", URL: server.URL})
+	settled(t, dir, "30", "otlp")
+	mustAppend(t, l, numbered(t, 30, 10)...)
+	settled(t, dir, "40", "otlp")
+	stop()
+	mu.Lock()
+	defer mu.Unlock()
+	if calls != 3 || len(seen) != 40 {
+		t.Errorf("%d requests with %d events, want 3 with 40", calls, len(seen))
+	}
+	for record, n := range seen {
+		if n != 1 {
+			t.Errorf("sent %d times: %s", n, record)
+		}
+	}
+	if err := testutil.GatherAndCompare(r, strings.NewReader(`
+# HELP accessd_audit_sink_events_total Events that a sink's receiver confirmed.
+# TYPE accessd_audit_sink_events_total counter
+accessd_audit_sink_events_total{sink="otlp"} 37
+# HELP accessd_audit_sink_failures_total Deliveries to a sink that failed, and are tried again.
+# TYPE accessd_audit_sink_failures_total counter
+accessd_audit_sink_failures_total{sink="otlp"} 1
+# HELP accessd_audit_sink_refused_events_total Events that a sink's receiver will never take; it has those around them.
+# TYPE accessd_audit_sink_refused_events_total counter
+accessd_audit_sink_refused_events_total{sink="otlp"} 3
+`), "accessd_audit_sink_events_total", "accessd_audit_sink_failures_total", "accessd_audit_sink_refused_events_total"); err != nil {
+		t.Error(err)
+	}
+}
+
 // settled waits until the sinks kept that place.
 func settled(t testing.TB, dir, place string, sinks ...string) {
 	t.Helper()

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -29,6 +30,12 @@ const (
 	// idleSegmentBytes is where a segment whose every record was acknowledged is
 	// replaced, so that a restart ships little again.
 	idleSegmentBytes = 256 << 10
+	// idleSegmentAge is when it is replaced whatever its size, so that what a restart
+	// finds in the oldest segment tells how long it waits.
+	idleSegmentAge = 24 * time.Hour
+	// ageGrace is how long a spool whose events are too old tries to ship them before
+	// it refuses others: after a restart the authority may be a moment away.
+	ageGrace = 10 * time.Minute
 )
 
 // file is what the spool writes to.
@@ -51,9 +58,10 @@ func (p position) before(q position) bool {
 // segment is one file of the spool.
 type segment struct {
 	number uint64
-	size   int64 // durable bytes
-	open   bool  // may still grow
-	keep   bool  // holds something that could not be shipped
+	size   int64     // durable bytes
+	begun  time.Time // of one that may still grow
+	open   bool      // may still grow
+	keep   bool      // holds something that could not be shipped
 }
 
 func (s segment) name() string { return fmt.Sprintf("%020d%s", s.number, segmentSuffix) }
@@ -63,6 +71,8 @@ func (s segment) name() string { return fmt.Sprintf("%020d%s", s.number, segment
 type spool struct {
 	dir    *privateDir
 	max    int64
+	maxAge time.Duration
+	now    func() time.Time
 	log    *zap.Logger
 	create func(name string) (file, error)
 
@@ -74,6 +84,8 @@ type spool struct {
 	next     uint64    // number of the next segment
 	kept     int64     // bytes in kept segments
 	acked    position  // everything before it was shipped
+	waiting  time.Time // of the oldest event that could not be shipped; zero when there is none
+	tried    time.Time // when that was found out
 	err      error     // of the last write
 	stats    Stats
 	grown    chan struct{} // closed at the next change of segments or acked
@@ -86,7 +98,7 @@ func openSpool(path string, maxBytes int64, log *zap.Logger) (*spool, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &spool{dir: dir, max: maxBytes, log: log, next: 1, grown: make(chan struct{})}
+	s := &spool{dir: dir, max: maxBytes, maxAge: defaultMaxAge, now: time.Now, log: log, next: 1, grown: make(chan struct{})}
 	s.create = func(name string) (file, error) { return dir.create(name) }
 	s.records = newCommitter[[][]byte]()
 	if err := s.scan(); err != nil {
@@ -211,7 +223,26 @@ func (s *spool) room(n int) error {
 		return fault.New(fault.Unavailable, "the audit spool is full").
 			WithHint("the authority has been away for long; once it is back the spool drains by itself")
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now := s.now(); !s.waiting.IsZero() && now.Sub(s.waiting) > s.maxAge && now.Sub(s.tried) > ageGrace {
+		return fault.New(fault.Unavailable, "the audit spool has had events for the authority since %s", s.waiting.UTC().Format(time.RFC3339)).
+			WithHint("once the authority is back the spool drains by itself")
+	}
 	return nil
+}
+
+// refused notes that the event could not be shipped, before which all others were.
+func (s *spool) refused(oldest []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.waiting.IsZero() {
+		s.tried = s.now()
+		s.waiting = s.tried
+		if ev, err := ParseEvent(oldest); err == nil && ev.Time.Before(s.tried) {
+			s.waiting = ev.Time
+		}
+	}
 }
 
 func (s *spool) append(buf []byte) error {
@@ -264,7 +295,7 @@ func (s *spool) appendActive(buf []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if fresh {
-		s.segments = append(s.segments, segment{number: s.next, open: true})
+		s.segments = append(s.segments, segment{number: s.next, open: true, begun: s.now()})
 		s.next++
 	}
 	s.segments[len(s.segments)-1].size += int64(len(buf))

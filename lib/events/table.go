@@ -60,6 +60,7 @@ const (
 	ConnectorUpdate   Name = "connector.update"
 	ConnectorDelete   Name = "connector.delete"
 	CARotate          Name = "ca.rotate"
+	AuditRotate       Name = "audit.rotate"
 	ProcessStart      Name = "process.start"
 	ProcessStop       Name = "process.stop"
 	LockCreate        Name = "lock.created"
@@ -688,6 +689,16 @@ func archive() []Spec {
 		{
 			Name: RecordingFault, Code: "A6007", Outcome: Failure, Meaning: "a part of a recording is not in the store as it was put there",
 			Fields: fields(by(), part, reason(), node()),
+		},
+		{
+			Name: AuditRotate, Code: "A6100", Outcome: Success, Meaning: "the log goes on in a new period; this is its first entry",
+			Fields: fields(
+				by(),
+				Field{Name: "period", Type: String, Meaning: "the new period; it stands behind the log's origin", Example: "2026-12"},
+				Field{Name: "base", Type: Int, Meaning: "number of its first entry among those of all periods", Example: "1280"},
+				Field{Name: "checkpoint", Type: String, Meaning: "the last checkpoint of the period before, as it was signed", Example: "example/audit/5630a42e-5177-4ce8-a3c3-4ed24708b577 ...", Max: maxDocument},
+				reason(),
+			),
 		},
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"strings"
 
 	"github.com/transparency-dev/tessera/api"
@@ -35,18 +36,26 @@ const (
 // directory.
 type tiles struct {
 	root *os.Root
+	dir  string // the tree's own, below root; "" is root
 }
 
-// file returns the content of the file at path, which has at most limit bytes.
-func (t tiles) file(path string, limit int64) ([]byte, error) {
-	info, err := t.root.Stat(path)
+// file returns the content of the file at name, which has at most limit bytes.
+func (t tiles) file(name string, limit int64) ([]byte, error) {
+	info, err := t.stat(name)
 	if err != nil {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() || info.Size() > limit {
-		return nil, fmt.Errorf("%s is not a file of at most %d bytes", path, limit)
+		return nil, fmt.Errorf("%s is not a file of at most %d bytes", name, limit)
 	}
-	return t.root.ReadFile(path)
+	return t.root.ReadFile(path.Join(t.dir, name))
+}
+
+func (t tiles) stat(name string) (fs.FileInfo, error) { return t.root.Stat(path.Join(t.dir, name)) }
+
+// list returns what is in the directory at name.
+func (t tiles) list(name string) ([]fs.DirEntry, error) {
+	return fs.ReadDir(t.root.FS(), path.Join(t.dir, name))
 }
 
 // resource returns a tile or bundle of partial width p, or the full one that

@@ -29,10 +29,20 @@ type Report struct {
 	Size     uint64 // entries
 	RootHash string // base64, as in the checkpoint
 	Origin   string
-	Key      string // the public key that signed it
+	Key      string // the public key that signed it, under the log's own origin
 
 	Checkpoint []byte   // the signed note that all of it agrees with
 	Cosigned   [][]byte // those that witnesses cosigned last; [Cosignatures] checks them
+
+	Before []Report // the periods before, newest first; each goes on where the next one ends
+	Absent *Absent  // what is not here of them; nil when it is whole
+}
+
+// Absent is the newest of the periods that are not here. What it was is signed.
+type Absent struct {
+	Origin     string
+	Size       uint64
+	Checkpoint []byte // its last
 }
 
 // TamperedError says what is wrong with a log. It is in the chain of [Verify]'s errors
@@ -71,11 +81,24 @@ func NewAuditKey(origin string) (signerKey, verifierKey string, err error) {
 // of it: that finds a log that was cut back or replaced as a whole, which nothing
 // inside the log can.
 //
+// Of a log in periods it checks each, and that each ends where the one after it
+// begins; one that is not here is a fault.
+//
 // It reports the first fault as an error of kind [fault.Internal] that wraps a
 // [*TamperedError].
 func Verify(ctx context.Context, dir, verifierKeys string, earlier ...[]byte) (Report, error) {
-	keys, err := parseKeys(verifierKeys)
-	if err != nil {
+	return verify(ctx, dir, verifierKeys, chain{earlier: earlier})
+}
+
+// VerifyArchived is [Verify] of a log whose oldest periods may be absent; the
+// report says so.
+func VerifyArchived(ctx context.Context, dir, verifierKeys string, earlier ...[]byte) (Report, error) {
+	return verify(ctx, dir, verifierKeys, chain{earlier: earlier, archived: true})
+}
+
+func verify(ctx context.Context, dir, verifierKeys string, c chain) (Report, error) {
+	var err error
+	if c.keys, err = parseKeys(verifierKeys); err != nil {
 		return Report{}, err
 	}
 	root, err := os.OpenRoot(dir)
@@ -83,8 +106,8 @@ func Verify(ctx context.Context, dir, verifierKeys string, earlier ...[]byte) (R
 		return Report{}, fault.New(fault.NotFound, "open log: %w", err)
 	}
 	defer func() { _ = root.Close() }()
-	v := verifier{tiles: tiles{root}, keys: keys, tree: (&compact.RangeFactory{Hash: rfc6962.DefaultHasher.HashChildren}).NewEmptyRange(0)}
-	report, err := v.run(ctx, earlier)
+	c.tiles = tiles{root: root}
+	report, err := c.run(ctx)
 	if _, wrong := errors.AsType[*TamperedError](err); wrong {
 		return report, fault.New(fault.Internal, "%w", err).
 			WithHint("keep a copy of the log as it is now, and compare it with the copies held elsewhere")
@@ -95,12 +118,14 @@ func Verify(ctx context.Context, dir, verifierKeys string, earlier ...[]byte) (R
 	return report, err
 }
 
-// verifier rebuilds the tree of one log.
+// verifier rebuilds one tree of a log.
 type verifier struct {
 	tiles
 
 	keys   []logKey
-	key    logKey // the one of keys that is this log's
+	key    logKey  // the one of keys that is this tree's
+	close  *ending // what the tree after it says of its end; nil when it is the newest
+	first  []byte  // its entry 0
 	size   uint64
 	tree   *compact.Range
 	upper  [][][]byte // hashes of the tile being filled, of each level above 0
@@ -109,7 +134,8 @@ type verifier struct {
 	prefix map[uint64][]*log.Checkpoint
 }
 
-func (v *verifier) run(ctx context.Context, earlier [][]byte) (Report, error) {
+// run checks the tree. Each of earlier is a checkpoint of it, and what to call it.
+func (v *verifier) run(ctx context.Context, earlier []namedCheckpoint) (Report, error) {
 	kept, err := v.cosigned() // before the checkpoint, which may be newer only
 	if err != nil {
 		return Report{}, err
@@ -119,13 +145,21 @@ func (v *verifier) run(ctx context.Context, earlier [][]byte) (Report, error) {
 		return Report{}, err
 	}
 	v.size = current.Size
+	if err := v.closed(current); err != nil {
+		return Report{}, err
+	}
+	base, _ := splitOrigin(current.Origin)
+	own, err := v.key.as(base)
+	if err != nil {
+		return Report{}, err
+	}
 	report := Report{
-		Size: current.Size, RootHash: base64.StdEncoding.EncodeToString(current.Hash), Origin: current.Origin, Key: v.key.text, Checkpoint: raw,
+		Size: current.Size, RootHash: base64.StdEncoding.EncodeToString(current.Hash), Origin: current.Origin, Key: own.text, Checkpoint: raw,
 	}
 	for _, k := range kept {
 		report.Cosigned = append(report.Cosigned, k.raw)
 	}
-	if err := v.expect(current, kept, earlier); err != nil {
+	if err := v.expect(current, append(kept, earlier...)); err != nil {
 		return report, err
 	}
 	if err := v.compare(); err != nil { // of size 0
@@ -194,17 +228,30 @@ func parseCheckpoint(name string, raw []byte, key note.Verifier) (*log.Checkpoin
 }
 
 // expect notes the checkpoints that the tree must pass through.
-func (v *verifier) expect(current *log.Checkpoint, kept []cosignedCheckpoint, earlier [][]byte) error {
+func (v *verifier) expect(current *log.Checkpoint, kept []namedCheckpoint) error {
 	v.prefix = map[uint64][]*log.Checkpoint{current.Size: {current}}
 	for _, k := range kept {
 		if err := v.passThrough(current, k.name, k.raw); err != nil {
 			return err
 		}
 	}
-	for i, raw := range earlier {
-		if err := v.passThrough(current, fmt.Sprintf("earlier checkpoint %d", i+1), raw); err != nil {
-			return err
-		}
+	return nil
+}
+
+// closed compares the end of a tree that is closed with what the tree after it says.
+func (v *verifier) closed(current *log.Checkpoint) error {
+	if v.close == nil {
+		return nil
+	}
+	want := v.close.checkpoint
+	switch {
+	case current.Size < want.Size:
+		return &TamperedError{layout.CheckpointPath, int64(current.Size), fmt.Sprintf(
+			"the period was cut short: it ends here, but the one after it says that it has %d entries", want.Size)}
+	case current.Size > want.Size:
+		return &TamperedError{layout.CheckpointPath, int64(want.Size), "the period goes on behind the end that the one after it names"}
+	case !bytes.Equal(current.Hash, want.Hash):
+		return &TamperedError{layout.CheckpointPath, -1, "it is not the period that the one after it goes on from"}
 	}
 	return nil
 }
@@ -223,21 +270,21 @@ func (v *verifier) passThrough(current *log.Checkpoint, name string, raw []byte)
 	return nil
 }
 
-// cosignedCheckpoint is a checkpoint that a witness cosigned, and its file.
-type cosignedCheckpoint struct {
+// namedCheckpoint is a checkpoint, and its file, or what else to call it.
+type namedCheckpoint struct {
 	name string
 	raw  []byte
 }
 
 // cosigned returns the checkpoints that witnesses cosigned last.
-func (t tiles) cosigned() ([]cosignedCheckpoint, error) {
-	list, err := fs.ReadDir(t.root.FS(), cosignedDir)
+func (t tiles) cosigned() ([]namedCheckpoint, error) {
+	list, err := t.list(cosignedDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	} else if err != nil || len(list) > maxWitnesses {
 		return nil, unreadable(cmp.Or(err, fmt.Errorf("%d files, want at most %d", len(list), maxWitnesses)), cosignedDir, -1)
 	}
-	var kept []cosignedCheckpoint
+	var kept []namedCheckpoint
 	for _, f := range list {
 		if strings.Contains(f.Name(), ".") { // left by a crash while it was written
 			continue
@@ -247,7 +294,7 @@ func (t tiles) cosigned() ([]cosignedCheckpoint, error) {
 		if err != nil {
 			return nil, unreadable(err, name, -1)
 		}
-		kept = append(kept, cosignedCheckpoint{name, raw})
+		kept = append(kept, namedCheckpoint{name, raw})
 	}
 	return kept, nil
 }
@@ -280,6 +327,9 @@ func (v *verifier) block(block uint64) error {
 	hashes, tilePath, err := v.tile(0, block, v.size)
 	if err != nil {
 		return unreadable(err, tilePath, first)
+	}
+	if block == 0 {
+		v.first = entries[0]
 	}
 	for i, entry := range entries {
 		leaf := rfc6962.DefaultHasher.HashLeaf(entry)
@@ -388,10 +438,10 @@ func (v *verifier) unsigned(ctx context.Context) error {
 // strayEntries looks for files of entries behind the checkpoint's.
 func (v *verifier) strayEntries() error {
 	last := layout.EntriesPath(v.size/blockSize, 0)
-	if _, err := v.root.Stat(last); err == nil {
+	if _, err := v.stat(last); err == nil {
 		return v.behind((v.size/blockSize + 1) * blockSize)
 	}
-	partials, err := fs.ReadDir(v.root.FS(), last+".p")
+	partials, err := v.list(last + ".p")
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fault.Wrap(fault.Unavailable, err, "the log cannot be read")
 	}

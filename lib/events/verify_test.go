@@ -532,7 +532,7 @@ func TestCheckHistoryOfNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer root.Close()
-	if err := checkHistory(t.Context(), tiles{root}, nil); err != nil {
+	if err := checkHistory(t.Context(), tiles{root: root}, nil); err != nil {
 		t.Errorf("checkHistory of an empty directory = %v", err)
 	}
 	if _, err := root.Stat("checkpoint"); !errors.Is(err, fs.ErrNotExist) {

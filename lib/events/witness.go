@@ -21,7 +21,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/transparency-dev/formats/log"
 	"github.com/transparency-dev/tessera/client"
 	"go.uber.org/zap"
 	"golang.org/x/mod/sumdb/note"
@@ -59,15 +58,15 @@ type WitnessesConfig struct {
 type Witnesses struct {
 	cfg    WitnessesConfig
 	log    *zap.Logger
-	key    note.Verifier // the log's
 	client *http.Client
-	all    []*witness
+	all    []witness             // as configured
+	trees  map[string][]*witness // for each tree, by its name
 
 	rounds  *prometheus.CounterVec
 	covered *prometheus.GaugeVec
 }
 
-// witness is what is known of one; only its turn of a round touches it.
+// witness is what is known of one and a tree; only its turn of a round touches it.
 type witness struct {
 	note.Verifier
 
@@ -82,12 +81,8 @@ func NewWitnesses(cfg WitnessesConfig) (*Witnesses, error) {
 	if cfg.Interval == 0 {
 		cfg.Interval = witnessInterval
 	}
-	key, err := note.NewVerifier(cfg.Log.cfg.VerifierKey)
-	if err != nil {
-		return nil, err
-	}
 	w := &Witnesses{
-		cfg: cfg, log: cfg.Log.cfg.Log.Named("witness"), key: key,
+		cfg: cfg, log: cfg.Log.cfg.Log.Named("witness"), trees: map[string][]*witness{},
 		client: &http.Client{
 			Timeout: witnessTimeout, Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true},
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -108,7 +103,7 @@ func NewWitnesses(cfg WitnessesConfig) (*Witnesses, error) {
 		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
 			return nil, fault.New(fault.BadInput, "witness %s: URL %q: want http:// or https:// and a host", v.Name(), clip(c.URL))
 		}
-		w.all = append(w.all, &witness{Verifier: v, url: u.JoinPath("add-checkpoint").String()})
+		w.all = append(w.all, witness{Verifier: v, url: u.JoinPath("add-checkpoint").String()})
 	}
 	if cfg.Registerer != nil {
 		if err := errors.Join(cfg.Registerer.Register(w.rounds), cfg.Registerer.Register(w.covered)); err != nil {
@@ -120,7 +115,6 @@ func NewWitnesses(cfg WitnessesConfig) (*Witnesses, error) {
 
 // Run asks the witnesses for each new checkpoint, until ctx ends. It never fails.
 func (w *Witnesses) Run(ctx context.Context) error {
-	w.recall()
 	defer w.client.CloseIdleConnections()
 	tick := time.NewTicker(w.cfg.Interval)
 	defer tick.Stop()
@@ -134,28 +128,49 @@ func (w *Witnesses) Run(ctx context.Context) error {
 	}
 }
 
-// recall learns from the directory what an earlier process reached.
-func (w *Witnesses) recall() {
+// witnessed is how many of a log's newest trees are offered to witnesses: the one
+// that is written to, and the one before, whose last checkpoint a witness may have
+// missed.
+const witnessed = 2
+
+// round asks for what is not cosigned yet.
+func (w *Witnesses) round(ctx context.Context) {
+	v := w.cfg.Log.view().present()
+	for i := max(0, len(v.trees)-witnessed); i < len(v.trees); i++ {
+		w.tree(ctx, v.tree(i))
+	}
+}
+
+// of returns what is known of the witnesses and a tree; of one that is met for the
+// first time it learns from the directory what an earlier process reached.
+func (w *Witnesses) of(p period) []*witness {
+	if list, ok := w.trees[p.name]; ok {
+		return list
+	}
+	var list []*witness
 	for _, one := range w.all {
-		raw, err := w.cfg.Log.tiles.file(cosignedFile(one), maxCheckpoint)
+		list = append(list, &one)
+		raw, err := p.tiles.file(cosignedFile(one), maxCheckpoint)
 		if err != nil {
 			continue
 		}
-		c, err := openCheckpoint(raw, w.key)
+		c, err := openCheckpoint(raw, p.key)
 		if _, missing := cosigned(raw, one); err == nil && missing == nil {
 			one.size, one.done = c.Size, c.Size
 			w.covered.WithLabelValues(one.Name()).Set(float64(c.Size))
 		}
 	}
+	w.trees[p.name] = list
+	return list
 }
 
-// round sends the latest checkpoint to those who have not cosigned it.
-func (w *Witnesses) round(ctx context.Context) {
-	raw, err := w.cfg.Log.Checkpoint()
+// tree sends the latest checkpoint of a tree to those who have not cosigned it.
+func (w *Witnesses) tree(ctx context.Context, p period) {
+	raw, err := p.signed()
 	if err != nil {
 		return // the log itself complains
 	}
-	c, err := openCheckpoint(raw, w.key)
+	c, err := openCheckpoint(raw, p.key)
 	if err != nil {
 		w.log.Error("the audit log's checkpoint does not count", zap.Error(err))
 		return
@@ -166,16 +181,16 @@ func (w *Witnesses) round(ctx context.Context) {
 		sigs []note.Signature
 		by   []*witness
 	)
-	for _, one := range w.all {
+	for _, one := range w.of(p) {
 		if one.done == c.Size {
 			continue
 		}
 		wg.Go(func() {
-			sig, err := w.ask(ctx, one, raw, c)
+			sig, err := w.ask(ctx, one, p, signedCheckpoint{c, raw})
 			if ctx.Err() != nil {
 				return
 			}
-			w.tell(one, err)
+			w.tell(one, p, err)
 			if err == nil {
 				mu.Lock()
 				defer mu.Unlock()
@@ -186,7 +201,7 @@ func (w *Witnesses) round(ctx context.Context) {
 	wg.Wait()
 	seen := addSignatures(raw, sigs)
 	for _, one := range by {
-		if err := w.cfg.Log.dir.replace(cosignedFile(one), seen); err != nil {
+		if err := w.cfg.Log.dir.replace(path.Join(p.name, cosignedFile(one)), seen); err != nil {
 			w.log.Error("cannot keep a cosigned checkpoint", zap.String("witness", one.Name()), zap.Error(err))
 			continue // and ask again
 		}
@@ -196,7 +211,7 @@ func (w *Witnesses) round(ctx context.Context) {
 }
 
 // tell counts what came of asking, and logs what changed.
-func (w *Witnesses) tell(one *witness, err error) {
+func (w *Witnesses) tell(one *witness, p period, err error) {
 	result := "cosigned"
 	if err != nil {
 		result = "failed"
@@ -204,24 +219,24 @@ func (w *Witnesses) tell(one *witness, err error) {
 	w.rounds.WithLabelValues(one.Name(), result).Inc()
 	switch {
 	case err != nil && !one.failing:
-		w.log.Error("a witness does not cosign the audit log; the log goes on without it", zap.String("witness", one.Name()), zap.Error(err))
+		w.log.Error("a witness does not cosign the audit log; the log goes on without it", zap.String("witness", one.Name()), zap.String("origin", p.key.Name()), zap.Error(err))
 	case err == nil && one.failing:
-		w.log.Info("a witness cosigns the audit log again", zap.String("witness", one.Name()))
+		w.log.Info("a witness cosigns the audit log again", zap.String("witness", one.Name()), zap.String("origin", p.key.Name()))
 	}
 	one.failing = err != nil
 }
 
 // ask returns the cosignature of one for the checkpoint. When the witness knows
 // another checkpoint than was thought, it says which, and is asked again.
-func (w *Witnesses) ask(ctx context.Context, one *witness, raw []byte, c *log.Checkpoint) (note.Signature, error) {
+func (w *Witnesses) ask(ctx context.Context, one *witness, p period, c signedCheckpoint) (note.Signature, error) {
 	for again := false; ; again = true {
-		status, answer, err := w.post(ctx, one, raw, c)
+		status, answer, err := w.post(ctx, one, p, c)
 		switch {
 		case err != nil:
 			return note.Signature{}, err
 		case status == http.StatusOK:
 			one.size = c.Size
-			return cosignatureIn(raw, answer, one)
+			return cosignatureIn(c.raw, answer, one)
 		case status != http.StatusConflict || again:
 			return note.Signature{}, fmt.Errorf("it answers %d %s", status, http.StatusText(status))
 		}
@@ -238,11 +253,11 @@ func (w *Witnesses) ask(ctx context.Context, one *witness, raw []byte, c *log.Ch
 
 // post sends the checkpoint, with a proof that it continues the one that the
 // witness cosigned last.
-func (w *Witnesses) post(ctx context.Context, one *witness, raw []byte, c *log.Checkpoint) (status int, answer []byte, err error) {
+func (w *Witnesses) post(ctx context.Context, one *witness, p period, c signedCheckpoint) (status int, answer []byte, err error) {
 	var body bytes.Buffer
 	fmt.Fprintf(&body, "old %d\n", one.size)
 	if one.size > 0 {
-		builder, err := client.NewProofBuilder(ctx, c.Size, w.cfg.Log.tiles.fetch)
+		builder, err := client.NewProofBuilder(ctx, c.Size, p.tiles.fetch)
 		if err != nil {
 			return 0, nil, err
 		}
@@ -255,7 +270,7 @@ func (w *Witnesses) post(ctx context.Context, one *witness, raw []byte, c *log.C
 		}
 	}
 	body.WriteByte('\n')
-	body.Write(raw)
+	body.Write(c.raw)
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, one.url, &body)
 	if err != nil {
 		return 0, nil, err

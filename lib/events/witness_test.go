@@ -159,12 +159,12 @@ func TestF28RealWitnesses(t *testing.T) {
 	// A process that knows nothing of the past learns it from the witnesses.
 	mustAppend(t, l, numbered(t, specimenSize, 1)...)
 	mustVerify(t, l, specimenSize+1)
+	remove(t, filepath.Join(dir, cosignedDir))
 	w = newWatched(t, l, list...)
 	w.round(t.Context())
 	mustBeCosigned(t, l, specimenSize+1, list...)
 	// One that has the files asks for nothing when there is nothing new.
 	w = newWatched(t, l, list...)
-	w.recall()
 	w.round(t.Context())
 	if n := testutil.CollectAndCount(w.rounds); n != 0 {
 		t.Errorf("a cosigned checkpoint was sent again")
@@ -185,7 +185,7 @@ func TestF28RealWitnesses(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Errorf("Run = %v", err)
 	}
-	cosigned, err := l.tiles.cosigned()
+	cosigned, err := l.view().newest().tiles.cosigned()
 	if err != nil || len(cosigned) != 2 || len(w.said()) != 0 {
 		t.Fatalf("%d files, %v; the log says %q", len(cosigned), err, w.said())
 	}
@@ -294,7 +294,7 @@ func TestWitnessesThatFail(t *testing.T) {
 			if said := w.said(); len(said) != 1 || !strings.Contains(said[0], c.want) {
 				t.Errorf("said %q, want %q once", said, c.want)
 			}
-			if list, err := l.tiles.cosigned(); err != nil || len(list) != 0 {
+			if list, err := l.view().newest().tiles.cosigned(); err != nil || len(list) != 0 {
 				t.Errorf("%d cosigned checkpoints, %v", len(list), err)
 			}
 			good := answer(200, cosign(signer, text))

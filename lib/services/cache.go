@@ -264,6 +264,11 @@ func (c *Cache) Member(id names.NodeID) (Member, bool) {
 	return lookup(c, func(p *policy) map[names.NodeID]Member { return p.members }, id)
 }
 
+// Members returns all proxies and authorities, up or not, by id.
+func (c *Cache) Members() []Member {
+	return sorted(c, func(p *policy) map[names.NodeID]Member { return p.members }, func(m Member) string { return string(m.ID) })
+}
+
 // Presence returns the proxies that hold a tunnel to a node, sorted.
 func (c *Cache) Presence(node names.NodeID) []names.NodeID {
 	proxies, _ := lookup(c, func(p *policy) map[names.NodeID][]names.NodeID { return p.presence }, node)

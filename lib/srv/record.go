@@ -97,7 +97,9 @@ func (s *session) unrecordable(ctx context.Context, err error) error {
 	if errors.Is(err, os.ErrClosed) {
 		return err // so has the session
 	}
-	if s.recorded == services.RecordStrict {
+	// What a disk keeps goes on with nobody, whatever the role says: the bytes that it
+	// has are not the client's yet.
+	if stalled := errors.Is(err, recording.ErrStalled); stalled || s.recorded == services.RecordStrict {
 		err = fault.Wrap(fault.Unavailable, err, "the session can be recorded no longer: "+fault.Public(err))
 		s.cancel(err)
 		return err

@@ -312,3 +312,16 @@ func TestUnrecordablePublic(t *testing.T) {
 		t.Errorf("%q, want %q", fault.Public(err), want)
 	}
 }
+
+// TestStalledRecordingEnds: what a disk keeps ends, whatever the role says; it could
+// not go on.
+func TestStalledRecordingEnds(t *testing.T) {
+	for _, mode := range []services.Recording{services.RecordStrict, services.RecordBestEffort} {
+		var cause error
+		s := &session{recorded: mode, cancel: func(err error) { cause = err }}
+		_ = s.unrecordable(t.Context(), recording.ErrStalled) // cause is the same
+		if want := "the session can be recorded no longer: the recording cannot be written: the disk does not answer"; fault.Public(cause) != want {
+			t.Errorf("%v: it ended because of %v, want %q", mode, cause, want)
+		}
+	}
+}

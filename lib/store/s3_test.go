@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log" //nolint:depguard // what httputil takes
@@ -198,6 +199,20 @@ func TestBucketsThatFail(t *testing.T) {
 			if err := os.Truncate(onDisk(r), int64(len(content)/2)); err != nil {
 				t.Errorf("truncate: %v", err)
 			}
+			w.WriteHeader(rec.Code)
+			return true
+		}),
+		"keeps other bytes and tells of ours": onPut(func(w http.ResponseWriter, r *http.Request, next http.Handler) bool {
+			rec := pass(r, next)
+			f, err := os.OpenFile(onDisk(r), os.O_WRONLY, 0)
+			if err == nil { // in place, as a disk does: the server goes on telling the digest
+				_, err = f.WriteString("R")
+				err = errors.Join(err, f.Close())
+			}
+			if err != nil {
+				t.Errorf("change: %v", err)
+			}
+			maps.Copy(w.Header(), rec.Header())
 			w.WriteHeader(rec.Code)
 			return true
 		}),

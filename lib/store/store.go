@@ -10,15 +10,13 @@
 // gocloud.dev/blob; they read their credentials from the environment, as their
 // vendors document.
 //
-// What a bucket answers to a write is not believed: it is asked again what it
-// has. A bucket that keeps old versions, or does not delete, keeps what
+// What a bucket answers to a write is not believed: the object is read back and
+// compared. A bucket that keeps old versions, or does not delete, keeps what
 // [Store.Delete] removed.
 package store
 
 import (
-	"bytes"
 	"context"
-	"crypto/md5" //nolint:gosec // what buckets tell of their objects; it guards against no attacker
 	"errors"
 	"fmt"
 	"io/fs"
@@ -56,7 +54,8 @@ type medium interface {
 	create(ctx context.Context, key string, data []byte) error
 	// replace makes an object whatever was there.
 	replace(ctx context.Context, key string, data []byte) error
-	// same reports whether the object is exactly data; fs.ErrNotExist is none.
+	// same reads the object back and reports whether it is exactly data;
+	// fs.ErrNotExist is none.
 	same(ctx context.Context, key string, data []byte) (bool, error)
 	// get returns an object, or fs.ErrNotExist.
 	get(ctx context.Context, key string) ([]byte, error)
@@ -122,10 +121,9 @@ func checkKey(key string) error {
 	return nil
 }
 
-// Put keeps data under key. When it returns nil the object is there, as the
-// medium says when it is asked after the write. An object that is there already
-// with these bytes is as good; with others it stays, and that is a
-// [fault.Conflict].
+// Put keeps data under key. When it returns nil the object is there, as was seen
+// by reading it back. An object that is there already with these bytes is as good;
+// with others it stays, and that is a [fault.Conflict].
 func (s *Store) Put(ctx context.Context, key string, data []byte) error {
 	if err := check(key, data); err != nil {
 		return err
@@ -241,17 +239,4 @@ func (s *Store) remove(ctx context.Context, key string) error {
 // away is that the medium did not do what it was asked to.
 func away(act, key string, err error) error {
 	return fault.Wrap(fault.Unavailable, fmt.Errorf("%s %q: %w", act, key, err), "the store is away or failing")
-}
-
-// matches compares what a medium tells of an object without its content. ok is
-// false when it does not tell enough.
-func matches(size int64, sum, data []byte) (same, ok bool) {
-	if size != int64(len(data)) {
-		return false, true
-	}
-	if len(sum) != md5.Size {
-		return false, false
-	}
-	want := md5.Sum(data) //nolint:gosec // as above
-	return bytes.Equal(sum, want[:]), true
 }

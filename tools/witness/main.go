@@ -1,8 +1,8 @@
 // Command witness is a C2SP tlog-witness for tests: the one of
-// github.com/transparency-dev/witness, for one log, with its memory in the
-// process. It is a module of its own, so that it weighs on nothing else.
+// github.com/transparency-dev/witness, for the periods of one log, with its memory in
+// the process. It is a module of its own, so that it weighs on nothing else.
 //
-// It is told the log's verifier key and its own signer key, listens on a port of
+// It is told the log's verifier keys, one a line, and its own signer key, listens on a port of
 // its own choice on 127.0.0.1, and prints that address.
 package main
 
@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"time"
 
 	formats "github.com/transparency-dev/formats/note"
@@ -30,11 +31,15 @@ func main() {
 
 func run(ctx context.Context, args []string) error {
 	if len(args) != 2 {
-		return fmt.Errorf("%d arguments, want the log's verifier key and the witness's signer key", len(args))
+		return fmt.Errorf("%d arguments, want the log's verifier keys and the witness's signer key", len(args))
 	}
-	log, err := note.NewVerifier(args[0])
-	if err != nil {
-		return fmt.Errorf("the log's key: %w", err)
+	logs := map[string]note.Verifier{}
+	for _, key := range strings.Fields(args[0]) {
+		log, err := note.NewVerifier(key)
+		if err != nil {
+			return fmt.Errorf("the log's key: %w", err)
+		}
+		logs[log.Name()] = log
 	}
 	signer, err := formats.NewSignerForCosignatureV1(args[1])
 	if err != nil {
@@ -44,7 +49,8 @@ func run(ctx context.Context, args []string) error {
 		Persistence: inmemory.New(),
 		Signers:     []note.Signer{signer},
 		VerifierForLog: func(_ context.Context, origin string) (note.Verifier, bool, error) {
-			return log, origin == log.Name(), nil
+			log, ok := logs[origin]
+			return log, ok, nil
 		},
 	})
 	if err != nil {

@@ -2862,7 +2862,12 @@ type ListEventsResponse struct {
 	// Empty when no older ones match.
 	NextBefore string `protobuf:"bytes,2,opt,name=next_before,json=nextBefore,proto3" json:"next_before,omitempty"`
 	// Where newer ones begin, those that are still to come among them.
-	NextAfter     string `protobuf:"bytes,3,opt,name=next_after,json=nextAfter,proto3" json:"next_after,omitempty"`
+	NextAfter string `protobuf:"bytes,3,opt,name=next_after,json=nextAfter,proto3" json:"next_after,omitempty"`
+	// The logs whose events are not among these. Their places are as they were.
+	Missing []*MissingLog `protobuf:"bytes,4,rep,name=missing,proto3" json:"missing,omitempty"`
+	// Origins of periods of logs that were archived, and are looked for in vain with
+	// all that was before them.
+	Archived      []string `protobuf:"bytes,5,rep,name=archived,proto3" json:"archived,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2918,6 +2923,83 @@ func (x *ListEventsResponse) GetNextAfter() string {
 	return ""
 }
 
+func (x *ListEventsResponse) GetMissing() []*MissingLog {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+func (x *ListEventsResponse) GetArchived() []string {
+	if x != nil {
+		return x.Archived
+	}
+	return nil
+}
+
+// MissingLog is the log of an authority that could not be asked.
+type MissingLog struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The authority's.
+	Id   string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Why, for people.
+	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MissingLog) Reset() {
+	*x = MissingLog{}
+	mi := &file_accessd_v1_admin_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MissingLog) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MissingLog) ProtoMessage() {}
+
+func (x *MissingLog) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_admin_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MissingLog.ProtoReflect.Descriptor instead.
+func (*MissingLog) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *MissingLog) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *MissingLog) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *MissingLog) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 type TailEventsRequest struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Filter *EventFilter           `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
@@ -2929,7 +3011,7 @@ type TailEventsRequest struct {
 
 func (x *TailEventsRequest) Reset() {
 	*x = TailEventsRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[52]
+	mi := &file_accessd_v1_admin_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2941,7 +3023,7 @@ func (x *TailEventsRequest) String() string {
 func (*TailEventsRequest) ProtoMessage() {}
 
 func (x *TailEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[52]
+	mi := &file_accessd_v1_admin_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2954,7 +3036,7 @@ func (x *TailEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailEventsRequest.ProtoReflect.Descriptor instead.
 func (*TailEventsRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{52}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *TailEventsRequest) GetFilter() *EventFilter {
@@ -2972,15 +3054,17 @@ func (x *TailEventsRequest) GetBacklog() int32 {
 }
 
 type TailEventsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Events        [][]byte               `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Events [][]byte               `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	// The logs that cannot be followed now; what they have is told when they can.
+	Missing       []*MissingLog `protobuf:"bytes,2,rep,name=missing,proto3" json:"missing,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TailEventsResponse) Reset() {
 	*x = TailEventsResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[53]
+	mi := &file_accessd_v1_admin_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2992,7 +3076,7 @@ func (x *TailEventsResponse) String() string {
 func (*TailEventsResponse) ProtoMessage() {}
 
 func (x *TailEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[53]
+	mi := &file_accessd_v1_admin_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3005,12 +3089,19 @@ func (x *TailEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailEventsResponse.ProtoReflect.Descriptor instead.
 func (*TailEventsResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{53}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *TailEventsResponse) GetEvents() [][]byte {
 	if x != nil {
 		return x.Events
+	}
+	return nil
+}
+
+func (x *TailEventsResponse) GetMissing() []*MissingLog {
+	if x != nil {
+		return x.Missing
 	}
 	return nil
 }
@@ -3028,7 +3119,7 @@ type ExportEventsRequest struct {
 
 func (x *ExportEventsRequest) Reset() {
 	*x = ExportEventsRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[54]
+	mi := &file_accessd_v1_admin_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3040,7 +3131,7 @@ func (x *ExportEventsRequest) String() string {
 func (*ExportEventsRequest) ProtoMessage() {}
 
 func (x *ExportEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[54]
+	mi := &file_accessd_v1_admin_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3053,7 +3144,7 @@ func (x *ExportEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEventsRequest.ProtoReflect.Descriptor instead.
 func (*ExportEventsRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{54}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ExportEventsRequest) GetFilter() *EventFilter {
@@ -3081,14 +3172,18 @@ type ExportEventsResponse struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Events [][]byte               `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
 	// Where to go on after these.
-	After         string `protobuf:"bytes,2,opt,name=after,proto3" json:"after,omitempty"`
+	After string `protobuf:"bytes,2,opt,name=after,proto3" json:"after,omitempty"`
+	// The logs that cannot be read now, up to this answer.
+	Missing []*MissingLog `protobuf:"bytes,3,rep,name=missing,proto3" json:"missing,omitempty"`
+	// As in ListEventsResponse, up to this answer.
+	Archived      []string `protobuf:"bytes,4,rep,name=archived,proto3" json:"archived,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ExportEventsResponse) Reset() {
 	*x = ExportEventsResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[55]
+	mi := &file_accessd_v1_admin_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3100,7 +3195,7 @@ func (x *ExportEventsResponse) String() string {
 func (*ExportEventsResponse) ProtoMessage() {}
 
 func (x *ExportEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[55]
+	mi := &file_accessd_v1_admin_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3113,7 +3208,7 @@ func (x *ExportEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEventsResponse.ProtoReflect.Descriptor instead.
 func (*ExportEventsResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{55}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ExportEventsResponse) GetEvents() [][]byte {
@@ -3130,17 +3225,33 @@ func (x *ExportEventsResponse) GetAfter() string {
 	return ""
 }
 
+func (x *ExportEventsResponse) GetMissing() []*MissingLog {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+func (x *ExportEventsResponse) GetArchived() []string {
+	if x != nil {
+		return x.Archived
+	}
+	return nil
+}
+
 type VerifyLogRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A checkpoint kept elsewhere that the log must pass through; empty means none.
-	Since         string `protobuf:"bytes,1,opt,name=since,proto3" json:"since,omitempty"`
+	Since string `protobuf:"bytes,1,opt,name=since,proto3" json:"since,omitempty"`
+	// The oldest periods may be absent.
+	Archived      bool `protobuf:"varint,2,opt,name=archived,proto3" json:"archived,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VerifyLogRequest) Reset() {
 	*x = VerifyLogRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[56]
+	mi := &file_accessd_v1_admin_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3152,7 +3263,7 @@ func (x *VerifyLogRequest) String() string {
 func (*VerifyLogRequest) ProtoMessage() {}
 
 func (x *VerifyLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[56]
+	mi := &file_accessd_v1_admin_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3165,7 +3276,7 @@ func (x *VerifyLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyLogRequest.ProtoReflect.Descriptor instead.
 func (*VerifyLogRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{56}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *VerifyLogRequest) GetSince() string {
@@ -3173,6 +3284,13 @@ func (x *VerifyLogRequest) GetSince() string {
 		return x.Since
 	}
 	return ""
+}
+
+func (x *VerifyLogRequest) GetArchived() bool {
+	if x != nil {
+		return x.Archived
+	}
+	return false
 }
 
 type VerifyLogResponse struct {
@@ -3187,14 +3305,16 @@ type VerifyLogResponse struct {
 	// The signed checkpoint, to be kept elsewhere.
 	Checkpoint string `protobuf:"bytes,6,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
 	// The checkpoints that witnesses cosigned last; the log passes through them.
-	Cosigned      []string `protobuf:"bytes,7,rep,name=cosigned,proto3" json:"cosigned,omitempty"`
+	Cosigned []string `protobuf:"bytes,7,rep,name=cosigned,proto3" json:"cosigned,omitempty"`
+	// The periods before, newest first.
+	Before        []*VerifiedPeriod `protobuf:"bytes,8,rep,name=before,proto3" json:"before,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VerifyLogResponse) Reset() {
 	*x = VerifyLogResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[57]
+	mi := &file_accessd_v1_admin_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3206,7 +3326,7 @@ func (x *VerifyLogResponse) String() string {
 func (*VerifyLogResponse) ProtoMessage() {}
 
 func (x *VerifyLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[57]
+	mi := &file_accessd_v1_admin_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3219,7 +3339,7 @@ func (x *VerifyLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyLogResponse.ProtoReflect.Descriptor instead.
 func (*VerifyLogResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{57}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *VerifyLogResponse) GetSize() uint64 {
@@ -3271,6 +3391,190 @@ func (x *VerifyLogResponse) GetCosigned() []string {
 	return nil
 }
 
+func (x *VerifyLogResponse) GetBefore() []*VerifiedPeriod {
+	if x != nil {
+		return x.Before
+	}
+	return nil
+}
+
+// VerifiedPeriod is a closed period of a log.
+type VerifiedPeriod struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Origin   string                 `protobuf:"bytes,1,opt,name=origin,proto3" json:"origin,omitempty"`
+	Size     uint64                 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	RootHash string                 `protobuf:"bytes,3,opt,name=root_hash,json=rootHash,proto3" json:"root_hash,omitempty"`
+	// Its last.
+	Checkpoint string `protobuf:"bytes,4,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	// It is not here. The period after it says what it was; whether others were
+	// before it is unknown.
+	Absent        bool `protobuf:"varint,5,opt,name=absent,proto3" json:"absent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VerifiedPeriod) Reset() {
+	*x = VerifiedPeriod{}
+	mi := &file_accessd_v1_admin_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerifiedPeriod) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerifiedPeriod) ProtoMessage() {}
+
+func (x *VerifiedPeriod) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_admin_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VerifiedPeriod.ProtoReflect.Descriptor instead.
+func (*VerifiedPeriod) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *VerifiedPeriod) GetOrigin() string {
+	if x != nil {
+		return x.Origin
+	}
+	return ""
+}
+
+func (x *VerifiedPeriod) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *VerifiedPeriod) GetRootHash() string {
+	if x != nil {
+		return x.RootHash
+	}
+	return ""
+}
+
+func (x *VerifiedPeriod) GetCheckpoint() string {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return ""
+}
+
+func (x *VerifiedPeriod) GetAbsent() bool {
+	if x != nil {
+		return x.Absent
+	}
+	return false
+}
+
+type RotateLogRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateLogRequest) Reset() {
+	*x = RotateLogRequest{}
+	mi := &file_accessd_v1_admin_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateLogRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateLogRequest) ProtoMessage() {}
+
+func (x *RotateLogRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_admin_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateLogRequest.ProtoReflect.Descriptor instead.
+func (*RotateLogRequest) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *RotateLogRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type RotateLogResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the period that begins.
+	Origin        string `protobuf:"bytes,1,opt,name=origin,proto3" json:"origin,omitempty"`
+	VerifierKey   string `protobuf:"bytes,2,opt,name=verifier_key,json=verifierKey,proto3" json:"verifier_key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateLogResponse) Reset() {
+	*x = RotateLogResponse{}
+	mi := &file_accessd_v1_admin_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateLogResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateLogResponse) ProtoMessage() {}
+
+func (x *RotateLogResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_admin_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateLogResponse.ProtoReflect.Descriptor instead.
+func (*RotateLogResponse) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *RotateLogResponse) GetOrigin() string {
+	if x != nil {
+		return x.Origin
+	}
+	return ""
+}
+
+func (x *RotateLogResponse) GetVerifierKey() string {
+	if x != nil {
+		return x.VerifierKey
+	}
+	return ""
+}
+
 type ProveEventRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Uid           string                 `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
@@ -3280,7 +3584,7 @@ type ProveEventRequest struct {
 
 func (x *ProveEventRequest) Reset() {
 	*x = ProveEventRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[58]
+	mi := &file_accessd_v1_admin_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3292,7 +3596,7 @@ func (x *ProveEventRequest) String() string {
 func (*ProveEventRequest) ProtoMessage() {}
 
 func (x *ProveEventRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[58]
+	mi := &file_accessd_v1_admin_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3305,7 +3609,7 @@ func (x *ProveEventRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveEventRequest.ProtoReflect.Descriptor instead.
 func (*ProveEventRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{58}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ProveEventRequest) GetUid() string {
@@ -3325,7 +3629,7 @@ type ProveEventResponse struct {
 
 func (x *ProveEventResponse) Reset() {
 	*x = ProveEventResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[59]
+	mi := &file_accessd_v1_admin_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3337,7 +3641,7 @@ func (x *ProveEventResponse) String() string {
 func (*ProveEventResponse) ProtoMessage() {}
 
 func (x *ProveEventResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[59]
+	mi := &file_accessd_v1_admin_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3350,7 +3654,7 @@ func (x *ProveEventResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveEventResponse.ProtoReflect.Descriptor instead.
 func (*ProveEventResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{59}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ProveEventResponse) GetProof() string {
@@ -3370,7 +3674,7 @@ type ExportCARequest struct {
 
 func (x *ExportCARequest) Reset() {
 	*x = ExportCARequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[60]
+	mi := &file_accessd_v1_admin_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3382,7 +3686,7 @@ func (x *ExportCARequest) String() string {
 func (*ExportCARequest) ProtoMessage() {}
 
 func (x *ExportCARequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[60]
+	mi := &file_accessd_v1_admin_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3395,7 +3699,7 @@ func (x *ExportCARequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportCARequest.ProtoReflect.Descriptor instead.
 func (*ExportCARequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{60}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ExportCARequest) GetType() string {
@@ -3420,7 +3724,7 @@ type ExportCAResponse struct {
 
 func (x *ExportCAResponse) Reset() {
 	*x = ExportCAResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[61]
+	mi := &file_accessd_v1_admin_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3432,7 +3736,7 @@ func (x *ExportCAResponse) String() string {
 func (*ExportCAResponse) ProtoMessage() {}
 
 func (x *ExportCAResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[61]
+	mi := &file_accessd_v1_admin_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3445,7 +3749,7 @@ func (x *ExportCAResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportCAResponse.ProtoReflect.Descriptor instead.
 func (*ExportCAResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{61}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ExportCAResponse) GetPublicKeys() []string {
@@ -3679,27 +3983,38 @@ const file_accessd_v1_admin_proto_rawDesc = "" +
 	"\x06filter\x18\x01 \x01(\v2\x17.accessd.v1.EventFilterR\x06filter\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\x05R\x05limit\x12\x16\n" +
 	"\x06before\x18\x03 \x01(\tR\x06before\x12\x14\n" +
-	"\x05after\x18\x04 \x01(\tR\x05after\"l\n" +
+	"\x05after\x18\x04 \x01(\tR\x05after\"\xba\x01\n" +
 	"\x12ListEventsResponse\x12\x16\n" +
 	"\x06events\x18\x01 \x03(\fR\x06events\x12\x1f\n" +
 	"\vnext_before\x18\x02 \x01(\tR\n" +
 	"nextBefore\x12\x1d\n" +
 	"\n" +
-	"next_after\x18\x03 \x01(\tR\tnextAfter\"^\n" +
+	"next_after\x18\x03 \x01(\tR\tnextAfter\x120\n" +
+	"\amissing\x18\x04 \x03(\v2\x16.accessd.v1.MissingLogR\amissing\x12\x1a\n" +
+	"\barchived\x18\x05 \x03(\tR\barchived\"H\n" +
+	"\n" +
+	"MissingLog\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"^\n" +
 	"\x11TailEventsRequest\x12/\n" +
 	"\x06filter\x18\x01 \x01(\v2\x17.accessd.v1.EventFilterR\x06filter\x12\x18\n" +
-	"\abacklog\x18\x02 \x01(\x05R\abacklog\",\n" +
+	"\abacklog\x18\x02 \x01(\x05R\abacklog\"^\n" +
 	"\x12TailEventsResponse\x12\x16\n" +
-	"\x06events\x18\x01 \x03(\fR\x06events\"t\n" +
+	"\x06events\x18\x01 \x03(\fR\x06events\x120\n" +
+	"\amissing\x18\x02 \x03(\v2\x16.accessd.v1.MissingLogR\amissing\"t\n" +
 	"\x13ExportEventsRequest\x12/\n" +
 	"\x06filter\x18\x01 \x01(\v2\x17.accessd.v1.EventFilterR\x06filter\x12\x14\n" +
 	"\x05after\x18\x02 \x01(\tR\x05after\x12\x16\n" +
-	"\x06follow\x18\x03 \x01(\bR\x06follow\"D\n" +
+	"\x06follow\x18\x03 \x01(\bR\x06follow\"\x92\x01\n" +
 	"\x14ExportEventsResponse\x12\x16\n" +
 	"\x06events\x18\x01 \x03(\fR\x06events\x12\x14\n" +
-	"\x05after\x18\x02 \x01(\tR\x05after\"(\n" +
+	"\x05after\x18\x02 \x01(\tR\x05after\x120\n" +
+	"\amissing\x18\x03 \x03(\v2\x16.accessd.v1.MissingLogR\amissing\x12\x1a\n" +
+	"\barchived\x18\x04 \x03(\tR\barchived\"D\n" +
 	"\x10VerifyLogRequest\x12\x14\n" +
-	"\x05since\x18\x01 \x01(\tR\x05since\"\xd1\x01\n" +
+	"\x05since\x18\x01 \x01(\tR\x05since\x12\x1a\n" +
+	"\barchived\x18\x02 \x01(\bR\barchived\"\x85\x02\n" +
 	"\x11VerifyLogResponse\x12\x12\n" +
 	"\x04size\x18\x01 \x01(\x04R\x04size\x12\x1b\n" +
 	"\troot_hash\x18\x02 \x01(\tR\brootHash\x12\x16\n" +
@@ -3709,7 +4024,21 @@ const file_accessd_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"checkpoint\x18\x06 \x01(\tR\n" +
 	"checkpoint\x12\x1a\n" +
-	"\bcosigned\x18\a \x03(\tR\bcosigned\"%\n" +
+	"\bcosigned\x18\a \x03(\tR\bcosigned\x122\n" +
+	"\x06before\x18\b \x03(\v2\x1a.accessd.v1.VerifiedPeriodR\x06before\"\x91\x01\n" +
+	"\x0eVerifiedPeriod\x12\x16\n" +
+	"\x06origin\x18\x01 \x01(\tR\x06origin\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x04R\x04size\x12\x1b\n" +
+	"\troot_hash\x18\x03 \x01(\tR\brootHash\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x04 \x01(\tR\n" +
+	"checkpoint\x12\x16\n" +
+	"\x06absent\x18\x05 \x01(\bR\x06absent\"*\n" +
+	"\x10RotateLogRequest\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\"N\n" +
+	"\x11RotateLogResponse\x12\x16\n" +
+	"\x06origin\x18\x01 \x01(\tR\x06origin\x12!\n" +
+	"\fverifier_key\x18\x02 \x01(\tR\vverifierKey\"%\n" +
 	"\x11ProveEventRequest\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\"*\n" +
 	"\x12ProveEventResponse\x12\x14\n" +
@@ -3753,7 +4082,7 @@ const file_accessd_v1_admin_proto_rawDesc = "" +
 	"RemoveNode\x12\x1d.accessd.v1.RemoveNodeRequest\x1a\x1e.accessd.v1.RemoveNodeResponse2\xb3\x01\n" +
 	"\x0eSessionService\x12Q\n" +
 	"\fListSessions\x12\x1f.accessd.v1.ListSessionsRequest\x1a .accessd.v1.ListSessionsResponse\x12N\n" +
-	"\vKillSession\x12\x1e.accessd.v1.KillSessionRequest\x1a\x1f.accessd.v1.KillSessionResponse2\x96\x03\n" +
+	"\vKillSession\x12\x1e.accessd.v1.KillSessionRequest\x1a\x1f.accessd.v1.KillSessionResponse2\xe0\x03\n" +
 	"\fAuditService\x12K\n" +
 	"\n" +
 	"ListEvents\x12\x1d.accessd.v1.ListEventsRequest\x1a\x1e.accessd.v1.ListEventsResponse\x12M\n" +
@@ -3762,7 +4091,8 @@ const file_accessd_v1_admin_proto_rawDesc = "" +
 	"\fExportEvents\x12\x1f.accessd.v1.ExportEventsRequest\x1a .accessd.v1.ExportEventsResponse0\x01\x12H\n" +
 	"\tVerifyLog\x12\x1c.accessd.v1.VerifyLogRequest\x1a\x1d.accessd.v1.VerifyLogResponse\x12K\n" +
 	"\n" +
-	"ProveEvent\x12\x1d.accessd.v1.ProveEventRequest\x1a\x1e.accessd.v1.ProveEventResponse2R\n" +
+	"ProveEvent\x12\x1d.accessd.v1.ProveEventRequest\x1a\x1e.accessd.v1.ProveEventResponse\x12H\n" +
+	"\tRotateLog\x12\x1c.accessd.v1.RotateLogRequest\x1a\x1d.accessd.v1.RotateLogResponse2R\n" +
 	"\tCAService\x12E\n" +
 	"\bExportCA\x12\x1b.accessd.v1.ExportCARequest\x1a\x1c.accessd.v1.ExportCAResponseB5Z3github.com/accessd/accessd/api/accessd/v1;accessdv1b\x06proto3"
 
@@ -3778,7 +4108,7 @@ func file_accessd_v1_admin_proto_rawDescGZIP() []byte {
 	return file_accessd_v1_admin_proto_rawDescData
 }
 
-var file_accessd_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 68)
+var file_accessd_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 72)
 var file_accessd_v1_admin_proto_goTypes = []any{
 	(*Values)(nil),                // 0: accessd.v1.Values
 	(*User)(nil),                  // 1: accessd.v1.User
@@ -3832,124 +4162,134 @@ var file_accessd_v1_admin_proto_goTypes = []any{
 	(*EventFilter)(nil),           // 49: accessd.v1.EventFilter
 	(*ListEventsRequest)(nil),     // 50: accessd.v1.ListEventsRequest
 	(*ListEventsResponse)(nil),    // 51: accessd.v1.ListEventsResponse
-	(*TailEventsRequest)(nil),     // 52: accessd.v1.TailEventsRequest
-	(*TailEventsResponse)(nil),    // 53: accessd.v1.TailEventsResponse
-	(*ExportEventsRequest)(nil),   // 54: accessd.v1.ExportEventsRequest
-	(*ExportEventsResponse)(nil),  // 55: accessd.v1.ExportEventsResponse
-	(*VerifyLogRequest)(nil),      // 56: accessd.v1.VerifyLogRequest
-	(*VerifyLogResponse)(nil),     // 57: accessd.v1.VerifyLogResponse
-	(*ProveEventRequest)(nil),     // 58: accessd.v1.ProveEventRequest
-	(*ProveEventResponse)(nil),    // 59: accessd.v1.ProveEventResponse
-	(*ExportCARequest)(nil),       // 60: accessd.v1.ExportCARequest
-	(*ExportCAResponse)(nil),      // 61: accessd.v1.ExportCAResponse
-	nil,                           // 62: accessd.v1.User.TraitsEntry
-	nil,                           // 63: accessd.v1.AddUserRequest.TraitsEntry
-	nil,                           // 64: accessd.v1.Token.LabelsEntry
-	nil,                           // 65: accessd.v1.AddTokenRequest.LabelsEntry
-	nil,                           // 66: accessd.v1.Node.LabelsEntry
-	nil,                           // 67: accessd.v1.AddNodeRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 68: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 69: google.protobuf.Duration
+	(*MissingLog)(nil),            // 52: accessd.v1.MissingLog
+	(*TailEventsRequest)(nil),     // 53: accessd.v1.TailEventsRequest
+	(*TailEventsResponse)(nil),    // 54: accessd.v1.TailEventsResponse
+	(*ExportEventsRequest)(nil),   // 55: accessd.v1.ExportEventsRequest
+	(*ExportEventsResponse)(nil),  // 56: accessd.v1.ExportEventsResponse
+	(*VerifyLogRequest)(nil),      // 57: accessd.v1.VerifyLogRequest
+	(*VerifyLogResponse)(nil),     // 58: accessd.v1.VerifyLogResponse
+	(*VerifiedPeriod)(nil),        // 59: accessd.v1.VerifiedPeriod
+	(*RotateLogRequest)(nil),      // 60: accessd.v1.RotateLogRequest
+	(*RotateLogResponse)(nil),     // 61: accessd.v1.RotateLogResponse
+	(*ProveEventRequest)(nil),     // 62: accessd.v1.ProveEventRequest
+	(*ProveEventResponse)(nil),    // 63: accessd.v1.ProveEventResponse
+	(*ExportCARequest)(nil),       // 64: accessd.v1.ExportCARequest
+	(*ExportCAResponse)(nil),      // 65: accessd.v1.ExportCAResponse
+	nil,                           // 66: accessd.v1.User.TraitsEntry
+	nil,                           // 67: accessd.v1.AddUserRequest.TraitsEntry
+	nil,                           // 68: accessd.v1.Token.LabelsEntry
+	nil,                           // 69: accessd.v1.AddTokenRequest.LabelsEntry
+	nil,                           // 70: accessd.v1.Node.LabelsEntry
+	nil,                           // 71: accessd.v1.AddNodeRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 72: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 73: google.protobuf.Duration
 }
 var file_accessd_v1_admin_proto_depIdxs = []int32{
-	62, // 0: accessd.v1.User.traits:type_name -> accessd.v1.User.TraitsEntry
-	68, // 1: accessd.v1.User.created:type_name -> google.protobuf.Timestamp
-	68, // 2: accessd.v1.User.invite_expires:type_name -> google.protobuf.Timestamp
-	63, // 3: accessd.v1.AddUserRequest.traits:type_name -> accessd.v1.AddUserRequest.TraitsEntry
-	69, // 4: accessd.v1.AddUserRequest.invite_ttl:type_name -> google.protobuf.Duration
+	66, // 0: accessd.v1.User.traits:type_name -> accessd.v1.User.TraitsEntry
+	72, // 1: accessd.v1.User.created:type_name -> google.protobuf.Timestamp
+	72, // 2: accessd.v1.User.invite_expires:type_name -> google.protobuf.Timestamp
+	67, // 3: accessd.v1.AddUserRequest.traits:type_name -> accessd.v1.AddUserRequest.TraitsEntry
+	73, // 4: accessd.v1.AddUserRequest.invite_ttl:type_name -> google.protobuf.Duration
 	1,  // 5: accessd.v1.AddUserResponse.user:type_name -> accessd.v1.User
-	68, // 6: accessd.v1.AddUserResponse.invite_expires:type_name -> google.protobuf.Timestamp
+	72, // 6: accessd.v1.AddUserResponse.invite_expires:type_name -> google.protobuf.Timestamp
 	1,  // 7: accessd.v1.ListUsersResponse.users:type_name -> accessd.v1.User
-	69, // 8: accessd.v1.ResetUserRequest.invite_ttl:type_name -> google.protobuf.Duration
-	68, // 9: accessd.v1.ResetUserResponse.invite_expires:type_name -> google.protobuf.Timestamp
-	69, // 10: accessd.v1.SignUserRequest.ttl:type_name -> google.protobuf.Duration
-	68, // 11: accessd.v1.SignUserResponse.expires:type_name -> google.protobuf.Timestamp
-	68, // 12: accessd.v1.UserKey.added:type_name -> google.protobuf.Timestamp
+	73, // 8: accessd.v1.ResetUserRequest.invite_ttl:type_name -> google.protobuf.Duration
+	72, // 9: accessd.v1.ResetUserResponse.invite_expires:type_name -> google.protobuf.Timestamp
+	73, // 10: accessd.v1.SignUserRequest.ttl:type_name -> google.protobuf.Duration
+	72, // 11: accessd.v1.SignUserResponse.expires:type_name -> google.protobuf.Timestamp
+	72, // 12: accessd.v1.UserKey.added:type_name -> google.protobuf.Timestamp
 	12, // 13: accessd.v1.AddUserKeyResponse.key:type_name -> accessd.v1.UserKey
 	12, // 14: accessd.v1.ListUserKeysResponse.keys:type_name -> accessd.v1.UserKey
 	19, // 15: accessd.v1.ListRolesResponse.roles:type_name -> accessd.v1.Role
 	19, // 16: accessd.v1.GetRoleResponse.role:type_name -> accessd.v1.Role
-	68, // 17: accessd.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	64, // 18: accessd.v1.Token.labels:type_name -> accessd.v1.Token.LabelsEntry
-	69, // 19: accessd.v1.AddTokenRequest.ttl:type_name -> google.protobuf.Duration
-	65, // 20: accessd.v1.AddTokenRequest.labels:type_name -> accessd.v1.AddTokenRequest.LabelsEntry
+	72, // 17: accessd.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	68, // 18: accessd.v1.Token.labels:type_name -> accessd.v1.Token.LabelsEntry
+	73, // 19: accessd.v1.AddTokenRequest.ttl:type_name -> google.protobuf.Duration
+	69, // 20: accessd.v1.AddTokenRequest.labels:type_name -> accessd.v1.AddTokenRequest.LabelsEntry
 	28, // 21: accessd.v1.AddTokenResponse.token:type_name -> accessd.v1.Token
 	28, // 22: accessd.v1.ListTokensResponse.tokens:type_name -> accessd.v1.Token
-	66, // 23: accessd.v1.Node.labels:type_name -> accessd.v1.Node.LabelsEntry
-	68, // 24: accessd.v1.Node.joined:type_name -> google.protobuf.Timestamp
-	68, // 25: accessd.v1.Node.last_seen:type_name -> google.protobuf.Timestamp
-	67, // 26: accessd.v1.AddNodeRequest.labels:type_name -> accessd.v1.AddNodeRequest.LabelsEntry
+	70, // 23: accessd.v1.Node.labels:type_name -> accessd.v1.Node.LabelsEntry
+	72, // 24: accessd.v1.Node.joined:type_name -> google.protobuf.Timestamp
+	72, // 25: accessd.v1.Node.last_seen:type_name -> google.protobuf.Timestamp
+	71, // 26: accessd.v1.AddNodeRequest.labels:type_name -> accessd.v1.AddNodeRequest.LabelsEntry
 	35, // 27: accessd.v1.AddNodeResponse.node:type_name -> accessd.v1.Node
-	68, // 28: accessd.v1.SignHostKeyResponse.expires:type_name -> google.protobuf.Timestamp
+	72, // 28: accessd.v1.SignHostKeyResponse.expires:type_name -> google.protobuf.Timestamp
 	35, // 29: accessd.v1.ListNodesResponse.nodes:type_name -> accessd.v1.Node
-	68, // 30: accessd.v1.Session.started:type_name -> google.protobuf.Timestamp
+	72, // 30: accessd.v1.Session.started:type_name -> google.protobuf.Timestamp
 	44, // 31: accessd.v1.ListSessionsResponse.sessions:type_name -> accessd.v1.Session
-	68, // 32: accessd.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
-	68, // 33: accessd.v1.EventFilter.until:type_name -> google.protobuf.Timestamp
+	72, // 32: accessd.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
+	72, // 33: accessd.v1.EventFilter.until:type_name -> google.protobuf.Timestamp
 	49, // 34: accessd.v1.ListEventsRequest.filter:type_name -> accessd.v1.EventFilter
-	49, // 35: accessd.v1.TailEventsRequest.filter:type_name -> accessd.v1.EventFilter
-	49, // 36: accessd.v1.ExportEventsRequest.filter:type_name -> accessd.v1.EventFilter
-	0,  // 37: accessd.v1.User.TraitsEntry.value:type_name -> accessd.v1.Values
-	0,  // 38: accessd.v1.AddUserRequest.TraitsEntry.value:type_name -> accessd.v1.Values
-	2,  // 39: accessd.v1.UserService.AddUser:input_type -> accessd.v1.AddUserRequest
-	4,  // 40: accessd.v1.UserService.ListUsers:input_type -> accessd.v1.ListUsersRequest
-	6,  // 41: accessd.v1.UserService.RemoveUser:input_type -> accessd.v1.RemoveUserRequest
-	8,  // 42: accessd.v1.UserService.ResetUser:input_type -> accessd.v1.ResetUserRequest
-	10, // 43: accessd.v1.UserService.SignUser:input_type -> accessd.v1.SignUserRequest
-	13, // 44: accessd.v1.UserService.AddUserKey:input_type -> accessd.v1.AddUserKeyRequest
-	15, // 45: accessd.v1.UserService.ListUserKeys:input_type -> accessd.v1.ListUserKeysRequest
-	17, // 46: accessd.v1.UserService.RemoveUserKey:input_type -> accessd.v1.RemoveUserKeyRequest
-	20, // 47: accessd.v1.RoleService.ApplyRoles:input_type -> accessd.v1.ApplyRolesRequest
-	22, // 48: accessd.v1.RoleService.ListRoles:input_type -> accessd.v1.ListRolesRequest
-	24, // 49: accessd.v1.RoleService.GetRole:input_type -> accessd.v1.GetRoleRequest
-	26, // 50: accessd.v1.RoleService.RemoveRole:input_type -> accessd.v1.RemoveRoleRequest
-	29, // 51: accessd.v1.TokenService.AddToken:input_type -> accessd.v1.AddTokenRequest
-	31, // 52: accessd.v1.TokenService.ListTokens:input_type -> accessd.v1.ListTokensRequest
-	33, // 53: accessd.v1.TokenService.RemoveToken:input_type -> accessd.v1.RemoveTokenRequest
-	40, // 54: accessd.v1.NodeService.ListNodes:input_type -> accessd.v1.ListNodesRequest
-	36, // 55: accessd.v1.NodeService.AddNode:input_type -> accessd.v1.AddNodeRequest
-	38, // 56: accessd.v1.NodeService.SignHostKey:input_type -> accessd.v1.SignHostKeyRequest
-	42, // 57: accessd.v1.NodeService.RemoveNode:input_type -> accessd.v1.RemoveNodeRequest
-	45, // 58: accessd.v1.SessionService.ListSessions:input_type -> accessd.v1.ListSessionsRequest
-	47, // 59: accessd.v1.SessionService.KillSession:input_type -> accessd.v1.KillSessionRequest
-	50, // 60: accessd.v1.AuditService.ListEvents:input_type -> accessd.v1.ListEventsRequest
-	52, // 61: accessd.v1.AuditService.TailEvents:input_type -> accessd.v1.TailEventsRequest
-	54, // 62: accessd.v1.AuditService.ExportEvents:input_type -> accessd.v1.ExportEventsRequest
-	56, // 63: accessd.v1.AuditService.VerifyLog:input_type -> accessd.v1.VerifyLogRequest
-	58, // 64: accessd.v1.AuditService.ProveEvent:input_type -> accessd.v1.ProveEventRequest
-	60, // 65: accessd.v1.CAService.ExportCA:input_type -> accessd.v1.ExportCARequest
-	3,  // 66: accessd.v1.UserService.AddUser:output_type -> accessd.v1.AddUserResponse
-	5,  // 67: accessd.v1.UserService.ListUsers:output_type -> accessd.v1.ListUsersResponse
-	7,  // 68: accessd.v1.UserService.RemoveUser:output_type -> accessd.v1.RemoveUserResponse
-	9,  // 69: accessd.v1.UserService.ResetUser:output_type -> accessd.v1.ResetUserResponse
-	11, // 70: accessd.v1.UserService.SignUser:output_type -> accessd.v1.SignUserResponse
-	14, // 71: accessd.v1.UserService.AddUserKey:output_type -> accessd.v1.AddUserKeyResponse
-	16, // 72: accessd.v1.UserService.ListUserKeys:output_type -> accessd.v1.ListUserKeysResponse
-	18, // 73: accessd.v1.UserService.RemoveUserKey:output_type -> accessd.v1.RemoveUserKeyResponse
-	21, // 74: accessd.v1.RoleService.ApplyRoles:output_type -> accessd.v1.ApplyRolesResponse
-	23, // 75: accessd.v1.RoleService.ListRoles:output_type -> accessd.v1.ListRolesResponse
-	25, // 76: accessd.v1.RoleService.GetRole:output_type -> accessd.v1.GetRoleResponse
-	27, // 77: accessd.v1.RoleService.RemoveRole:output_type -> accessd.v1.RemoveRoleResponse
-	30, // 78: accessd.v1.TokenService.AddToken:output_type -> accessd.v1.AddTokenResponse
-	32, // 79: accessd.v1.TokenService.ListTokens:output_type -> accessd.v1.ListTokensResponse
-	34, // 80: accessd.v1.TokenService.RemoveToken:output_type -> accessd.v1.RemoveTokenResponse
-	41, // 81: accessd.v1.NodeService.ListNodes:output_type -> accessd.v1.ListNodesResponse
-	37, // 82: accessd.v1.NodeService.AddNode:output_type -> accessd.v1.AddNodeResponse
-	39, // 83: accessd.v1.NodeService.SignHostKey:output_type -> accessd.v1.SignHostKeyResponse
-	43, // 84: accessd.v1.NodeService.RemoveNode:output_type -> accessd.v1.RemoveNodeResponse
-	46, // 85: accessd.v1.SessionService.ListSessions:output_type -> accessd.v1.ListSessionsResponse
-	48, // 86: accessd.v1.SessionService.KillSession:output_type -> accessd.v1.KillSessionResponse
-	51, // 87: accessd.v1.AuditService.ListEvents:output_type -> accessd.v1.ListEventsResponse
-	53, // 88: accessd.v1.AuditService.TailEvents:output_type -> accessd.v1.TailEventsResponse
-	55, // 89: accessd.v1.AuditService.ExportEvents:output_type -> accessd.v1.ExportEventsResponse
-	57, // 90: accessd.v1.AuditService.VerifyLog:output_type -> accessd.v1.VerifyLogResponse
-	59, // 91: accessd.v1.AuditService.ProveEvent:output_type -> accessd.v1.ProveEventResponse
-	61, // 92: accessd.v1.CAService.ExportCA:output_type -> accessd.v1.ExportCAResponse
-	66, // [66:93] is the sub-list for method output_type
-	39, // [39:66] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	52, // 35: accessd.v1.ListEventsResponse.missing:type_name -> accessd.v1.MissingLog
+	49, // 36: accessd.v1.TailEventsRequest.filter:type_name -> accessd.v1.EventFilter
+	52, // 37: accessd.v1.TailEventsResponse.missing:type_name -> accessd.v1.MissingLog
+	49, // 38: accessd.v1.ExportEventsRequest.filter:type_name -> accessd.v1.EventFilter
+	52, // 39: accessd.v1.ExportEventsResponse.missing:type_name -> accessd.v1.MissingLog
+	59, // 40: accessd.v1.VerifyLogResponse.before:type_name -> accessd.v1.VerifiedPeriod
+	0,  // 41: accessd.v1.User.TraitsEntry.value:type_name -> accessd.v1.Values
+	0,  // 42: accessd.v1.AddUserRequest.TraitsEntry.value:type_name -> accessd.v1.Values
+	2,  // 43: accessd.v1.UserService.AddUser:input_type -> accessd.v1.AddUserRequest
+	4,  // 44: accessd.v1.UserService.ListUsers:input_type -> accessd.v1.ListUsersRequest
+	6,  // 45: accessd.v1.UserService.RemoveUser:input_type -> accessd.v1.RemoveUserRequest
+	8,  // 46: accessd.v1.UserService.ResetUser:input_type -> accessd.v1.ResetUserRequest
+	10, // 47: accessd.v1.UserService.SignUser:input_type -> accessd.v1.SignUserRequest
+	13, // 48: accessd.v1.UserService.AddUserKey:input_type -> accessd.v1.AddUserKeyRequest
+	15, // 49: accessd.v1.UserService.ListUserKeys:input_type -> accessd.v1.ListUserKeysRequest
+	17, // 50: accessd.v1.UserService.RemoveUserKey:input_type -> accessd.v1.RemoveUserKeyRequest
+	20, // 51: accessd.v1.RoleService.ApplyRoles:input_type -> accessd.v1.ApplyRolesRequest
+	22, // 52: accessd.v1.RoleService.ListRoles:input_type -> accessd.v1.ListRolesRequest
+	24, // 53: accessd.v1.RoleService.GetRole:input_type -> accessd.v1.GetRoleRequest
+	26, // 54: accessd.v1.RoleService.RemoveRole:input_type -> accessd.v1.RemoveRoleRequest
+	29, // 55: accessd.v1.TokenService.AddToken:input_type -> accessd.v1.AddTokenRequest
+	31, // 56: accessd.v1.TokenService.ListTokens:input_type -> accessd.v1.ListTokensRequest
+	33, // 57: accessd.v1.TokenService.RemoveToken:input_type -> accessd.v1.RemoveTokenRequest
+	40, // 58: accessd.v1.NodeService.ListNodes:input_type -> accessd.v1.ListNodesRequest
+	36, // 59: accessd.v1.NodeService.AddNode:input_type -> accessd.v1.AddNodeRequest
+	38, // 60: accessd.v1.NodeService.SignHostKey:input_type -> accessd.v1.SignHostKeyRequest
+	42, // 61: accessd.v1.NodeService.RemoveNode:input_type -> accessd.v1.RemoveNodeRequest
+	45, // 62: accessd.v1.SessionService.ListSessions:input_type -> accessd.v1.ListSessionsRequest
+	47, // 63: accessd.v1.SessionService.KillSession:input_type -> accessd.v1.KillSessionRequest
+	50, // 64: accessd.v1.AuditService.ListEvents:input_type -> accessd.v1.ListEventsRequest
+	53, // 65: accessd.v1.AuditService.TailEvents:input_type -> accessd.v1.TailEventsRequest
+	55, // 66: accessd.v1.AuditService.ExportEvents:input_type -> accessd.v1.ExportEventsRequest
+	57, // 67: accessd.v1.AuditService.VerifyLog:input_type -> accessd.v1.VerifyLogRequest
+	62, // 68: accessd.v1.AuditService.ProveEvent:input_type -> accessd.v1.ProveEventRequest
+	60, // 69: accessd.v1.AuditService.RotateLog:input_type -> accessd.v1.RotateLogRequest
+	64, // 70: accessd.v1.CAService.ExportCA:input_type -> accessd.v1.ExportCARequest
+	3,  // 71: accessd.v1.UserService.AddUser:output_type -> accessd.v1.AddUserResponse
+	5,  // 72: accessd.v1.UserService.ListUsers:output_type -> accessd.v1.ListUsersResponse
+	7,  // 73: accessd.v1.UserService.RemoveUser:output_type -> accessd.v1.RemoveUserResponse
+	9,  // 74: accessd.v1.UserService.ResetUser:output_type -> accessd.v1.ResetUserResponse
+	11, // 75: accessd.v1.UserService.SignUser:output_type -> accessd.v1.SignUserResponse
+	14, // 76: accessd.v1.UserService.AddUserKey:output_type -> accessd.v1.AddUserKeyResponse
+	16, // 77: accessd.v1.UserService.ListUserKeys:output_type -> accessd.v1.ListUserKeysResponse
+	18, // 78: accessd.v1.UserService.RemoveUserKey:output_type -> accessd.v1.RemoveUserKeyResponse
+	21, // 79: accessd.v1.RoleService.ApplyRoles:output_type -> accessd.v1.ApplyRolesResponse
+	23, // 80: accessd.v1.RoleService.ListRoles:output_type -> accessd.v1.ListRolesResponse
+	25, // 81: accessd.v1.RoleService.GetRole:output_type -> accessd.v1.GetRoleResponse
+	27, // 82: accessd.v1.RoleService.RemoveRole:output_type -> accessd.v1.RemoveRoleResponse
+	30, // 83: accessd.v1.TokenService.AddToken:output_type -> accessd.v1.AddTokenResponse
+	32, // 84: accessd.v1.TokenService.ListTokens:output_type -> accessd.v1.ListTokensResponse
+	34, // 85: accessd.v1.TokenService.RemoveToken:output_type -> accessd.v1.RemoveTokenResponse
+	41, // 86: accessd.v1.NodeService.ListNodes:output_type -> accessd.v1.ListNodesResponse
+	37, // 87: accessd.v1.NodeService.AddNode:output_type -> accessd.v1.AddNodeResponse
+	39, // 88: accessd.v1.NodeService.SignHostKey:output_type -> accessd.v1.SignHostKeyResponse
+	43, // 89: accessd.v1.NodeService.RemoveNode:output_type -> accessd.v1.RemoveNodeResponse
+	46, // 90: accessd.v1.SessionService.ListSessions:output_type -> accessd.v1.ListSessionsResponse
+	48, // 91: accessd.v1.SessionService.KillSession:output_type -> accessd.v1.KillSessionResponse
+	51, // 92: accessd.v1.AuditService.ListEvents:output_type -> accessd.v1.ListEventsResponse
+	54, // 93: accessd.v1.AuditService.TailEvents:output_type -> accessd.v1.TailEventsResponse
+	56, // 94: accessd.v1.AuditService.ExportEvents:output_type -> accessd.v1.ExportEventsResponse
+	58, // 95: accessd.v1.AuditService.VerifyLog:output_type -> accessd.v1.VerifyLogResponse
+	63, // 96: accessd.v1.AuditService.ProveEvent:output_type -> accessd.v1.ProveEventResponse
+	61, // 97: accessd.v1.AuditService.RotateLog:output_type -> accessd.v1.RotateLogResponse
+	65, // 98: accessd.v1.CAService.ExportCA:output_type -> accessd.v1.ExportCAResponse
+	71, // [71:99] is the sub-list for method output_type
+	43, // [43:71] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_accessd_v1_admin_proto_init() }
@@ -3964,7 +4304,7 @@ func file_accessd_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_accessd_v1_admin_proto_rawDesc), len(file_accessd_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   68,
+			NumMessages:   72,
 			NumExtensions: 0,
 			NumServices:   7,
 		},

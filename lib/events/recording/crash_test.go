@@ -46,6 +46,8 @@ func child(what string) int {
 		err = stepsChild()
 	case "fault":
 		err = faultChild()
+	case "stall":
+		err = stallChild()
 	default:
 		err = fmt.Errorf("unknown child %q", what)
 	}

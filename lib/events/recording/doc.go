@@ -4,7 +4,7 @@
 //
 // A recording is a sequence of frames (accessdv1.Frame): one start, then prints,
 // resizes and gaps, then one end. Frames are protobuf messages, each behind its
-// length as a varint. A run of them of at most 5 s or 256 KiB is a part, which is
+// length as a varint. A run of them of at most 5 s or 2 MiB is a part, which is
 // stored as zstd(frames) or, with recipients, as age(zstd(frames)): stock
 // "age -d" and "zstd -d" open it. The parts of a recording are numbered from 1
 // and chained by digest; the last of the chain, its root, goes into the session's

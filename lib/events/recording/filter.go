@@ -56,7 +56,7 @@ func (f *Filter) print(r rune) {
 // harmless reports whether r is shown where it stands, and nothing else.
 func harmless(r rune) bool {
 	const joiner = '\u200d' // holds emoji together
-	return r == joiner || !unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp)
+	return r >= ' ' && r <= '~' || r == joiner || !unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp)
 }
 
 func (f *Filter) execute(b byte) {

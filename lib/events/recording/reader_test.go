@@ -87,7 +87,7 @@ func TestHostileParts(t *testing.T) {
 		"text":               []byte("hello"),
 		"bomb":               bomb,
 		"endless":            endless,
-		"256 KiB and one":    compressed(t, make([]byte, partBytes+1)),
+		"2 MiB and one":      compressed(t, make([]byte, partBytes+1)),
 		"too long":           make([]byte, MaxPart+1),
 		"huge window":        {0x28, 0xb5, 0x2f, 0xfd, 0x00, 0xf8, 0x01, 0x00, 0x00},
 		"zero length":        compressed(t, append(bytes.Clone(good), 0)),

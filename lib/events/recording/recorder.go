@@ -28,9 +28,11 @@ type Recorder struct {
 	sealer  *sealer
 	metrics *metrics
 	buffers sync.Pool    // of *[]byte, for open parts
+	large   sync.Pool    // the same with room for a whole part
 	used    atomic.Int64 // bytes in the spool
 	waiting atomic.Int64 // parts that are full and not yet closed
-	sealers sync.WaitGroup
+	stalled atomic.Int64 // calls that the disk keeps beyond patience
+	running sync.WaitGroup
 
 	reserving sync.Mutex
 	reserved  bool // the reserve is on disk
@@ -85,6 +87,9 @@ func New(cfg Config) (*Recorder, error) {
 	if cfg.Quota == 0 {
 		cfg.Quota = DefaultQuota
 	}
+	if cfg.Patience == 0 {
+		cfg.Patience = DefaultPatience
+	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -98,7 +103,6 @@ func New(cfg Config) (*Recorder, error) {
 		cfg: cfg, sessions: map[names.SessionID]*session{}, recovered: map[names.SessionID]Summary{},
 		wake: make(chan struct{}, uploads),
 	}
-	r.buffers.New = func() any { return new([]byte) }
 	var err error
 	if r.sealer, err = newSealer(cfg.Recipients); err != nil {
 		return nil, fault.Wrap(fault.Internal, err, "cannot make a recorder")
@@ -159,19 +163,48 @@ func (r *Recorder) Close() error {
 	for _, s := range sessions {
 		s.stopRetry()
 	}
-	r.sealers.Wait()
+	r.running.Wait()
 	r.dir.close()
 	return r.sealer.encoder.Close()
 }
 
-// startSealer runs seal beside its caller, unless the recorder was closed.
-func (r *Recorder) startSealer(seal func()) bool {
+// start runs f beside its caller, unless the recorder was closed.
+func (r *Recorder) start(f func()) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.closed {
-		r.sealers.Go(seal)
+		r.running.Go(f)
 	}
 	return !r.closed
+}
+
+// largeBuffer is from where on a buffer has room for a whole part as far as the
+// pools are concerned, in bytes: a quiet session never holds one.
+const largeBuffer = partBytes / 8
+
+// buffer returns a buffer for an open part.
+func (r *Recorder) buffer(busy bool) *[]byte {
+	pool := &r.buffers
+	if busy {
+		pool = &r.large
+	}
+	if b, ok := pool.Get().(*[]byte); ok {
+		return b
+	}
+	if !busy {
+		return new([]byte)
+	}
+	b := make([]byte, 0, partBytes)
+	return &b
+}
+
+// keep gives a buffer to later parts.
+func (r *Recorder) keep(b *[]byte) {
+	if cap(*b) > largeBuffer {
+		r.large.Put(b)
+	} else {
+		r.buffers.Put(b)
+	}
 }
 
 // Begin begins a recording. When it returns nil what it is of is on disk.
@@ -186,8 +219,16 @@ func (r *Recorder) Begin(h Header) (*Recording, error) {
 	if h.Cluster == "" && r.cfg.Cluster != nil {
 		h.Cluster = r.cfg.Cluster()
 	}
+	if r.stalled.Load() > 0 { // another waits for the disk; there need not be more
+		return nil, ErrStalled
+	}
 	s := &session{r: r, id: id, start: h.start()}
-	if err := r.begin(s); err != nil {
+	late := func(err error) { // nobody waits for it any more
+		if err == nil {
+			r.abandon(s)
+		}
+	}
+	if err := r.within(func() error { return r.begin(s) }, late); err != nil {
 		r.metrics.failures.Inc()
 		return nil, unwritable(err)
 	}
@@ -212,6 +253,17 @@ func (r *Recorder) begin(s *session) error {
 	defer r.mu.Unlock()
 	r.sessions[s.id] = s
 	return nil
+}
+
+// abandon removes what Begin made for nobody.
+func (r *Recorder) abandon(s *session) {
+	r.mu.Lock()
+	delete(r.sessions, s.id)
+	r.mu.Unlock()
+	r.used.Add(-s.stateSize)
+	if err := r.dir.RemoveAll(string(s.id)); err != nil {
+		r.cfg.Log.Warn("a recording that did not begin stays in the spool", zap.String("session", string(s.id)), zap.Error(err))
+	}
 }
 
 func (s *session) createState() error {
@@ -243,7 +295,7 @@ const (
 	// because the disk is full can be closed.
 	reserveName = "reserve"
 	// reserveBytes is its size: a part that does not compress, and some that do.
-	reserveBytes = 512 << 10
+	reserveBytes = MaxPart + 384<<10
 )
 
 // reserve makes the reserve unless it is there.

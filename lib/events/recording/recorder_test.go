@@ -361,7 +361,7 @@ func playDir(t *testing.T, dir string, id names.SessionID, sum Summary, ids ...a
 	return play(t, parts, sum.Root, ids...)
 }
 
-// F30: much output becomes many parts, none of which holds more than 256 KiB of
+// F30: much output becomes many parts, none of which holds more than 2 MiB of
 // frames, in the order in which it was printed.
 func TestF30PartsAreBounded(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "spool")
@@ -580,7 +580,7 @@ func TestMemoryOfRecordings(t *testing.T) {
 		w.fullLocked()
 		w.mu.Unlock()
 	}
-	r.sealers.Wait()
+	r.running.Wait()
 	if each := (int64(heap()) - int64(before)) / n; each > 16<<10 {
 		t.Errorf("an idle recording takes %d bytes", each)
 	}

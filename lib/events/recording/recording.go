@@ -25,9 +25,9 @@ const (
 	// maxWaiting bounds the parts of one recording that are full and not closed;
 	// as many are closed at once, so that they share the disk's commits. A print
 	// waits while there are more.
-	maxWaiting = 32
+	maxWaiting = 4
 	// maxAllWaiting is the same over all recordings; beyond it each has one.
-	maxAllWaiting = 128
+	maxAllWaiting = 16
 	// retryTime is the wait before a part that could not be closed is tried again
 	// when nobody prints.
 	retryTime = time.Second
@@ -48,12 +48,14 @@ type Recording struct {
 	next    uint32    // number of the next part
 	open    *openPart // nil when nothing was written since the last was full
 	full    []*openPart
+	busy    bool // the part before was full before its time
 	sealing bool // somebody closes the full ones
 	first   *time.Timer
 	err     error // why they cannot be closed
 	told    bool  // onFail knows
 	retry   *time.Timer
 	again   *time.Timer // closes after a Close that failed
+	guard   *time.Timer // tells that the disk keeps mu locked
 	at      uint64      // of the last frame
 	total   int64       // bytes of the frames
 	lost    uint64      // bytes that could not be written since the last gap
@@ -85,6 +87,8 @@ var errShut = fault.New(fault.Unavailable, "the recorder is shut")
 func newRecording(s *session, h Header) *Recording {
 	w := &Recording{session: s, r: s.r, started: h.Started, onFail: h.OnFail, next: 1}
 	w.changed.L = &w.mu
+	w.guard = time.AfterFunc(s.r.cfg.Patience, w.stall)
+	w.guard.Stop()
 	w.first = time.AfterFunc(partTime, w.introduce)
 	return w
 }
@@ -92,8 +96,8 @@ func newRecording(s *session, h Header) *Recording {
 // introduce opens the first part of a session that has printed nothing yet, so that
 // the store knows of it.
 func (w *Recording) introduce() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
+	w.lock()
+	defer w.unlock()
 	if w.closed || w.open != nil || w.next > 1 {
 		return
 	}
@@ -109,8 +113,8 @@ func (w *Recording) introduce() {
 // Print records bytes of a stream. They are on disk when it returns nil. After an
 // error the next Print tries again; what was lost in between is recorded as a gap.
 func (w *Recording) Print(s accessdv1.Stream, p []byte) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
+	w.lock()
+	defer w.unlock()
 	for len(p) > 0 {
 		n := min(len(p), maxData)
 		from, err := w.prepareLocked(n)
@@ -128,8 +132,8 @@ func (w *Recording) Print(s accessdv1.Stream, p []byte) error {
 
 // Resize records a new size of the terminal.
 func (w *Recording) Resize(columns, rows uint32) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
+	w.lock()
+	defer w.unlock()
 	err := w.writeLocked(&accessdv1.Frame{What: &accessdv1.Frame_Resize{Resize: &accessdv1.FrameResize{Columns: columns, Rows: rows}}})
 	return w.failedLocked(err, 0)
 }
@@ -137,8 +141,8 @@ func (w *Recording) Resize(columns, rows uint32) error {
 // Gap records that something is not recorded: so many bytes, where that is known.
 // What a failed Print lost needs no Gap.
 func (w *Recording) Gap(reason string, bytes uint64) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
+	w.lock()
+	defer w.unlock()
 	return w.failedLocked(w.writeLocked(gapFrame(0, reason, bytes)), 0)
 }
 
@@ -208,6 +212,7 @@ func (w *Recording) makeRoomLocked(n int) {
 	}
 	for {
 		if w.open != nil && len(w.open.records)+n+frameOverhead > fullBytes {
+			w.busy = true
 			w.fullLocked()
 		}
 		if len(w.full) <= limit || !w.sealing {
@@ -231,7 +236,7 @@ func (w *Recording) openLocked() (from int, err error) {
 		if err != nil {
 			return 0, err
 		}
-		buffer, _ := w.r.buffers.Get().(*[]byte)
+		buffer := w.r.buffer(w.busy)
 		p := &openPart{partRecord: partRecord{number: w.next}, journal: journal, buffer: buffer, records: (*buffer)[:0]}
 		p.timer = time.AfterFunc(partTime, func() { w.timeUp(p) })
 		w.open = p
@@ -282,9 +287,10 @@ func (w *Recording) dropLocked(p *openPart, cause error) {
 
 // timeUp ends a part that has covered its time.
 func (w *Recording) timeUp(p *openPart) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
+	w.lock()
+	defer w.unlock()
 	if w.open == p {
+		w.busy = false
 		w.fullLocked()
 	}
 }
@@ -310,7 +316,7 @@ func (w *Recording) closePartsLocked() {
 		w.retry.Stop()
 		w.retry = nil
 	}
-	w.sealing = w.r.startSealer(w.closeParts)
+	w.sealing = w.r.start(w.closeParts)
 }
 
 // closeParts closes full parts until there are none.
@@ -321,7 +327,9 @@ func (w *Recording) closeParts() {
 		w.mu.Unlock()
 		var err error
 		if len(batch) > 0 {
+			guard := time.AfterFunc(w.r.cfg.Patience, w.stall)
 			err = w.store(batch)
+			guard.Stop()
 		}
 		if done, tell := w.stored(len(batch), err); done {
 			if tell != nil && w.onFail != nil {
@@ -437,7 +445,7 @@ func (w *Recording) seal(p *openPart) error {
 // recycle gives the buffer of p to the next part.
 func (w *Recording) recycle(p *openPart) {
 	*p.buffer = p.records[:0]
-	w.r.buffers.Put(p.buffer)
+	w.r.keep(p.buffer)
 	p.records, p.plain, p.buffer = nil, nil, nil
 }
 
@@ -502,8 +510,18 @@ func (s *session) syncEnd(p *openPart) error {
 }
 
 // Close ends the recording. When it returns nil the last part is durable. After an
-// error it may be called again; the recorder itself tries again, too.
+// error it may be called again; the recorder itself tries again, too, and goes on
+// with what the disk keeps beyond its patience.
 func (w *Recording) Close() (Summary, error) {
+	var sum Summary
+	err := w.r.within(func() (err error) { sum, err = w.close(); return err }, func(error) {})
+	if err != nil {
+		return Summary{}, err
+	}
+	return sum, nil
+}
+
+func (w *Recording) close() (Summary, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	err := w.closeLocked()
@@ -539,7 +557,7 @@ func (w *Recording) closeAgain() {
 	if w.r.isClosed() {
 		return
 	}
-	if _, err := w.Close(); err == nil {
+	if _, err := w.close(); err == nil {
 		w.r.cfg.Log.Info("a recording could be closed", zap.String("session", string(w.session.id)))
 	}
 }

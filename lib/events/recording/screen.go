@@ -14,6 +14,8 @@ import (
 const (
 	defaultColumns, defaultRows = 80, 24
 	maxColumns, maxRows         = 1000, 500
+	// maxMarks bounds the combining characters in one place, in bytes.
+	maxMarks = 32
 )
 
 // WriteText writes what a person would have read: lines in the order in which they
@@ -52,7 +54,7 @@ func (t *textWriter) frame(f *accessdv1.Frame) error {
 	switch what := f.GetWhat().(type) {
 	case *accessdv1.Frame_Start:
 		if what.Start.GetTerminal() && t.screen == nil {
-			t.screen = newScreen(what.Start.GetColumns(), what.Start.GetRows(), t.line)
+			t.screen = newScreen(what.Start.GetColumns(), what.Start.GetRows(), func(r row) { t.line(r.text()) })
 		}
 	case *accessdv1.Frame_Resize:
 		if t.screen != nil {
@@ -123,14 +125,68 @@ func (t *textWriter) flush() {
 
 func (t *textWriter) close() { t.flush() }
 
+// cell is a place on the screen.
+type cell struct {
+	r     rune   // covered below the second half of a wide character
+	marks string // combining characters that stand on it
+}
+
+// covered is the rune of a place that the wide character before it covers.
+const covered = -1
+
+// row is a row of the screen, as long as what was written on it.
+type row struct {
+	cells []cell
+	at    uint64 // when it was begun, in microseconds
+	full  bool   // what was written goes on in the row below
+}
+
+// text is a row without what is blank at its end.
+func (r row) text() string { return strings.TrimRight(r.whole(), " ") }
+
+func (r row) whole() string {
+	var b strings.Builder
+	for _, c := range r.cells {
+		if c.r != covered {
+			b.WriteRune(c.r)
+			b.WriteString(c.marks)
+		}
+	}
+	return b.String()
+}
+
+// mend makes blanks of halves of wide characters, after places between from and to
+// changed.
+func (r row) mend(from, to int) {
+	for x := max(from, 0); x < min(to+1, len(r.cells)); x++ {
+		next := x+1 < len(r.cells) && r.cells[x+1].r == covered
+		switch {
+		case r.cells[x].r == covered && (x == 0 || !wide(r.cells[x-1].r)), wide(r.cells[x].r) && !next:
+			r.cells[x] = cell{r: ' '}
+		}
+	}
+}
+
+// width returns how many places a character takes.
+func width(r rune) int {
+	if r < 0x300 { // the first that combines
+		return 1
+	}
+	return ansi.StringWidth(string(r))
+}
+
+func wide(r rune) bool { return r >= 0x1100 && width(r) > 1 }
+
 // screen is what a terminal shows, without colours. Lines that leave it at the top,
 // or are erased with the whole of it, are given to line.
 type screen struct {
 	parser        *ansi.Parser
-	line          func(string)
+	line          func(row)
+	all           bool   // also those that leave the alternate screen
+	now           uint64 // of what is written, in microseconds
 	columns, rows int
 
-	cells       [][]rune // rows, each as long as what was written on it
+	cells       []row
 	x, y        int
 	top, bottom int // of the region that scrolls; bottom is its last row
 	wrap        bool
@@ -138,13 +194,13 @@ type screen struct {
 	alternate   bool // the alternate screen is shown
 }
 
-func newScreen(columns, rows uint32, line func(string)) *screen {
+func newScreen(columns, rows uint32, line func(row)) *screen {
 	s := &screen{parser: ansi.NewParser(), line: line}
 	s.parser.SetParamsSize(maxParams)
 	s.parser.SetDataSize(16) // strings show nothing
 	s.parser.SetHandler(ansi.Handler{Print: s.print, Execute: s.execute, HandleCsi: s.csi, HandleEsc: s.esc})
 	s.columns, s.rows = size(columns, rows)
-	s.cells = make([][]rune, s.rows)
+	s.cells = make([]row, s.rows)
 	s.bottom = s.rows - 1
 	return s
 }
@@ -166,7 +222,7 @@ func (s *screen) write(p []byte) {
 func (s *screen) resize(columns, rows uint32) {
 	s.columns, s.rows = size(columns, rows)
 	for len(s.cells) > s.rows {
-		if s.y < s.rows && len(s.cells[len(s.cells)-1]) == 0 {
+		if s.y < s.rows && len(s.cells[len(s.cells)-1].cells) == 0 {
 			s.cells = s.cells[:len(s.cells)-1]
 			continue
 		}
@@ -175,7 +231,7 @@ func (s *screen) resize(columns, rows uint32) {
 		s.y = max(0, s.y-1)
 	}
 	for len(s.cells) < s.rows {
-		s.cells = append(s.cells, nil)
+		s.cells = append(s.cells, row{})
 	}
 	s.top, s.bottom = 0, s.rows-1
 	s.x, s.y = min(s.x, s.columns-1), min(s.y, s.rows-1)
@@ -183,35 +239,21 @@ func (s *screen) resize(columns, rows uint32) {
 
 // leave gives away row y.
 func (s *screen) leave(y int) {
-	if !s.alternate {
-		s.line(shownRow(s.cells[y]))
+	if !s.alternate || s.all {
+		s.line(s.cells[y])
 	}
-}
-
-// covered is a cell that the wide character before it covers.
-const covered = -1
-
-// shownRow is a row without what is blank at its end.
-func shownRow(cells []rune) string {
-	var b strings.Builder
-	for _, r := range cells {
-		if r != covered {
-			b.WriteRune(r)
-		}
-	}
-	return strings.TrimRight(b.String(), " ")
 }
 
 // empty gives away every row that has something on it, or below it.
 func (s *screen) empty() {
 	last := len(s.cells)
-	for last > 0 && shownRow(s.cells[last-1]) == "" {
+	for last > 0 && s.cells[last-1].text() == "" {
 		last--
 	}
 	for _, row := range s.cells[:last] {
-		s.line(shownRow(row))
+		s.line(row)
 	}
-	s.cells = make([][]rune, s.rows)
+	s.cells = make([]row, s.rows)
 	s.x, s.y, s.wrap = 0, 0, false
 }
 
@@ -219,33 +261,59 @@ func (s *screen) print(r rune) {
 	if !harmless(r) {
 		return
 	}
-	width := ansi.StringWidth(string(r))
-	if width == 0 {
-		return // an accent; the letter stays
+	n := width(r)
+	if n == 0 {
+		s.mark(r)
+		return
 	}
-	if s.wrap || s.x+width > s.columns {
+	if s.wrap || s.x+n > s.columns {
+		s.cells[s.y].full = true
 		s.x = 0
 		s.index()
 	}
 	s.wrap = false
-	s.put(r)
-	if width > 1 {
-		s.x++
-		s.put(covered)
-	}
-	if s.x++; s.x >= s.columns {
+	s.put(r, n)
+	if s.x += n; s.x >= s.columns {
 		s.x, s.wrap = s.columns-1, true
 	}
 }
 
-// put writes r where the cursor is.
-func (s *screen) put(r rune) {
-	row := s.cells[s.y]
-	for len(row) <= s.x {
-		row = append(row, ' ')
+// mark puts a combining character on what was printed before.
+func (s *screen) mark(r rune) {
+	x := s.x - 1
+	if s.wrap {
+		x = s.x
 	}
-	row[s.x] = r
-	s.cells[s.y] = row
+	cells := s.cells[s.y].cells
+	if x > 0 && x < len(cells) && cells[x].r == covered {
+		x--
+	}
+	if x >= 0 && x < len(cells) && len(cells[x].marks) < maxMarks {
+		cells[x].marks += string(r)
+	}
+}
+
+// put writes r, which takes n places, where the cursor is.
+func (s *screen) put(r rune, n int) {
+	row := &s.cells[s.y]
+	if len(row.cells) == 0 {
+		row.at = s.now
+	}
+	for len(row.cells) < s.x+n {
+		row.cells = append(row.cells, cell{r: ' '})
+	}
+	if s.x+n >= s.columns {
+		row.full = false
+	}
+	old := row.cells[s.x : s.x+n]
+	whole := old[0].r != covered && !wide(old[n-1].r)
+	old[0] = cell{r: r}
+	if n > 1 {
+		old[1] = cell{r: covered}
+	}
+	if !whole {
+		row.mend(s.x-1, s.x+n)
+	}
 }
 
 // index goes down a row, and scrolls at the end of the region.
@@ -264,8 +332,9 @@ func (s *screen) scroll(n int) {
 		if s.top == 0 {
 			s.leave(0)
 		}
+		places := s.cells[s.top].cells[:0]
 		copy(s.cells[s.top:s.bottom], s.cells[s.top+1:s.bottom+1])
-		s.cells[s.bottom] = nil
+		s.cells[s.bottom] = row{cells: places}
 	}
 }
 
@@ -273,7 +342,7 @@ func (s *screen) scroll(n int) {
 func (s *screen) scrollDown(from, n int) {
 	for range min(n, s.bottom-from+1) {
 		copy(s.cells[from+1:s.bottom+1], s.cells[from:s.bottom])
-		s.cells[from] = nil
+		s.cells[from] = row{}
 	}
 }
 
@@ -387,25 +456,42 @@ func (s *screen) edit(final byte, n int, params ansi.Params) {
 		if inside {
 			for range min(n, s.bottom-s.y+1) {
 				copy(s.cells[s.y:s.bottom], s.cells[s.y+1:s.bottom+1])
-				s.cells[s.bottom] = nil
+				s.cells[s.bottom] = row{}
 			}
 		}
-	case 'P':
-		if row := s.cells[s.y]; s.x < len(row) {
-			s.cells[s.y] = append(row[:s.x], row[min(len(row), s.x+n):]...)
-		}
-	case '@':
-		if row := s.cells[s.y]; s.x < len(row) {
-			blank := []rune(strings.Repeat(" ", min(n, s.columns)))
-			row = append(row[:s.x:s.x], append(blank, row[s.x:]...)...)
-			s.cells[s.y] = row[:min(len(row), s.columns)]
-		}
-	case 'X':
-		row := s.cells[s.y]
-		for x := s.x; x < min(len(row), s.x+n); x++ {
-			row[x] = ' '
-		}
+	default:
+		s.editRow(&s.cells[s.y], final, n)
 	}
+}
+
+// editRow deletes, inserts and erases places of the cursor's row.
+func (s *screen) editRow(row *row, final byte, n int) {
+	cells := row.cells
+	if s.x >= len(cells) {
+		return
+	}
+	switch final {
+	case 'P':
+		row.cells = append(cells[:s.x], cells[min(len(cells), s.x+n):]...)
+		row.full = false
+		row.mend(s.x-1, s.x)
+	case '@':
+		cells = append(cells[:s.x:s.x], append(blanks(min(n, s.columns)), cells[s.x:]...)...)
+		row.cells = cells[:min(len(cells), s.columns)]
+		row.mend(s.x-1, len(row.cells))
+	case 'X':
+		copy(cells[s.x:], blanks(min(len(cells)-s.x, n)))
+		row.mend(s.x-1, s.x+n)
+	}
+}
+
+// blanks returns n places with nothing on them.
+func blanks(n int) []cell {
+	out := make([]cell, n)
+	for i := range out {
+		out[i].r = ' '
+	}
+	return out
 }
 
 // erase erases from the cursor on, up to it, or everything.
@@ -429,7 +515,7 @@ func (s *screen) erase(which int) {
 // clear erases everything; what was there was seen.
 func (s *screen) clear() {
 	x, y := s.x, s.y
-	if !s.alternate {
+	if !s.alternate || s.all {
 		s.empty()
 	}
 	clear(s.cells)
@@ -437,16 +523,16 @@ func (s *screen) clear() {
 }
 
 func (s *screen) eraseLine(which int) {
-	row := s.cells[s.y]
+	r := &s.cells[s.y]
 	switch which {
 	case 0:
-		s.cells[s.y] = row[:min(len(row), s.x)]
+		r.cells, r.full = r.cells[:min(len(r.cells), s.x)], false
+		r.mend(s.x-1, s.x)
 	case 1:
-		for x := range min(len(row), s.x+1) {
-			row[x] = ' '
-		}
+		copy(r.cells, blanks(min(len(r.cells), s.x+1)))
+		r.mend(s.x, s.x+1)
 	case 2:
-		s.cells[s.y] = nil
+		*r = row{}
 	}
 }
 

@@ -20,12 +20,16 @@ type sealer struct {
 	recipients func() []string
 }
 
+// window is how far back compression looks, in bytes; it decides what an encoder
+// and a decoder hold.
+const window = 256 << 10
+
 // encoders is how many parts are compressed at once; each holds about 1 MB.
 const encoders = 2
 
 func newSealer(recipients func() []string) (*sealer, error) {
 	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(encoders),
-		zstd.WithWindowSize(partBytes), zstd.WithLowerEncoderMem(true))
+		zstd.WithWindowSize(window), zstd.WithLowerEncoderMem(true))
 	if err != nil {
 		return nil, err
 	}
@@ -127,6 +131,9 @@ func unseal(part []byte, ids []age.Identity) ([]byte, error) {
 			return nil, fault.Wrap(fault.BadInput, err, "a sealed part of the recording is damaged")
 		}
 		plain, err := age.Decrypt(r, ids...)
+		if _, none := errors.AsType[*age.NoIdentityMatchError](err); err != nil && !none { // a passphrase that was not given, or is wrong
+			return nil, fault.Wrap(fault.Denied, err, "the recording cannot be opened: "+err.Error())
+		}
 		if err != nil {
 			return nil, fault.Wrap(fault.Denied, err, "no identity given opens the recording")
 		}

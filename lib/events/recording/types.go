@@ -10,11 +10,18 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
+	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
 )
 
 // DefaultQuota is how much a spool holds while the store is away, in bytes.
 const DefaultQuota = 4 << 30
+
+// DefaultPatience is how long a disk may take. One that is slow answers in time.
+const DefaultPatience = 30 * time.Second
+
+// ErrStalled is that the disk of the spool does not answer.
+var ErrStalled = fault.New(fault.Unavailable, "the recording cannot be written: the disk does not answer")
 
 // Header says what a recording is of.
 type Header struct {
@@ -34,7 +41,8 @@ type Header struct {
 
 	// OnFail, when set, is called when a part cannot be closed behind the back of
 	// whoever prints, so that a quiet session may end, too. It is called from any
-	// goroutine, without a lock held, and once until parts can be closed again.
+	// goroutine, and once until parts can be closed again. With [ErrStalled] a Print,
+	// and whatever else is called, may not return before the disk answers.
 	OnFail func(error)
 }
 
@@ -54,6 +62,9 @@ type Config struct {
 	Upload Upload
 	// Quota bounds the spool, in bytes; zero means [DefaultQuota].
 	Quota int64
+	// Patience is how long the disk may keep a session waiting before that is told to
+	// OnFail, and Begin and Close return [ErrStalled]; zero means [DefaultPatience].
+	Patience time.Duration
 
 	Now        func() time.Time      // zero means [time.Now]
 	Registerer prometheus.Registerer // nil keeps the counters private

@@ -21,8 +21,10 @@ const (
 	// uploads is how many recordings are uploaded at once. The parts of one go up
 	// one after the other.
 	uploads = 4
-	// uploadTimeout bounds one upload, so that a store which hangs is asked again.
+	// uploadTimeout bounds one upload, so that a store which hangs is asked again; on
+	// a slow link a part has a second more for each slowest bytes.
 	uploadTimeout = 30 * time.Second
+	slowest       = 8 << 10
 	// The wait after an upload that failed doubles from minBackoff to maxBackoff.
 	minBackoff = 250 * time.Millisecond
 	maxBackoff = 30 * time.Second
@@ -123,16 +125,18 @@ func (r *Recorder) upload(ctx context.Context) {
 // uploadOne uploads the next part of s, or says that there are no more. It reports
 // whether there is more to do.
 func (s *session) uploadOne(ctx context.Context) (more bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, uploadTimeout)
-	defer cancel()
 	s.mu.Lock()
 	var part *partRecord
+	limit := uploadTimeout
 	if len(s.queue) > 0 {
 		part = &s.queue[0]
+		limit += time.Duration(part.size/slowest) * time.Second
 	}
 	of, ended := s.ofLocked(), s.unconfirmedLocked()
 	complete := s.completeLocked()
 	s.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
 
 	switch {
 	case part != nil:

@@ -104,6 +104,8 @@ const (
 	AuditServiceVerifyLogProcedure = "/accessd.v1.AuditService/VerifyLog"
 	// AuditServiceProveEventProcedure is the fully-qualified name of the AuditService's ProveEvent RPC.
 	AuditServiceProveEventProcedure = "/accessd.v1.AuditService/ProveEvent"
+	// AuditServiceRotateLogProcedure is the fully-qualified name of the AuditService's RotateLog RPC.
+	AuditServiceRotateLogProcedure = "/accessd.v1.AuditService/RotateLog"
 	// CAServiceExportCAProcedure is the fully-qualified name of the CAService's ExportCA RPC.
 	CAServiceExportCAProcedure = "/accessd.v1.CAService/ExportCA"
 )
@@ -903,6 +905,8 @@ type AuditServiceClient interface {
 	VerifyLog(context.Context, *connect.Request[v1.VerifyLogRequest]) (*connect.Response[v1.VerifyLogResponse], error)
 	// ProveEvent proves that an event is in the log, to anybody with the log's key.
 	ProveEvent(context.Context, *connect.Request[v1.ProveEventRequest]) (*connect.Response[v1.ProveEventResponse], error)
+	// RotateLog closes the period of this authority's log and begins another.
+	RotateLog(context.Context, *connect.Request[v1.RotateLogRequest]) (*connect.Response[v1.RotateLogResponse], error)
 }
 
 // NewAuditServiceClient constructs a client for the accessd.v1.AuditService service. By default, it
@@ -946,6 +950,12 @@ func NewAuditServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(auditServiceMethods.ByName("ProveEvent")),
 			connect.WithClientOptions(opts...),
 		),
+		rotateLog: connect.NewClient[v1.RotateLogRequest, v1.RotateLogResponse](
+			httpClient,
+			baseURL+AuditServiceRotateLogProcedure,
+			connect.WithSchema(auditServiceMethods.ByName("RotateLog")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -956,6 +966,7 @@ type auditServiceClient struct {
 	exportEvents *connect.Client[v1.ExportEventsRequest, v1.ExportEventsResponse]
 	verifyLog    *connect.Client[v1.VerifyLogRequest, v1.VerifyLogResponse]
 	proveEvent   *connect.Client[v1.ProveEventRequest, v1.ProveEventResponse]
+	rotateLog    *connect.Client[v1.RotateLogRequest, v1.RotateLogResponse]
 }
 
 // ListEvents calls accessd.v1.AuditService.ListEvents.
@@ -983,6 +994,11 @@ func (c *auditServiceClient) ProveEvent(ctx context.Context, req *connect.Reques
 	return c.proveEvent.CallUnary(ctx, req)
 }
 
+// RotateLog calls accessd.v1.AuditService.RotateLog.
+func (c *auditServiceClient) RotateLog(ctx context.Context, req *connect.Request[v1.RotateLogRequest]) (*connect.Response[v1.RotateLogResponse], error) {
+	return c.rotateLog.CallUnary(ctx, req)
+}
+
 // AuditServiceHandler is an implementation of the accessd.v1.AuditService service.
 type AuditServiceHandler interface {
 	ListEvents(context.Context, *connect.Request[v1.ListEventsRequest]) (*connect.Response[v1.ListEventsResponse], error)
@@ -994,6 +1010,8 @@ type AuditServiceHandler interface {
 	VerifyLog(context.Context, *connect.Request[v1.VerifyLogRequest]) (*connect.Response[v1.VerifyLogResponse], error)
 	// ProveEvent proves that an event is in the log, to anybody with the log's key.
 	ProveEvent(context.Context, *connect.Request[v1.ProveEventRequest]) (*connect.Response[v1.ProveEventResponse], error)
+	// RotateLog closes the period of this authority's log and begins another.
+	RotateLog(context.Context, *connect.Request[v1.RotateLogRequest]) (*connect.Response[v1.RotateLogResponse], error)
 }
 
 // NewAuditServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -1033,6 +1051,12 @@ func NewAuditServiceHandler(svc AuditServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(auditServiceMethods.ByName("ProveEvent")),
 		connect.WithHandlerOptions(opts...),
 	)
+	auditServiceRotateLogHandler := connect.NewUnaryHandler(
+		AuditServiceRotateLogProcedure,
+		svc.RotateLog,
+		connect.WithSchema(auditServiceMethods.ByName("RotateLog")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/accessd.v1.AuditService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AuditServiceListEventsProcedure:
@@ -1045,6 +1069,8 @@ func NewAuditServiceHandler(svc AuditServiceHandler, opts ...connect.HandlerOpti
 			auditServiceVerifyLogHandler.ServeHTTP(w, r)
 		case AuditServiceProveEventProcedure:
 			auditServiceProveEventHandler.ServeHTTP(w, r)
+		case AuditServiceRotateLogProcedure:
+			auditServiceRotateLogHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -1072,6 +1098,10 @@ func (UnimplementedAuditServiceHandler) VerifyLog(context.Context, *connect.Requ
 
 func (UnimplementedAuditServiceHandler) ProveEvent(context.Context, *connect.Request[v1.ProveEventRequest]) (*connect.Response[v1.ProveEventResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("accessd.v1.AuditService.ProveEvent is not implemented"))
+}
+
+func (UnimplementedAuditServiceHandler) RotateLog(context.Context, *connect.Request[v1.RotateLogRequest]) (*connect.Response[v1.RotateLogResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("accessd.v1.AuditService.RotateLog is not implemented"))
 }
 
 // CAServiceClient is a client for the accessd.v1.CAService service.
