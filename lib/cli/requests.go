@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
@@ -258,8 +259,7 @@ func requestsWatch(e *env) *cobra.Command {
 					if err != nil {
 						return false, err
 					}
-					_, err = fmt.Fprintf(e.stdout, "%s\n", b)
-					return false, err
+					return false, json.NewEncoder(e.stdout).Encode(b) // without the blanks that protojson puts in at random
 				}
 				row := requestList().row(r)
 				for i := range row {
