@@ -133,7 +133,7 @@ func (e *env) watchRequests(ctx context.Context, fn func(*accessdv1.AccessReques
 	if err != nil {
 		return err
 	}
-	defer stream.Close()
+	defer func() { _ = stream.Close() }() // whatever it says, nothing more is read
 	for stream.Receive() {
 		if r := stream.Msg().GetRequest(); r != nil {
 			if done, err := fn(r); done || err != nil {
