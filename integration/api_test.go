@@ -14,9 +14,11 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
+	"github.com/accessd/accessd/api/accessd/v1/accessdv1connect"
 	"github.com/accessd/accessd/client"
 	"github.com/accessd/accessd/integration/harness"
 	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/rpc"
 )
 
 // dialAPI connects p to the services behind the proxy at addr.
@@ -78,6 +80,7 @@ func TestAPI(t *testing.T) {
 			"recordings ls": {can(t, api.Recordings().ListRecordings), true},
 			"audit ls":      {can(t, api.Audit().ListEvents), true},
 			"requests ls":   {can(t, api.Requests().ListRequests), true},
+			"ca export":     {can(t, accessdv1connect.NewCAServiceClient(api.HTTP(), rpc.BaseURL, rpc.ClientOptions()...).ExportCA), false},
 			"users ls":      {can(t, api.Users().ListUsers), false},
 			"roles ls":      {can(t, api.Roles().ListRoles), false},
 			"tokens ls":     {can(t, api.Tokens().ListTokens), false},

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -151,9 +152,18 @@ func TestAccessRequests(t *testing.T) {
 	t.Run("signed", func(t *testing.T) { signedApprovals(t, c, alice, bob, carol) })
 
 	t.Run("one node", func(t *testing.T) {
-		id := ask(t, alice, "--roles", "dba", "--node", "n2")
+		watching := harness.Sit(t, exec.Command("ssh", "-F", carol.Config, "-o", "BatchMode=yes", "accessd-proxy", "requests", "watch", "--format", "json"))
+		waiting := harness.Sit(t, exec.Command("ssh", "-F", alice.Config, "-o", "BatchMode=yes", "accessd-proxy", "requests", "create", "--roles", "dba", "--node", "n2", "--reason", "restore", "--wait"))
+		id := waiting.Expect(`([0-9a-f-]{36})`)[1]
+		watching.Expect(id + `".*"state":"pending"`)
 		if r := carol.SSH("accessd-proxy", "requests", "approve", id); r.Code != 0 {
 			t.Fatalf("approve: exit %d %q", r.Code, r.Stderr)
+		}
+		watching.Expect(id + `".*"state":"approved"`)
+		watching.Interrupt()
+		waiting.Expect(`approved until`)
+		if r := waiting.Wait(); r.Code != 0 {
+			t.Errorf("who waited: exit %d %q", r.Code, r.Stderr)
 		}
 		elevated := assume(t, c, alice, id)
 		if r := on(elevated, "n2"); r.Code != 0 {

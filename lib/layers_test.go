@@ -37,6 +37,8 @@ var layers = map[string]int{
 	"lib/srv/sftp":         3,
 	"lib/srv/sshserver":    3,
 
+	"client": 3, // for programs of others
+
 	"lib/rpc":          2,
 	"lib/menu":         2,
 	"lib/services":     2,

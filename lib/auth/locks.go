@@ -202,6 +202,9 @@ func (a *Authority) checkPerson(ctx context.Context, r userCert) error {
 	if err != nil {
 		ev := events.Event{User: r.User, AddrRemote: r.client, Fields: map[string]any{"cert_type": "user", "by": r.by}}
 		a.noteLocked(ctx, ev, err)
+		if r.method == "login" { // of a refused sign-in the proxy shows the hint, and nothing else
+			return fault.Wrap(fault.Denied, err, fault.Public(err)).WithHint("%s", fault.Public(err))
+		}
 	}
 	return err
 }

@@ -85,6 +85,9 @@ func TestLockedPersonGetsNothing(t *testing.T) {
 				"sign in": func() error {
 					w.clock.advance(time.Minute)
 					_, err := alice.signIn(goodPassword, alice.code())
+					if fault.Hint(err) != "locked: stolen" {
+						t.Errorf("a refused sign-in hints %q, which is all that the person reads", fault.Hint(err))
+					}
 					return err
 				},
 				"delegate": func() error {

@@ -29,6 +29,8 @@ func (s requestService) reviewable(r services.AccessRequest, sub subject, verdic
 		return fault.New(fault.BadInput, "verdict %q: want %s or %s", clip(verdict), services.VerdictApprove, services.VerdictDeny)
 	case sub.Name == r.User:
 		return fault.New(fault.Denied, "the request is yours: nobody reviews their own")
+	case sub.Bot != nil:
+		return fault.New(fault.Denied, "a bot reviews nothing: a request needs a person's consent")
 	case !mayReview(sub, r):
 		return fault.New(fault.Denied, "no role of yours lets you review requests for %s", roleList(r.Roles)).
 			WithHint("the section \"review\" of a role says which requests its holders review")

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
@@ -132,7 +133,7 @@ func (e *env) watchRequests(ctx context.Context, fn func(*accessdv1.AccessReques
 	if err != nil {
 		return err
 	}
-	defer stream.Close()
+	defer func() { _ = stream.Close() }() // whatever it says, nothing more is read
 	for stream.Receive() {
 		if r := stream.Msg().GetRequest(); r != nil {
 			if done, err := fn(r); done || err != nil {
@@ -258,8 +259,7 @@ func requestsWatch(e *env) *cobra.Command {
 					if err != nil {
 						return false, err
 					}
-					_, err = fmt.Fprintf(e.stdout, "%s\n", b)
-					return false, err
+					return false, json.NewEncoder(e.stdout).Encode(b) // without the blanks that protojson puts in at random
 				}
 				row := requestList().row(r)
 				for i := range row {

@@ -84,7 +84,7 @@ func TestKRL(t *testing.T) {
 }
 
 // TestKRLIsSigned: a list that was changed on its way is refused by who looks at
-// the signature, as the stock ssh-keygen of OpenSSH up to 9.3 does.
+// the signature.
 func TestKRLIsSigned(t *testing.T) {
 	w := newWorld()
 	good, err := sshca.KRL{Generated: now, Revoked: []sshca.Revocations{{CAs: w.trust.User, KeyIDs: []string{"alice"}}}}.Marshal(w.user)

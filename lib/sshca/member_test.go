@@ -30,7 +30,7 @@ func TestUserIdentity(t *testing.T) {
 		Serial:   7, KeyID: "alice", Fingerprint: ssh.FingerprintSHA256(w.key.PublicKey()),
 		CAFingerprint: ssh.FingerprintSHA256(w.user.PublicKey()),
 		ValidAfter:    now.Add(-time.Minute), ValidBefore: now.Add(time.Hour),
-		Certificate: c.Marshal(),
+		Addr: w.peer("alice").Addr, Certificate: c.Marshal(),
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("CheckUser = %+v, want %+v", got, want)
