@@ -107,7 +107,7 @@ func passwordCommand(e *env) *cobra.Command {
 // lines of an input have no terminal.
 func (e *env) change(ctx context.Context, what accessdv1.BeginChangeRequest_Change) error {
 	if e.call == nil {
-		return fault.New(fault.BadInput, "people change how they sign in at a proxy").WithHint("ssh -t USER@PROXY %s", "factors …")
+		return fault.New(fault.BadInput, "people change how they sign in at a proxy").WithHint("ssh -t USER@PROXY password, or factors add")
 	}
 	step, err := e.factors().BeginChange(ctx, connect.NewRequest(&accessdv1.BeginChangeRequest{Change: what}))
 	for err == nil && !step.Msg.GetDone() {

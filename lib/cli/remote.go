@@ -142,7 +142,7 @@ func remoteTree(e *env) *cobra.Command {
 		"  ssh -t " + string(e.call.User) + "@PROXY menu --plain         the menu in lines, for a screen reader\n\n" +
 		"A shell's completion may ask \"" + cobra.ShellCompRequestCmd + " WORD…\" for what can stand in place of the last word."
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.AddCommand(reachableCommand(e), passwordCommand(e))
+	root.AddCommand(reachableCommand(e))
 	root.AddCommand(nouns(e)...)
 	restrict(root, "", remoteVerbs())
 	return root
