@@ -327,7 +327,7 @@ func TestAllowList(t *testing.T) {
 		{sshwire.ChannelSession, nil, []string{"person", "sign-in"}},
 		{sshwire.ChannelDirectTCPIP, target, []string{"person"}},
 		{sshwire.ChannelDirectTCPIP, []byte("junk"), nil},
-		{sshwire.ChannelAPI, nil, []string{"node", "proxy"}},
+		{sshwire.ChannelAPI, nil, []string{"person", "node", "proxy"}},
 		{sshwire.ChannelAuthority, origin, []string{"node", "proxy", "joiner"}},
 		{sshwire.ChannelAuthority, []byte("junk"), nil},
 		{sshwire.ChannelForwardedTCPIP, target, nil},
