@@ -153,8 +153,8 @@ func (c *Client) Close() error {
 func (c *Client) HTTP() *http.Client { return c.http }
 
 // service makes the client of one service.
-func service[S any](c *Client, make func(connect.HTTPClient, string, ...connect.ClientOption) S) S {
-	return make(c.http, rpc.BaseURL, rpc.ClientOptions()...)
+func service[S any](c *Client, with func(connect.HTTPClient, string, ...connect.ClientOption) S) S {
+	return with(c.http, rpc.BaseURL, rpc.ClientOptions()...)
 }
 
 // Users manages people.
@@ -217,7 +217,7 @@ func (c *Client) Watch(ctx context.Context, kinds ...string) iter.Seq2[*accessdv
 			yield(nil, err)
 			return
 		}
-		defer stream.Close()
+		defer func() { _ = stream.Close() }() // it has ended, or nobody reads on
 		for stream.Receive() {
 			if !yield(stream.Msg(), nil) {
 				return

@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -156,9 +157,7 @@ func (i *issuer) token(t *testing.T, claims map[string]any) string {
 		"iss": i.URL, "aud": "accessd", "sub": "repo:org/app:ref:refs/heads/main", "iat": time.Now().Unix(), "exp": time.Now().Add(5 * time.Minute).Unix(),
 		"repository": "org/app", "ref": "refs/heads/main",
 	}
-	for k, v := range claims {
-		all[k] = v
-	}
+	maps.Copy(all, claims)
 	body, err := json.Marshal(all)
 	if err != nil {
 		t.Fatal(err)
@@ -182,7 +181,7 @@ func TestBotsOfCI(t *testing.T) {
 	c.Admin("bots", "add", "ci", "--roles", "access", "--logins", c.Login, "--issuer", ci.URL, "--audience", "accessd",
 		"--claim", "repository=org/app", "--claim", "ref=refs/heads/*")
 	b := bot{c, "ci", c.Key("ci")}
-	browser := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}} //nolint:gosec // the listener's own certificate; SSH proves the proxy
+	browser := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}} // its own certificate: SSH proves the proxy
 	defer browser.CloseIdleConnections()
 	ask := func(name, token string) (int, string) {
 		t.Helper()

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"maps"
 	"strings"
 
 	"connectrpc.com/connect"
@@ -116,9 +117,7 @@ func (e *env) overlay(before authz.Fixed, file string, without []string) (authz.
 		return before, fault.New(fault.BadInput, "nothing to compare with: want --file or --without")
 	}
 	after := authz.Fixed{Roles: map[names.RoleName]services.Role{}, Users: before.Users}
-	for name, r := range before.Roles {
-		after.Roles[name] = r
-	}
+	maps.Copy(after.Roles, before.Roles)
 	if file != "" {
 		list, err := e.readRoles(file)
 		if err != nil {

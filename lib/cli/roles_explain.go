@@ -99,9 +99,13 @@ func explanation(m *accessdv1.ExplainResponse) string {
 	}
 	if l := m.GetLimits(); l != nil {
 		for _, x := range []struct{ name, value string }{
-			{"session_ttl", l.GetSessionTtl().AsDuration().String()}, {"idle_timeout", l.GetIdleTimeout().AsDuration().String()},
-			{"max_sessions", fmt.Sprint(l.GetMaxSessions())}, {"pin_source", fmt.Sprint(l.GetPinSource())},
-			{"mfa", l.GetMfa()}, {"record", l.GetRecord()}, {"record_input", fmt.Sprint(l.GetRecordInput())},
+			{"session_ttl", l.GetSessionTtl().AsDuration().String()},
+			{"idle_timeout", l.GetIdleTimeout().AsDuration().String()},
+			{"max_sessions", fmt.Sprint(l.GetMaxSessions())},
+			{"pin_source", fmt.Sprint(l.GetPinSource())},
+			{"mfa", l.GetMfa()},
+			{"record", l.GetRecord()},
+			{"record_input", fmt.Sprint(l.GetRecordInput())},
 		} {
 			if x.value != "" && x.value != "0s" && x.value != "0" && x.value != "false" {
 				fmt.Fprintf(&b, "%s: %s\n", x.name, x.value)

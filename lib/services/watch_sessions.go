@@ -1,6 +1,7 @@
 package services
 
 import (
+	"cmp"
 	"context"
 	"errors"
 
@@ -48,8 +49,7 @@ func (s *Store) watchSessionsOnce(ctx context.Context, fn func([]LiveSession) er
 		}
 		if err != nil {
 			cancel()
-			<-ended
-			return err
+			return cmp.Or(err, <-ended) // which has to be waited for
 		}
 	}
 }
