@@ -6,6 +6,8 @@ TOOLS := $(BIN)/tools
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 LDFLAGS := -s -w -X github.com/accessd/accessd/lib/defaults.Version=$(VERSION)
 PLATFORMS := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64
+# One for each system: what "make release" builds beyond these has no code of its own.
+CHECKED := linux/arm64 darwin/arm64 windows/amd64
 TEST_TIMEOUT ?= 20m
 # Scenarios wait for processes most of the time, whatever the number of cores.
 PARALLEL ?= 12
@@ -68,11 +70,11 @@ $(TOOLS)/.stamp: tools/go.mod tools/go.sum
 	@touch $@
 
 .PHONY: lint
-lint: $(TOOLS)/.stamp ## linters, layer law, module hygiene, every platform's build
+lint: $(TOOLS)/.stamp ## linters, layer law, module hygiene, every system's build
 	$(TOOLS)/golangci-lint run ./...
 	$(GO) mod tidy -diff
 	$(GO) test -count=1 ./lib
-	@for p in $(PLATFORMS); do echo "build $$p"; GOOS=$${p%/*} GOARCH=$${p#*/} CGO_ENABLED=0 $(GO) build -o /dev/null ./cmd/accessd || exit 1; done
+	@for p in $(CHECKED); do echo "build $$p"; GOOS=$${p%/*} GOARCH=$${p#*/} CGO_ENABLED=0 $(GO) build -o /dev/null ./cmd/accessd || exit 1; done
 	@$(MAKE) --no-print-directory dead
 
 .PHONY: dead

@@ -281,7 +281,10 @@ func (g gatekeeper) admitPerson(ctx context.Context, peer rpc.Peer, procedure st
 	set(ev, "lock", d.LockID())
 	if !d.Allow {
 		g.note(ctx, ev)
-		return false, d.Err("you may not " + r.verb + " " + r.resource)
+		if d.Lock != nil {
+			return false, d.Err("")
+		}
+		return false, fault.New(fault.Denied, "you may not %s %s", r.verb, r.resource)
 	}
 	return all, g.record(ctx, ev)
 }

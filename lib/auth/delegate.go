@@ -345,7 +345,7 @@ func (s delegationService) force(id *sshca.Identity, node services.Node, login n
 		return "", nil
 	}
 	files := decide(authz.ActionSFTPRead, "").Allow || decide(authz.ActionSFTPWrite, "").Allow
-	switch line := start.GetLine(); start.GetKind() {
+	switch line := string(start.GetLine()); start.GetKind() {
 	case sshwire.RequestExec:
 		d := decide(authz.ActionExec, cmp.Or(line, " ")) // none would ask whether there is any
 		if _, scp := sftp.ParseSCP(line); !d.Allow && (!scp || !files) {

@@ -416,8 +416,8 @@ func TestSignSessionForces(t *testing.T) {
 	w.apply(fmt.Sprintf(rule, "tunnels", `"forward:local"`))
 	w.apply("kind: role\nname: confined\nallow:\n  - {nodes: {env: dev}, logins: [root], actions: [exec], commands: [uptime, \"ls *\"]}\n")
 	n := w.addSSHD("web-1", map[string]string{"env": "dev"})
-	exec := func(line string) *accessdv1.SessionStart { return &accessdv1.SessionStart{Kind: "exec", Line: line} }
-	shell, files := &accessdv1.SessionStart{Kind: "shell"}, &accessdv1.SessionStart{Kind: "subsystem", Line: "sftp"}
+	exec := func(line string) *accessdv1.SessionStart { return &accessdv1.SessionStart{Kind: "exec", Line: []byte(line)} }
+	shell, files := &accessdv1.SessionStart{Kind: "shell"}, &accessdv1.SessionStart{Kind: "subsystem", Line: []byte("sftp")}
 	const refused = "refused"
 	for i, c := range []struct {
 		role  string
@@ -439,7 +439,7 @@ func TestSignSessionForces(t *testing.T) {
 		{"confined", shell, refused},
 		{"confined", nil, "exit 1"},
 		{"files", files, "internal-sftp"},
-		{"files", &accessdv1.SessionStart{Kind: "subsystem", Line: "other"}, refused},
+		{"files", &accessdv1.SessionStart{Kind: "subsystem", Line: []byte("other")}, refused},
 		{"files", exec("scp -f /etc/passwd"), "scp -f /etc/passwd"},
 		{"files", exec("scp -f /etc/passwd; id"), refused},
 		{"files", exec("id"), refused},

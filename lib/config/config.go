@@ -95,7 +95,7 @@ type Etcd struct {
 
 // Keys configures sealing.
 type Keys struct {
-	SealURL string `yaml:"seal_url" doc:"URL of a KMS key: awskms://… or hashivault://… (gocloud.dev/secrets)." default:"a key file in the data directory"`
+	SealURL string `yaml:"seal_url" doc:"URL of a KMS key: awskms://… or hashivault://… (gocloud.dev/secrets), in a binary that was built with that tag." default:"a key file in the data directory"`
 	File    string `yaml:"file" doc:"The key file." default:"DATA_DIR/keys/seal.key"`
 }
 

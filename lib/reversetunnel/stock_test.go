@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -149,6 +150,11 @@ func TestStockTunnel(t *testing.T) {
 			s := w.newStock(names.NewNodeID())
 			d := s.dial(p.addr, bind+":"+echoServer(t))
 			p.holds(s.id)
+			// Of a port that the server chose the client hears only afterwards, and
+			// refuses what comes before.
+			for began := time.Now(); p.reach(s.id) != nil && time.Since(began) < 5*time.Second; {
+				runtime.Gosched()
+			}
 			var wg sync.WaitGroup
 			for range 3 {
 				wg.Go(func() {

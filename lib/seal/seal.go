@@ -3,8 +3,8 @@
 // A [Sealer] turns a secret into bytes that only the same key opens, and only for
 // the same purpose: the purpose is authenticated with the secret, so one sealed
 // record cannot be put in another's place. The key is 32 random bytes in a file,
-// or one that a key management service keeps (a gocloud.dev/secrets URL whose
-// driver is linked into the program).
+// or one that a key management service keeps (a gocloud.dev/secrets URL).
+// Binaries that are built with the tags awskms and hashivault know those services.
 //
 // # Form
 //
@@ -66,7 +66,8 @@ func openURL(ctx context.Context, rawURL string) (*Sealer, error) {
 	mux := secrets.DefaultURLMux()
 	u, err := url.Parse(rawURL)
 	if err != nil || !mux.ValidKeeperScheme(u.Scheme) {
-		return nil, fault.New(fault.BadInput, "seal URL: want one that begins with %s://", strings.Join(mux.KeeperSchemes(), ":// or "))
+		return nil, fault.New(fault.BadInput, "seal URL: want one that begins with %s://", strings.Join(mux.KeeperSchemes(), ":// or ")).
+			WithHint("awskms:// and hashivault:// are in binaries that are built with these tags")
 	}
 	local := u.Scheme == localsecrets.Scheme
 	if local && u.Host == "" {

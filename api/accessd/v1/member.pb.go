@@ -1854,8 +1854,9 @@ type SessionStart struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "shell", "exec" or "subsystem".
 	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
-	// The line as the sshd gets it, for exec; the name of a subsystem.
-	Line          string `protobuf:"bytes,2,opt,name=line,proto3" json:"line,omitempty"`
+	// The line as the sshd gets it, for exec, which need not be text; the name of a
+	// subsystem.
+	Line          []byte `protobuf:"bytes,2,opt,name=line,proto3" json:"line,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1897,11 +1898,11 @@ func (x *SessionStart) GetKind() string {
 	return ""
 }
 
-func (x *SessionStart) GetLine() string {
+func (x *SessionStart) GetLine() []byte {
 	if x != nil {
 		return x.Line
 	}
-	return ""
+	return nil
 }
 
 type SignSessionResponse struct {
@@ -2540,7 +2541,7 @@ const file_accessd_v1_member_proto_rawDesc = "" +
 	"\x05start\x18\t \x01(\v2\x18.accessd.v1.SessionStartR\x05start\"6\n" +
 	"\fSessionStart\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
-	"\x04line\x18\x02 \x01(\tR\x04line\"m\n" +
+	"\x04line\x18\x02 \x01(\fR\x04line\"m\n" +
 	"\x13SignSessionResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\tR\vcertificate\x124\n" +
 	"\aexpires\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"H\n" +

@@ -518,7 +518,7 @@ func TestForcedCommand(t *testing.T) {
 			if r := w.run(x, w.command(c.kind, c.line), nil); string(r.stdout) != c.want {
 				t.Errorf("stdout = %q, want %q", r.stdout, c.want)
 			}
-			if s := w.signed[0].GetStart(); s.GetKind() != string(c.kind) || s.GetLine() != c.line {
+			if s := w.signed[0].GetStart(); s.GetKind() != string(c.kind) || string(s.GetLine()) != c.line {
 				t.Errorf("the authority was told %v", s)
 			}
 		})

@@ -144,11 +144,11 @@ func startOf(c srv.Command) *accessdv1.SessionStart {
 	case srv.KindShell:
 	case srv.KindExec:
 		if len(c.Argv) > 0 {
-			return &accessdv1.SessionStart{Kind: sshwire.RequestExec, Line: quote(c.Argv)}
+			return &accessdv1.SessionStart{Kind: sshwire.RequestExec, Line: []byte(quote(c.Argv))}
 		}
-		return &accessdv1.SessionStart{Kind: sshwire.RequestExec, Line: c.Line}
+		return &accessdv1.SessionStart{Kind: sshwire.RequestExec, Line: []byte(c.Line)}
 	case srv.KindSubsystem:
-		return &accessdv1.SessionStart{Kind: sshwire.RequestSubsystem, Line: c.Line}
+		return &accessdv1.SessionStart{Kind: sshwire.RequestSubsystem, Line: []byte(c.Line)}
 	}
 	return &accessdv1.SessionStart{Kind: sshwire.RequestShell}
 }
@@ -157,9 +157,9 @@ func startOf(c srv.Command) *accessdv1.SessionStart {
 func begin(c srv.Command) (name string, payload []byte) {
 	switch s := startOf(c); s.GetKind() {
 	case sshwire.RequestExec:
-		return sshwire.RequestExec, sshwire.Exec{Command: s.GetLine()}.Marshal()
+		return sshwire.RequestExec, sshwire.Exec{Command: string(s.GetLine())}.Marshal()
 	case sshwire.RequestSubsystem:
-		return sshwire.RequestSubsystem, sshwire.Subsystem{Name: s.GetLine()}.Marshal()
+		return sshwire.RequestSubsystem, sshwire.Subsystem{Name: string(s.GetLine())}.Marshal()
 	}
 	return sshwire.RequestShell, nil
 }

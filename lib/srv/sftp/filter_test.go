@@ -170,6 +170,7 @@ func TestAnswersKeepOrderBehindReports(t *testing.T) {
 		w := &talk{}
 		w.start(t, func(_ context.Context, op Operation) error { <-gates[op.Path]; return nil })
 		w.server.Write(versionPacket())
+		synctest.Wait()
 		w.client.Write(slices.Concat(initPacket(), packet(typeRemove, 1, "a"), packet(typeRemove, 2, "b"), packet(typeStat, 3, "c")))
 		synctest.Wait()
 		w.toClient.Reset()
@@ -197,6 +198,7 @@ func TestFailedReportEndsSession(t *testing.T) {
 		w := newTalk(t)
 		w.failReport = errors.New("disk full")
 		w.client.Write(packet(typeRemove, 1, "a"))
+		synctest.Wait()
 		w.server.Write(statusPacket(1, statusOK, ""))
 		synctest.Wait()
 		if w.toClient.Len() != 0 || !w.toServer.closed {
@@ -212,9 +214,13 @@ func TestEndReportsWhatIsOpen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newTalk(t)
 		w.client.Write(packet(typeOpen, 1, "f", flagWrite|flagCreate, 0))
+		synctest.Wait()
 		w.server.Write(packet(typeHandle, 1, "h"))
+		synctest.Wait()
 		w.client.Write(packet(typeWrite, 2, "h", uint64(0), "abc"))
+		synctest.Wait()
 		w.server.Write(statusPacket(2, statusOK, ""))
+		synctest.Wait()
 		w.client.Write(packet(typeRemove, 3, "never answered"))
 		synctest.Wait()
 		if err := w.end(); err != nil {
@@ -233,6 +239,7 @@ func TestRightIsAskedForEachWrite(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newTalk(t)
 		w.client.Write(packet(typeOpen, 1, "f", flagWrite|flagCreate, 0))
+		synctest.Wait()
 		w.server.Write(packet(typeHandle, 1, "h"))
 		synctest.Wait()
 		w.toServer.Reset()

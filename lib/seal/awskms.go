@@ -1,0 +1,5 @@
+//go:build awskms
+
+package seal
+
+import _ "gocloud.dev/secrets/awskms" // awskms://KEY?region=R
