@@ -227,8 +227,11 @@ func TestStockSameAsSSHD(t *testing.T) {
 			got := ours.ssh(t, login, test.stdin, test.args...)
 			took := time.Since(begun)
 			wg.Wait()
-			got.Stdout, want.Stdout = volatile.ReplaceAllString(got.Stdout, "<>"), volatile.ReplaceAllString(want.Stdout, "<>")
-			got.Stderr, want.Stderr = volatile.ReplaceAllString(got.Stderr, "<>"), volatile.ReplaceAllString(want.Stderr, "<>")
+			for _, text := range []*string{&got.Stdout, &want.Stdout, &got.Stderr, &want.Stderr} {
+				if len(*text) < 1<<16 { // to look through megabytes takes a minute under -race
+					*text = volatile.ReplaceAllString(*text, "<>")
+				}
+			}
 			if got != want {
 				t.Errorf("got code %d, stdout %q, stderr %q\nwant code %d, stdout %q, stderr %q",
 					got.Code, clip(got.Stdout), clip(got.Stderr), want.Code, clip(want.Stdout), clip(want.Stderr))
