@@ -20,6 +20,8 @@ import (
 // digits. Where these differ the test fails.
 func (w *world) kept(tapes []*tape) string {
 	w.t.Helper()
+	w.archive.turn <- struct{}{} // nobody is about to remove one
+	defer func() { <-w.archive.turn }()
 	list := w.listed(&accessdv1.ListRecordingsRequest{})
 	var out strings.Builder
 	for i, tp := range tapes {
