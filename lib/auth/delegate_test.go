@@ -416,7 +416,9 @@ func TestSignSessionForces(t *testing.T) {
 	w.apply(fmt.Sprintf(rule, "tunnels", `"forward:local"`))
 	w.apply("kind: role\nname: confined\nallow:\n  - {nodes: {env: dev}, logins: [root], actions: [exec], commands: [uptime, \"ls *\"]}\n")
 	n := w.addSSHD("web-1", map[string]string{"env": "dev"})
-	exec := func(line string) *accessdv1.SessionStart { return &accessdv1.SessionStart{Kind: "exec", Line: []byte(line)} }
+	exec := func(line string) *accessdv1.SessionStart {
+		return &accessdv1.SessionStart{Kind: "exec", Line: []byte(line)}
+	}
 	shell, files := &accessdv1.SessionStart{Kind: "shell"}, &accessdv1.SessionStart{Kind: "subsystem", Line: []byte("sftp")}
 	const refused = "refused"
 	for i, c := range []struct {
