@@ -9,7 +9,8 @@ PLATFORMS := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64
 # One for each system: what "make release" builds beyond these has no code of its own.
 CHECKED := linux/arm64 darwin/arm64 windows/amd64
 TEST_TIMEOUT ?= 20m
-# Scenarios wait for processes most of the time, whatever the number of cores.
+# Scenarios wait for processes most of the time, whatever the number of cores; so do
+# the packages' tests, of which three at a time keep two cores busy.
 PARALLEL ?= 12
 
 export CGO_ENABLED ?= 0
@@ -31,7 +32,7 @@ deps: ## what the tests drive: stock clients and servers
 
 .PHONY: test
 test: deps build ## everything: unit, contract, script, integration, attack, fault
-	CGO_ENABLED=1 $(GO) test -race -shuffle=on -parallel $(PARALLEL) -timeout $(TEST_TIMEOUT) $$($(GO) list ./... | grep -v /integration)
+	CGO_ENABLED=1 $(GO) test -race -shuffle=on -p 3 -parallel $(PARALLEL) -timeout $(TEST_TIMEOUT) $$($(GO) list ./... | grep -v /integration)
 	ACCESSD_BINARY=$(CURDIR)/$(BIN)/accessd $(GO) test -shuffle=on -parallel $(PARALLEL) -timeout $(TEST_TIMEOUT) ./integration/...
 
 .PHONY: race
