@@ -149,62 +149,57 @@ func (c *Client) Close() error {
 }
 
 // HTTP returns what calls travel on, for the services that have no method here:
-// accessdv1connect.NewXServiceClient(c.HTTP(), rpc.BaseURL, rpc.ClientOptions()...).
+// rpc.Service(c.HTTP(), accessdv1connect.NewXServiceClient).
 func (c *Client) HTTP() *http.Client { return c.http }
-
-// service makes the client of one service.
-func service[S any](c *Client, with func(connect.HTTPClient, string, ...connect.ClientOption) S) S {
-	return with(c.http, rpc.BaseURL, rpc.ClientOptions()...)
-}
 
 // Users manages people.
 func (c *Client) Users() accessdv1connect.UserServiceClient {
-	return service(c, accessdv1connect.NewUserServiceClient)
+	return rpc.Service(c.http, accessdv1connect.NewUserServiceClient)
 }
 
 // Roles manages roles.
 func (c *Client) Roles() accessdv1connect.RoleServiceClient {
-	return service(c, accessdv1connect.NewRoleServiceClient)
+	return rpc.Service(c.http, accessdv1connect.NewRoleServiceClient)
 }
 
 // Policy explains decisions.
 func (c *Client) Policy() accessdv1connect.PolicyServiceClient {
-	return service(c, accessdv1connect.NewPolicyServiceClient)
+	return rpc.Service(c.http, accessdv1connect.NewPolicyServiceClient)
 }
 
 // Nodes manages nodes.
 func (c *Client) Nodes() accessdv1connect.NodeServiceClient {
-	return service(c, accessdv1connect.NewNodeServiceClient)
+	return rpc.Service(c.http, accessdv1connect.NewNodeServiceClient)
 }
 
 // Tokens manages join tokens.
 func (c *Client) Tokens() accessdv1connect.TokenServiceClient {
-	return service(c, accessdv1connect.NewTokenServiceClient)
+	return rpc.Service(c.http, accessdv1connect.NewTokenServiceClient)
 }
 
 // Sessions lists and ends live sessions.
 func (c *Client) Sessions() accessdv1connect.SessionServiceClient {
-	return service(c, accessdv1connect.NewSessionServiceClient)
+	return rpc.Service(c.http, accessdv1connect.NewSessionServiceClient)
 }
 
 // Requests makes and reviews access requests.
 func (c *Client) Requests() accessdv1connect.RequestServiceClient {
-	return service(c, accessdv1connect.NewRequestServiceClient)
+	return rpc.Service(c.http, accessdv1connect.NewRequestServiceClient)
 }
 
 // Locks manages locks.
 func (c *Client) Locks() accessdv1connect.LockServiceClient {
-	return service(c, accessdv1connect.NewLockServiceClient)
+	return rpc.Service(c.http, accessdv1connect.NewLockServiceClient)
 }
 
 // Audit reads and proves the audit log.
 func (c *Client) Audit() accessdv1connect.AuditServiceClient {
-	return service(c, accessdv1connect.NewAuditServiceClient)
+	return rpc.Service(c.http, accessdv1connect.NewAuditServiceClient)
 }
 
 // Recordings lists and reads recordings.
 func (c *Client) Recordings() accessdv1connect.ArchiveServiceClient {
-	return service(c, accessdv1connect.NewArchiveServiceClient)
+	return rpc.Service(c.http, accessdv1connect.NewArchiveServiceClient)
 }
 
 // Watch yields all resources of kinds and then every change, until ctx or the loop
@@ -212,7 +207,7 @@ func (c *Client) Recordings() accessdv1connect.ArchiveServiceClient {
 // be forgotten where an update resets. See [accessdv1.WatchRequest] for the kinds.
 func (c *Client) Watch(ctx context.Context, kinds ...string) iter.Seq2[*accessdv1.PolicyUpdate, error] {
 	return func(yield func(*accessdv1.PolicyUpdate, error) bool) {
-		stream, err := service(c, accessdv1connect.NewWatchServiceClient).Watch(ctx, connect.NewRequest(&accessdv1.WatchRequest{Kinds: kinds}))
+		stream, err := rpc.Service(c.http, accessdv1connect.NewWatchServiceClient).Watch(ctx, connect.NewRequest(&accessdv1.WatchRequest{Kinds: kinds}))
 		if err != nil {
 			yield(nil, err)
 			return

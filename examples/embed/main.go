@@ -46,7 +46,7 @@ func run(ctx context.Context, dir string) error {
 		return err
 	case <-d.Ready():
 	}
-	users := accessdv1connect.NewUserServiceClient(d.Admin(), rpc.BaseURL, rpc.ClientOptions()...)
+	users := rpc.Service(d.Admin(), accessdv1connect.NewUserServiceClient)
 	res, err := users.AddUser(ctx, connect.NewRequest(&accessdv1.AddUserRequest{Name: "alice", Roles: []string{"access"}, Logins: []string{"root"}}))
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"cmp"
 	"context"
 	"net/netip"
 	"time"
@@ -54,14 +55,7 @@ func (s botService) AddBot(ctx context.Context, req *connect.Request[accessdv1.A
 			return nil, err
 		}
 	}
-	if _, err := s.cfg.Store.User(ctx, u.Name); err == nil {
-		return nil, fault.New(fault.Conflict, "there is a user named %q already", u.Name)
-	}
-	err = s.change(ctx, userEvent(ctx, events.UserCreate, u), func() error {
-		u, err = s.cfg.Store.CreateUser(ctx, u, creds)
-		return err
-	})
-	if err != nil {
+	if u, err = s.createUser(ctx, u, creds); err != nil {
 		return nil, err
 	}
 	res := &accessdv1.AddBotResponse{Bot: botMessage(u, creds), Token: token}
@@ -72,30 +66,19 @@ func (s botService) AddBot(ctx context.Context, req *connect.Request[accessdv1.A
 }
 
 func botOf(m *accessdv1.BotRules) *services.Bot {
-	b := &services.Bot{TTL: m.GetTtl().AsDuration(), Issuer: m.GetIssuer(), Audience: m.GetAudience(), CA: m.GetCa()}
-	if b.TTL == 0 {
-		b.TTL = defaults.BotCertTTL
+	return &services.Bot{
+		TTL:    cmp.Or(m.GetTtl().AsDuration(), defaults.BotCertTTL),
+		Issuer: m.GetIssuer(), Audience: m.GetAudience(), CA: m.GetCa(), Claims: listsOf(m.GetClaims()),
 	}
-	for name, values := range m.GetClaims() {
-		if b.Claims == nil {
-			b.Claims = map[string][]string{}
-		}
-		b.Claims[name] = values.GetValues()
-	}
-	return b
 }
 
 func botMessage(u services.User, c services.Credentials) *accessdv1.Bot {
 	user := userMessage(u, c)
 	m := &accessdv1.Bot{
 		Name: user.GetName(), Roles: user.GetRoles(), Logins: user.GetLogins(), Created: user.GetCreated(),
-		Rules: &accessdv1.BotRules{Ttl: durationpb.New(u.Bot.TTL), Issuer: u.Bot.Issuer, Audience: u.Bot.Audience, Ca: u.Bot.CA},
-	}
-	for name, values := range u.Bot.Claims {
-		if m.Rules.Claims == nil {
-			m.Rules.Claims = map[string]*accessdv1.Values{}
-		}
-		m.Rules.Claims[name] = &accessdv1.Values{Values: values}
+		Rules: &accessdv1.BotRules{
+			Ttl: durationpb.New(u.Bot.TTL), Issuer: u.Bot.Issuer, Audience: u.Bot.Audience, Ca: u.Bot.CA, Claims: valuesOf(u.Bot.Claims),
+		},
 	}
 	if c.Bot != nil {
 		m.Renewed, m.Source = timestamppb.New(c.Bot.Renewed), c.Bot.Source
@@ -105,23 +88,14 @@ func botMessage(u services.User, c services.Credentials) *accessdv1.Bot {
 
 // ListBots lists bots.
 func (s botService) ListBots(ctx context.Context, _ *connect.Request[accessdv1.ListBotsRequest]) (*connect.Response[accessdv1.ListBotsResponse], error) {
-	users, err := s.cfg.Store.Users(ctx)
+	res := &accessdv1.ListBotsResponse{}
+	err := s.eachUser(ctx, func(u services.User, c services.Credentials) {
+		if u.Bot != nil {
+			res.Bots = append(res.Bots, botMessage(u, c))
+		}
+	})
 	if err != nil {
 		return nil, err
-	}
-	res := &accessdv1.ListBotsResponse{}
-	for _, u := range users {
-		if u.Bot == nil {
-			continue
-		}
-		creds, err := s.cfg.Store.Credentials(ctx, u.Name)
-		if fault.Is(err, fault.NotFound) {
-			continue // removed meanwhile
-		}
-		if err != nil {
-			return nil, err
-		}
-		res.Bots = append(res.Bots, botMessage(u, creds))
 	}
 	return connect.NewResponse(res), nil
 }
@@ -131,7 +105,6 @@ type botAsk struct {
 	key    ssh.PublicKey
 	client netip.AddrPort
 	method string
-	proxy  string // whom it asks
 }
 
 func (a botAsk) event(name names.UserName) events.Event {
@@ -171,7 +144,7 @@ func (s loginService) admitBot(ctx context.Context, in *signIn) (*accessdv1.Logi
 	if sub.Bot == nil {
 		return nil, refusal("it is a bot no longer")
 	}
-	cert, err := s.issueBot(ctx, sub, botAsk{in.key, in.client, methodBotToken, in.owner})
+	cert, err := s.issueBot(ctx, sub, botAsk{in.key, in.client, methodBotToken})
 	if err != nil {
 		return nil, err
 	}
@@ -217,7 +190,7 @@ func (s botSignInService) RenewBot(ctx context.Context, req *connect.Request[acc
 	if err != nil {
 		return nil, err
 	}
-	ask := botAsk{old.Key, client, methodBotRenew, string(callerOf(ctx).member.ID)}
+	ask := botAsk{old.Key, client, methodBotRenew}
 	sub, err := s.subject(ctx, id.User)
 	if err != nil {
 		return nil, err
@@ -289,7 +262,7 @@ func (s botSignInService) ExchangeToken(ctx context.Context, req *connect.Reques
 	if err != nil {
 		return nil, err
 	}
-	ask := botAsk{key, client, methodBotOIDC, string(callerOf(ctx).member.ID)}
+	ask := botAsk{key, client, methodBotOIDC}
 	acquit, wait := s.backoff.try(name, sourceOf(client.Addr()), false)
 	if wait != nil {
 		return nil, s.refuseBot(ctx, ask, name, wait.Error())

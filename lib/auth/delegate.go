@@ -316,7 +316,7 @@ func (s delegationService) mayOpen(id *sshca.Identity, node services.Node, r ssh
 	for _, action := range services.Actions() {
 		d = s.cfg.Engine.Decide(authz.Request{
 			Identity: id, Login: r.Login, Action: authz.Action(action),
-			Node: authz.NodeView{ID: node.ID, Name: node.Name, Labels: node.Labels},
+			Node: authz.ViewOf(node),
 		})
 		if d.Allow {
 			return ""
@@ -338,10 +338,11 @@ func (s delegationService) force(id *sshca.Identity, node services.Node, login n
 	decide := func(action authz.Action, line string) authz.Decision {
 		return s.cfg.Engine.Decide(authz.Request{
 			Identity: id, Login: login, Action: action, Command: line,
-			Node: authz.NodeView{ID: node.ID, Name: node.Name, Labels: node.Labels},
+			Node: authz.ViewOf(node),
 		})
 	}
-	if decide(authz.ActionShell, "").Allow {
+	shell := decide(authz.ActionShell, "")
+	if shell.Allow {
 		return "", nil
 	}
 	files := decide(authz.ActionSFTPRead, "").Allow || decide(authz.ActionSFTPWrite, "").Allow
@@ -361,7 +362,7 @@ func (s delegationService) force(id *sshca.Identity, node services.Node, login n
 		}
 		return forceSFTP, nil
 	case sshwire.RequestShell:
-		return "", errors.New(decide(authz.ActionShell, "").Reason)
+		return "", errors.New(shell.Reason)
 	}
 	return forceNothing, nil
 }

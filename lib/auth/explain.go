@@ -29,10 +29,7 @@ func (s policyService) Explain(ctx context.Context, req *connect.Request[accessd
 	if !c.all && name != c.user {
 		return nil, fault.New(fault.Denied, "you may not read roles, only your own")
 	}
-	user, err := s.cfg.Store.User(ctx, name)
-	if fault.Is(err, fault.NotFound) {
-		return nil, fault.New(fault.NotFound, "no user named %q", name).WithHint("\"accessd users ls\" lists them")
-	}
+	user, err := s.user(ctx, m.GetUser())
 	if err != nil {
 		return nil, err
 	}
@@ -62,7 +59,7 @@ func (s policyService) explainNode(ctx context.Context, id *sshca.Identity, m *a
 	rec, err := s.member(ctx, m.GetNode())
 	switch {
 	case err == nil && rec.node != nil:
-		node = authz.NodeView{ID: rec.node.ID, Name: rec.node.Name, Labels: rec.node.Labels}
+		node = authz.ViewOf(*rec.node)
 	case err != nil && !fault.Is(err, fault.NotFound):
 		return authz.Decision{}, err
 	case callerOf(ctx).all:

@@ -174,7 +174,7 @@ func (s factorService) mayAsk(ctx context.Context, who holder, node string, ev e
 		return err
 	}
 	aboutNode(ev, n)
-	if d := s.cfg.Engine.Reach(who.identity, authz.NodeView{ID: n.ID, Name: n.Name, Labels: n.Labels}); !d.Allow {
+	if d := s.cfg.Engine.Reach(who.identity, authz.ViewOf(n)); !d.Allow {
 		return refusal(d.Reason)
 	}
 	return nil

@@ -92,7 +92,7 @@ func (a *Authority) logs(from places) (list []authorityLog, missing []*accessdv1
 			continue
 		}
 		delete(unknown, m.ID)
-		calls := accessdv1connect.NewPeerServiceClient(a.cfg.Peers.Peer(m.ID), rpc.BaseURL, rpc.ClientOptions()...)
+		calls := rpc.Service(a.cfg.Peers.Peer(m.ID), accessdv1connect.NewPeerServiceClient)
 		l := authorityLog{peerLog{m.ID, calls}, m.ID, string(m.Name)}
 		if len(list) > maxPeers {
 			missing = append(missing, l.missing(fault.New(fault.Unavailable, "more than %d authorities are not asked", maxPeers)))

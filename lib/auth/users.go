@@ -34,19 +34,25 @@ func (s userService) AddUser(ctx context.Context, req *connect.Request[accessdv1
 	if err != nil {
 		return nil, err
 	}
-	if _, err := s.cfg.Store.User(ctx, u.Name); err == nil {
-		return nil, fault.New(fault.Conflict, "there is a user named %q already", u.Name)
-	}
-	err = s.change(ctx, userEvent(ctx, events.UserCreate, u), func() error {
-		u, err = s.cfg.Store.CreateUser(ctx, u, creds)
-		return err
-	})
-	if err != nil {
+	if u, err = s.createUser(ctx, u, creds); err != nil {
 		return nil, err
 	}
 	return connect.NewResponse(&accessdv1.AddUserResponse{
 		User: userMessage(u, creds), Invite: invite, InviteExpires: timestamppb.New(creds.InviteExpires),
 	}), nil
+}
+
+// createUser makes a user that there is not yet.
+func (a *Authority) createUser(ctx context.Context, u services.User, c services.Credentials) (services.User, error) {
+	if _, err := a.cfg.Store.User(ctx, u.Name); err == nil {
+		return u, fault.New(fault.Conflict, "there is a user named %q already", u.Name)
+	}
+	err := a.change(ctx, userEvent(ctx, events.UserCreate, u), func() error {
+		var err error
+		u, err = a.cfg.Store.CreateUser(ctx, u, c)
+		return err
+	})
+	return u, err
 }
 
 func (s userService) newUser(ctx context.Context, m *accessdv1.AddUserRequest) (services.User, error) {
@@ -57,12 +63,7 @@ func (s userService) newUser(ctx context.Context, m *accessdv1.AddUserRequest) (
 	for _, l := range m.GetLogins() {
 		u.Logins = append(u.Logins, names.Login(l))
 	}
-	if len(m.GetTraits()) > 0 {
-		u.Traits = map[string][]string{}
-		for k, v := range m.GetTraits() {
-			u.Traits[k] = v.GetValues()
-		}
-	}
+	u.Traits = listsOf(m.GetTraits())
 	if err := u.Check(); err != nil {
 		return u, err
 	}
@@ -107,22 +108,33 @@ func lifetime(what string, asked *durationpb.Duration, otherwise, most time.Dura
 
 // ListUsers lists people, without their secrets.
 func (s userService) ListUsers(ctx context.Context, _ *connect.Request[accessdv1.ListUsersRequest]) (*connect.Response[accessdv1.ListUsersResponse], error) {
-	users, err := s.cfg.Store.Users(ctx)
+	res := &accessdv1.ListUsersResponse{}
+	err := s.eachUser(ctx, func(u services.User, c services.Credentials) {
+		res.Users = append(res.Users, userMessage(u, c))
+	})
 	if err != nil {
 		return nil, err
 	}
-	res := &accessdv1.ListUsersResponse{}
+	return connect.NewResponse(res), nil
+}
+
+// eachUser calls fn with every user and what it signs in with.
+func (a *Authority) eachUser(ctx context.Context, fn func(services.User, services.Credentials)) error {
+	users, err := a.cfg.Store.Users(ctx)
+	if err != nil {
+		return err
+	}
 	for _, u := range users {
-		creds, err := s.cfg.Store.Credentials(ctx, u.Name)
+		c, err := a.cfg.Store.Credentials(ctx, u.Name)
 		if fault.Is(err, fault.NotFound) {
 			continue // removed meanwhile
 		}
 		if err != nil {
-			return nil, err
+			return err
 		}
-		res.Users = append(res.Users, userMessage(u, creds))
+		fn(u, c)
 	}
-	return connect.NewResponse(res), nil
+	return nil
 }
 
 // RemoveUser forgets a person. Whatever trusts the live policy refuses them
@@ -256,7 +268,7 @@ func userMessage(u services.User, c services.Credentials) *accessdv1.User {
 	m := &accessdv1.User{
 		Name: string(u.Name), Created: timestamppb.New(u.Created),
 		HasPassword: c.PasswordHash != "", HasTotp: len(c.TOTPSecret) > 0,
-		Traits: map[string]*accessdv1.Values{},
+		Traits: valuesOf(u.Traits),
 	}
 	for _, r := range u.Roles {
 		m.Roles = append(m.Roles, string(r))
@@ -264,13 +276,31 @@ func userMessage(u services.User, c services.Credentials) *accessdv1.User {
 	for _, l := range u.Logins {
 		m.Logins = append(m.Logins, string(l))
 	}
-	for k, v := range u.Traits {
-		m.Traits[k] = &accessdv1.Values{Values: slices.Clone(v)}
-	}
 	if c.InviteHash != "" {
 		m.InviteExpires = timestamppb.New(c.InviteExpires)
 	}
 	return m
+}
+
+// listsOf returns lists by name as they are kept; nil when there are none.
+func listsOf(m map[string]*accessdv1.Values) map[string][]string {
+	if len(m) == 0 {
+		return nil
+	}
+	out := make(map[string][]string, len(m))
+	for name, v := range m {
+		out[name] = v.GetValues()
+	}
+	return out
+}
+
+// valuesOf is the opposite of listsOf.
+func valuesOf(lists map[string][]string) map[string]*accessdv1.Values {
+	out := make(map[string]*accessdv1.Values, len(lists))
+	for name, list := range lists {
+		out[name] = &accessdv1.Values{Values: slices.Clone(list)}
+	}
+	return out
 }
 
 // clip shortens what somebody typed for an error that quotes it.

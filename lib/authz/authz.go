@@ -93,6 +93,9 @@ type NodeView struct {
 	Labels names.Labels
 }
 
+// ViewOf returns what a decision knows of n.
+func ViewOf(n services.Node) NodeView { return NodeView{ID: n.ID, Name: n.Name, Labels: n.Labels} }
+
 func (n NodeView) equal(o NodeView) bool {
 	return n.ID == o.ID && n.Name == o.Name && maps.Equal(n.Labels, o.Labels)
 }

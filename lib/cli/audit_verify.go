@@ -152,11 +152,7 @@ func verifyCopy(ctx context.Context, o verifyOptions, since []byte, res *accessd
 // printVerdict prints res; a log with a fault is an error.
 func (e *env) printVerdict(res *accessdv1.VerifyLogResponse, f format) error {
 	if f != formatTable {
-		b, err := messageJSON(res)
-		if err != nil {
-			return err
-		}
-		if err := printValue(e.stdout, f, b); err != nil {
+		if err := printMessage(e.stdout, f, res); err != nil {
 			return err
 		}
 	}

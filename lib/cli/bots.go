@@ -19,7 +19,7 @@ import (
 const maxPEM = 64 << 10
 
 func (e *env) bots() accessdv1connect.BotServiceClient {
-	return accessdv1connect.NewBotServiceClient(e.admin(), rpc.BaseURL, rpc.ClientOptions()...)
+	return rpc.Service(e.admin(), accessdv1connect.NewBotServiceClient)
 }
 
 func botsCommand(e *env) *cobra.Command {
@@ -81,11 +81,7 @@ func botsAdd(e *env) *cobra.Command {
 // printBot prints what came of adding a bot: the token alone, or all.
 func (e *env) printBot(f format, m *accessdv1.AddBotResponse) error {
 	if f != formatTable {
-		b, err := messageJSON(m)
-		if err != nil {
-			return err
-		}
-		return printValue(e.stdout, f, b)
+		return printMessage(e.stdout, f, m)
 	}
 	name := m.GetBot().GetName()
 	if m.GetToken() == "" {

@@ -48,43 +48,43 @@ func dialAdmin(ctx context.Context, dir string) (net.Conn, error) {
 }
 
 func (e *env) users() accessdv1connect.UserServiceClient {
-	return accessdv1connect.NewUserServiceClient(e.admin(), rpc.BaseURL, rpc.ClientOptions()...)
+	return rpc.Service(e.admin(), accessdv1connect.NewUserServiceClient)
 }
 
 func (e *env) factors() accessdv1connect.FactorServiceClient {
-	return accessdv1connect.NewFactorServiceClient(e.admin(), rpc.BaseURL, rpc.ClientOptions()...)
+	return rpc.Service(e.admin(), accessdv1connect.NewFactorServiceClient)
 }
 
 func (e *env) roles() accessdv1connect.RoleServiceClient {
-	return accessdv1connect.NewRoleServiceClient(e.admin(), rpc.BaseURL, rpc.ClientOptions()...)
+	return rpc.Service(e.admin(), accessdv1connect.NewRoleServiceClient)
 }
 
 func (e *env) tokens() accessdv1connect.TokenServiceClient {
-	return accessdv1connect.NewTokenServiceClient(e.admin(), rpc.BaseURL, rpc.ClientOptions()...)
+	return rpc.Service(e.admin(), accessdv1connect.NewTokenServiceClient)
 }
 
 func (e *env) nodes() accessdv1connect.NodeServiceClient {
-	return accessdv1connect.NewNodeServiceClient(e.admin(), rpc.BaseURL, rpc.ClientOptions()...)
+	return rpc.Service(e.admin(), accessdv1connect.NewNodeServiceClient)
 }
 
 func (e *env) sessions() accessdv1connect.SessionServiceClient {
-	return accessdv1connect.NewSessionServiceClient(e.admin(), rpc.BaseURL, rpc.ClientOptions()...)
+	return rpc.Service(e.admin(), accessdv1connect.NewSessionServiceClient)
 }
 
 func (e *env) audit() accessdv1connect.AuditServiceClient {
-	return accessdv1connect.NewAuditServiceClient(e.admin(), rpc.BaseURL, rpc.ClientOptions()...)
+	return rpc.Service(e.admin(), accessdv1connect.NewAuditServiceClient)
 }
 
 func (e *env) archive() accessdv1connect.ArchiveServiceClient {
-	return accessdv1connect.NewArchiveServiceClient(e.admin(), rpc.BaseURL, rpc.ClientOptions()...)
+	return rpc.Service(e.admin(), accessdv1connect.NewArchiveServiceClient)
 }
 
 func (e *env) ca() accessdv1connect.CAServiceClient {
-	return accessdv1connect.NewCAServiceClient(e.admin(), rpc.BaseURL, rpc.ClientOptions()...)
+	return rpc.Service(e.admin(), accessdv1connect.NewCAServiceClient)
 }
 
 func (e *env) rotation() accessdv1connect.RotationServiceClient {
-	return accessdv1connect.NewRotationServiceClient(e.admin(), rpc.BaseURL, rpc.ClientOptions()...)
+	return rpc.Service(e.admin(), accessdv1connect.NewRotationServiceClient)
 }
 
 // writeFile puts data at path whole or not at all.

@@ -24,7 +24,7 @@ func connectorsCommand(e *env) *cobra.Command {
 }
 
 func (e *env) connectors() accessdv1connect.ConnectorServiceClient {
-	return accessdv1connect.NewConnectorServiceClient(e.admin(), rpc.BaseURL, rpc.ClientOptions()...)
+	return rpc.Service(e.admin(), accessdv1connect.NewConnectorServiceClient)
 }
 
 func connectorsApply(e *env) *cobra.Command {

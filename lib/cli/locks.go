@@ -18,7 +18,7 @@ import (
 )
 
 func (e *env) locks() accessdv1connect.LockServiceClient {
-	return accessdv1connect.NewLockServiceClient(e.admin(), rpc.BaseURL, rpc.ClientOptions()...)
+	return rpc.Service(e.admin(), accessdv1connect.NewLockServiceClient)
 }
 
 func locksCommand(e *env) *cobra.Command {

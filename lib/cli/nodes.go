@@ -92,11 +92,7 @@ func (e *env) addNode(ctx context.Context, name string, o nodesAddOptions) error
 		return err
 	}
 	if o.format != formatTable {
-		m, err := messageJSON(res.Msg)
-		if err != nil {
-			return err
-		}
-		return printValue(e.stdout, o.format, m)
+		return printMessage(e.stdout, o.format, res.Msg)
 	}
 	n, keys := res.Msg.GetNode(), res.Msg.GetFingerprints()
 	switch {

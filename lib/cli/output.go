@@ -81,6 +81,15 @@ func messageJSON(m proto.Message) (json.RawMessage, error) {
 	return protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true}.Marshal(m)
 }
 
+// printMessage writes m to w as JSON or YAML.
+func printMessage(w io.Writer, f format, m proto.Message) error {
+	b, err := messageJSON(m)
+	if err != nil {
+		return err
+	}
+	return printValue(w, f, b)
+}
+
 // printValue writes v, which encodes to JSON, as JSON or YAML.
 func printValue(w io.Writer, f format, v any) error {
 	b, err := json.Marshal(v)

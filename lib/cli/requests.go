@@ -27,7 +27,7 @@ func requestsCommand(e *env) *cobra.Command {
 }
 
 func (e *env) requests() accessdv1connect.RequestServiceClient {
-	return accessdv1connect.NewRequestServiceClient(e.admin(), rpc.BaseURL, rpc.ClientOptions()...)
+	return rpc.Service(e.admin(), accessdv1connect.NewRequestServiceClient)
 }
 
 // asPerson refuses what only a person can do, of whom there is none at the admin
@@ -196,11 +196,7 @@ func requestsShow(e *env) *cobra.Command {
 			}
 			r := res.Msg.GetRequest()
 			if f != formatTable {
-				b, err := messageJSON(r)
-				if err != nil {
-					return err
-				}
-				return printValue(e.stdout, f, b)
+				return printMessage(e.stdout, f, r)
 			}
 			return e.showRequest(r)
 		}),

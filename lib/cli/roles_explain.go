@@ -17,7 +17,7 @@ import (
 )
 
 func (e *env) policy() accessdv1connect.PolicyServiceClient {
-	return accessdv1connect.NewPolicyServiceClient(e.admin(), rpc.BaseURL, rpc.ClientOptions()...)
+	return rpc.Service(e.admin(), accessdv1connect.NewPolicyServiceClient)
 }
 
 func rolesExplain(e *env) *cobra.Command {
@@ -43,11 +43,7 @@ func rolesExplain(e *env) *cobra.Command {
 				return err
 			}
 			if f != formatTable {
-				b, err := messageJSON(res.Msg)
-				if err != nil {
-					return err
-				}
-				return printValue(e.stdout, f, b)
+				return printMessage(e.stdout, f, res.Msg)
 			}
 			_, err = fmt.Fprint(e.stdout, explanation(res.Msg))
 			return err

@@ -224,15 +224,15 @@ func (d *Daemon) proxyConfig(e *edge, link *reversetunnel.Agent) proxy.Config {
 	if e.tunnels != nil {
 		cfg.Tunnels = e.tunnels
 		cfg.People = &proxy.People{
-			Login:  accessdv1connect.NewLoginServiceClient(d.server.calls, rpc.BaseURL, rpc.ClientOptions()...),
-			Grants: accessdv1connect.NewGrantServiceClient(d.server.calls, rpc.BaseURL, rpc.ClientOptions()...),
-			SignOn: accessdv1connect.NewSignOnServiceClient(d.server.calls, rpc.BaseURL, rpc.ClientOptions()...),
-			Bots:   accessdv1connect.NewBotSignInServiceClient(d.server.calls, rpc.BaseURL, rpc.ClientOptions()...),
+			Login:  rpc.Service(d.server.calls, accessdv1connect.NewLoginServiceClient),
+			Grants: rpc.Service(d.server.calls, accessdv1connect.NewGrantServiceClient),
+			SignOn: rpc.Service(d.server.calls, accessdv1connect.NewSignOnServiceClient),
+			Bots:   rpc.Service(d.server.calls, accessdv1connect.NewBotSignInServiceClient),
 
-			Delegation: accessdv1connect.NewDelegationServiceClient(d.server.calls, rpc.BaseURL, rpc.ClientOptions()...),
-			Locks:      accessdv1connect.NewLockServiceClient(d.server.calls, rpc.BaseURL, rpc.ClientOptions()...),
-			Rotation:   accessdv1connect.NewRotationServiceClient(d.server.calls, rpc.BaseURL, rpc.ClientOptions()...),
-			Factors:    accessdv1connect.NewFactorServiceClient(d.server.calls, rpc.BaseURL, rpc.ClientOptions()...),
+			Delegation: rpc.Service(d.server.calls, accessdv1connect.NewDelegationServiceClient),
+			Locks:      rpc.Service(d.server.calls, accessdv1connect.NewLockServiceClient),
+			Rotation:   rpc.Service(d.server.calls, accessdv1connect.NewRotationServiceClient),
+			Factors:    rpc.Service(d.server.calls, accessdv1connect.NewFactorServiceClient),
 		}
 	}
 	return cfg

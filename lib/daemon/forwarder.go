@@ -42,7 +42,7 @@ type forwarder struct {
 func (d *Daemon) startForwarder(ctx context.Context, tunnels *reversetunnel.Server) (*forwarder, error) {
 	f := &forwarder{
 		d: d, tunnels: tunnels,
-		certs: accessdv1connect.NewDelegationServiceClient(d.server.calls, rpc.BaseURL, rpc.ClientOptions()...),
+		certs: rpc.Service(d.server.calls, accessdv1connect.NewDelegationServiceClient),
 	}
 	ledger, err := events.NewOpenSessions(d.path("forwarded"))
 	if err != nil {
@@ -58,7 +58,7 @@ func (d *Daemon) startForwarder(ctx context.Context, tunnels *reversetunnel.Serv
 	}
 	f.server, err = node.New(node.Config{
 		Name: "forwarder", Trust: d.trust, Engine: d.engine, Changed: d.cache.Changed, Events: d.events, Ledger: ledger, Recorder: recorder,
-		Factors: accessdv1connect.NewFactorServiceClient(d.server.calls, rpc.BaseURL, rpc.ClientOptions()...),
+		Factors: rpc.Service(d.server.calls, accessdv1connect.NewFactorServiceClient),
 		Grace:   d.cfg.Grace, Algorithms: sshserver.Algorithms{Ciphers: d.cfg.SSH.Ciphers}, Registerer: d.metrics, Log: d.log,
 	})
 	if err != nil {
@@ -89,7 +89,7 @@ func (f *forwarder) view(n services.Node) authz.NodeView {
 	if now, ok := f.d.cache.Node(n.ID); ok {
 		n = now
 	}
-	return authz.NodeView{ID: n.ID, Name: n.Name, Labels: n.Labels}
+	return authz.ViewOf(n)
 }
 
 // executor returns what runs the sessions of p on the sshd of n.

@@ -110,7 +110,7 @@ type nodeFactors struct{ n *nodeRole }
 
 // VerifyFactor calls the authority.
 func (f nodeFactors) VerifyFactor(ctx context.Context, r *connect.Request[accessdv1.VerifyFactorRequest]) (*connect.Response[accessdv1.VerifyFactorResponse], error) {
-	return accessdv1connect.NewFactorServiceClient(f.n.calls, rpc.BaseURL, rpc.ClientOptions()...).VerifyFactor(ctx, r)
+	return rpc.Service(f.n.calls, accessdv1connect.NewFactorServiceClient).VerifyFactor(ctx, r)
 }
 
 // accountChanged returns what makes durable that an account of the node is about

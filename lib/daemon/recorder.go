@@ -35,7 +35,7 @@ func (d *Daemon) openRecorder(ctx context.Context, name string, at func() *seat)
 type uploads struct{ at func() *seat }
 
 func (u uploads) service() accessdv1connect.RecordingServiceClient {
-	return accessdv1connect.NewRecordingServiceClient(u.at().calls, rpc.BaseURL, rpc.ClientOptions()...)
+	return rpc.Service(u.at().calls, accessdv1connect.NewRecordingServiceClient)
 }
 
 // UploadPart implements [recording.Upload].

@@ -39,7 +39,7 @@ type seat struct {
 }
 
 func (s *seat) members() accessdv1connect.MemberServiceClient {
-	return accessdv1connect.NewMemberServiceClient(s.calls, rpc.BaseURL, rpc.ClientOptions()...)
+	return rpc.Service(s.calls, accessdv1connect.NewMemberServiceClient)
 }
 
 // localCalls returns a client that calls h in this process as m, with the

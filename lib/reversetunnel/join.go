@@ -63,7 +63,7 @@ func Join(ctx context.Context, cfg JoinConfig) (client accessdv1connect.JoinServ
 		<-done
 		calls.CloseIdleConnections()
 	}
-	return accessdv1connect.NewJoinServiceClient(calls, rpc.BaseURL, rpc.ClientOptions()...), closeConn, nil
+	return rpc.Service(calls, accessdv1connect.NewJoinServiceClient), closeConn, nil
 }
 
 // connect dials and logs in with no more than a key.

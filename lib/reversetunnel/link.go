@@ -175,7 +175,7 @@ func (l *link) attach(ctx, live context.Context) error {
 	if !l.agent.cfg.NoDialBack {
 		req.DataKeySha256 = l.agent.key.hash[:]
 	}
-	tunnels := accessdv1connect.NewTunnelServiceClient(l.api, rpc.BaseURL, rpc.ClientOptions()...)
+	tunnels := rpc.Service(l.api, accessdv1connect.NewTunnelServiceClient)
 	stream, err := tunnels.Attach(live, connect.NewRequest(req))
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"sync"
 
+	"connectrpc.com/connect"
 	"go.uber.org/zap"
 	"golang.org/x/net/http2"
 )
@@ -108,4 +109,10 @@ func Client(dial func(context.Context) (net.Conn, error)) *http.Client {
 		DisableCompression: true,
 		IdleConnTimeout:    0,
 	}}
+}
+
+// Service returns the client of one service over calls; with is the function that
+// the generator has made for it.
+func Service[S any](calls connect.HTTPClient, with func(connect.HTTPClient, string, ...connect.ClientOption) S) S {
+	return with(calls, BaseURL, ClientOptions()...)
 }

@@ -92,7 +92,7 @@ func (s *Server) explain(ctx context.Context, b *bridge, n services.Node) {
 func (s *Server) ask(c *sshserver.Conn, who *person, host string, port uint32) asked {
 	q := asked{who: who, host: host, port: port}
 	q.node, q.known, q.bar = parseTarget(host, port).find(s.cfg.Policy, func(n services.Node) bool {
-		return s.cfg.Engine.Reach(c.Identity, view(n)).Allow
+		return s.cfg.Engine.Reach(c.Identity, authz.ViewOf(n)).Allow
 	})
 	return q
 }
@@ -141,7 +141,7 @@ func (s *Server) answer(id *sshca.Identity, q asked) (authz.Decision, error) {
 // reaches decides whether id may reach n. To follow sessions there, who may read
 // recordings may; of each session the node decides.
 func (s *Server) reaches(id *sshca.Identity, n services.Node, observes bool) authz.Decision {
-	d := s.cfg.Engine.Reach(id, view(n))
+	d := s.cfg.Engine.Reach(id, authz.ViewOf(n))
 	if !d.Allow && d.Lock == nil && observes {
 		if r := s.cfg.Engine.Resource(id, "recordings", "read"); r.Allow {
 			return r

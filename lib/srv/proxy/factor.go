@@ -67,9 +67,9 @@ type pending struct {
 func (s *Server) asksFactor(id *sshca.Identity, v visit) (services.Node, bool) {
 	host, port := parsePlace(v.place)
 	node, known, err := parseTarget(host, port).find(s.cfg.Policy, func(n services.Node) bool {
-		return s.cfg.Engine.Reach(id, view(n)).Allow
+		return s.cfg.Engine.Reach(id, authz.ViewOf(n)).Allow
 	})
-	return node, err == nil && known && s.cfg.Engine.NeedsFactor(id, view(node), v.login)
+	return node, err == nil && known && s.cfg.Engine.NeedsFactor(id, authz.ViewOf(node), v.login)
 }
 
 // detains reports whether a visitor is to give a second factor, and begins to ask
@@ -187,5 +187,5 @@ func (x *session) joinNeedsFactor(n names.NodeID, login names.Login) bool {
 		return true
 	}
 	node, ok := x.s.cfg.Policy.Node(n)
-	return ok && x.s.cfg.Engine.Decide(authz.Request{Identity: id, Node: view(node), Login: login, Action: authz.ActionJoin}).NeedsFactor
+	return ok && x.s.cfg.Engine.Decide(authz.Request{Identity: id, Node: authz.ViewOf(node), Login: login, Action: authz.ActionJoin}).NeedsFactor
 }

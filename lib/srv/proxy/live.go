@@ -11,7 +11,6 @@ import (
 
 	"golang.org/x/time/rate"
 
-	"github.com/accessd/accessd/lib/authz"
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/services"
@@ -284,8 +283,4 @@ func (s *Server) dismiss(c *sshserver.Conn, why error) {
 	default:
 		c.Cut(why)
 	}
-}
-
-func view(n services.Node) authz.NodeView {
-	return authz.NodeView{ID: n.ID, Name: n.Name, Labels: n.Labels}
 }

@@ -115,7 +115,7 @@ func (x *session) follow(ctx context.Context, p *passage, far observed) error {
 // place returns the id of the node that the session runs on, and its login there,
 // if the person may see that it does.
 func (o observation) place(ctx context.Context) (names.NodeID, names.Login, error) {
-	client := accessdv1connect.NewSessionServiceClient(o.calls, rpc.BaseURL, rpc.ClientOptions()...)
+	client := rpc.Service(o.calls, accessdv1connect.NewSessionServiceClient)
 	list, err := unwrap(client.ListSessions(ctx, connect.NewRequest(&accessdv1.ListSessionsRequest{})))
 	if err != nil {
 		return "", "", err

@@ -257,7 +257,7 @@ func (k *keys) lend() (back func()) {
 func (s *Server) reachable(id *sshca.Identity) []Reachable {
 	var list []Reachable
 	for _, n := range s.cfg.Policy.Nodes() {
-		if !s.cfg.Engine.Reach(id, view(n)).Allow {
+		if !s.cfg.Engine.Reach(id, authz.ViewOf(n)).Allow {
 			continue
 		}
 		r := Reachable{Node: n, Online: n.Address != "" || len(s.cfg.Policy.Presence(n.ID)) > 0}
@@ -274,7 +274,7 @@ func (s *Server) reachable(id *sshca.Identity) []Reachable {
 // mayUse reports whether id may do anything as login on n.
 func (s *Server) mayUse(id *sshca.Identity, n services.Node, login names.Login) bool {
 	return slices.ContainsFunc(services.Actions(), func(action string) bool {
-		d := s.cfg.Engine.Decide(authz.Request{Identity: id, Node: view(n), Login: login, Action: authz.Action(action)})
+		d := s.cfg.Engine.Decide(authz.Request{Identity: id, Node: authz.ViewOf(n), Login: login, Action: authz.Action(action)})
 		return d.Allow || d.NeedsFactor
 	})
 }
