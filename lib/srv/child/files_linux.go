@@ -361,7 +361,7 @@ func (n names) long(name string, st *unix.Stat_t) string {
 	const halfYear = 365 * 24 * time.Hour / 2
 	changed := time.Unix(st.Mtim.Sec, 0)
 	form := "Jan _2  2006"
-	if time.Since(changed) < halfYear {
+	if age := time.Since(changed); age >= 0 && age < halfYear {
 		form = "Jan _2 15:04"
 	}
 	return fmt.Sprintf("%s %3d %-8s %-8s %8d %s %s", modeText(st.Mode), st.Nlink, n.user(st.Uid), n.group(st.Gid), st.Size, changed.Format(form), name)

@@ -185,6 +185,7 @@ func fixture(t *testing.T) string {
 		os.WriteFile(at("f"), []byte("0123456789"), 0o644),
 		os.WriteFile(at("g"), []byte("other"), 0o600),
 		os.WriteFile(at("d/x"), []byte("x"), 0o644),
+		os.WriteFile(at("later"), nil, 0o644),
 		os.Symlink("f", at("link")),
 		os.Symlink("d/e", at("dlink")),
 		os.Symlink("nowhere", at("dangling")),
@@ -196,9 +197,14 @@ func fixture(t *testing.T) string {
 			t.Fatal(err)
 		}
 	}
-	for _, name := range []string{"f", "g", "d/x", "d/e", "d", "empty", "link", "dlink", "dangling", "loop", "fifo", "."} {
-		old := []unix.Timespec{{Sec: 1000}, {Sec: 1000}}
-		if err := unix.UtimesNanoAt(unix.AT_FDCWD, at(name), old, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	// No listing names the present: the clock that a file system stamps with
+	// may be ahead of the one that time(2) reads.
+	for _, name := range []string{"f", "g", "d/x", "d/e", "d", "empty", "later", "link", "dlink", "dangling", "loop", "fifo", ".", ".."} {
+		stamp := unix.Timespec{Sec: 1000}
+		if name == "later" {
+			stamp.Sec = 4102444800 // 2100
+		}
+		if err := unix.UtimesNanoAt(unix.AT_FDCWD, at(name), []unix.Timespec{stamp, stamp}, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			t.Fatal(err)
 		}
 	}
