@@ -2,12 +2,14 @@ package integration
 
 import (
 	"bytes"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -55,6 +57,7 @@ func forwardChecks() []check {
 			b := x.background(t, x.command(append(strict, "-D", at)))
 			socks(t, x, b, at)
 		}},
+		{openssh, "-T -D with a script on stdin", "VS Code Remote's way: a script starts a server, which is used over SOCKS and outlives the connection", nil, editor},
 		{openssh, "-W", "standard streams lead to a service the node reaches", nil, func(t *testing.T, x target) {
 			body := noise(1 << 20)
 			r := x.feed(t, bytes.NewReader(body), []string{"-W", echo(t)})
@@ -84,6 +87,63 @@ func socks(t *testing.T, x target, b *background, at string) {
 		return r.Code != 7 // no connection yet
 	})
 	same(t, r, 0, "page", "")
+}
+
+// setUp is a script as an editor that works on another machine sends it: it leaves
+// a server behind, says where it listens, and answers as long as it is asked.
+const setUp = `cd "$DIR" && echo page >page
+nohup python3 -u -m http.server --bind 127.0.0.1 0 >log 2>&1 </dev/null &
+echo $! >pid
+for _ in $(seq 600); do grep -q ' port ' log && break; sleep 0.1; done
+sed -n 's/.* port \([0-9]*\) .*/listening on \1/p' log
+while read -r word; do echo "heard $word"; done
+`
+
+func editor(t *testing.T, x target) {
+	dir, at := x.scratch(t), "127.0.0.1:"+port(t)
+	t.Cleanup(func() {
+		if pid, err := strconv.Atoi(strings.TrimSpace(readOr(filepath.Join(dir, "pid")))); err == nil {
+			_ = syscall.Kill(pid, syscall.SIGKILL) // fails when it has gone, which the test finds
+		}
+	})
+	cmd := x.command([]string{"-T", "-D", at, "-o", "ExitOnForwardFailure=yes"}, "bash")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := filepath.Join(t.TempDir(), "said")
+	out, err := os.Create(said)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	cmd.Stdout = out
+	b := x.background(t, cmd)
+	heard := func(form string) string {
+		t.Helper()
+		var m []string
+		b.eventually(t, form, func() bool { m = regexp.MustCompile(form).FindStringSubmatch(readOr(said)); return m != nil })
+		return m[len(m)-1]
+	}
+	say := func(text string) {
+		t.Helper()
+		if _, err := io.WriteString(in, text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	say(strings.ReplaceAll(setUp, "$DIR", dir))
+	page := "http://127.0.0.1:" + heard(`listening on (\d+)\n`) + "/page"
+	get := []string{"-sS", "--noproxy", "", "--socks5-hostname", at, page}
+	same(t, x.run(t, nil, "curl", get...), 0, "page\n", "")
+	say("ping\n")
+	heard(`heard ping\n`)
+	if err := in.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if r := b.wait(t); r.Code != 0 {
+		t.Errorf("exit %d: %s", r.Code, r.Stderr)
+	}
+	same(t, x.ssh(t, nil, "curl -sS --noproxy '*' "+page), 0, "page\n", "")
 }
 
 func cancelRemote(t *testing.T, x target) {

@@ -2,7 +2,6 @@ package node
 
 import (
 	"net/netip"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -19,8 +18,6 @@ type person struct {
 	client   *srv.Client   // nil of an observer
 	observer *srv.Observer // nil of everybody else
 	since    time.Time
-	last     atomic.Bool // the client opens no more sessions
-	first    atomic.Bool // it has opened one
 }
 
 // opened is called when a person has logged in.
@@ -77,15 +74,11 @@ func (s *Server) channels() map[string]func(*sshserver.Conn, ssh.NewChannel) {
 
 func session(c *sshserver.Conn, nc ssh.NewChannel) {
 	p := personOf(c)
-	// The announcement follows upon a channel open, and may overtake it here.
-	switch again := p.first.Swap(true); {
-	case again && p.last.Load():
-		_ = nc.Reject(ssh.Prohibited, "no more sessions were announced") // fails when the connection has ended
-	case p.observer != nil:
+	if p.observer != nil {
 		p.observer.Session(c.Context(), nc)
-	default:
-		p.client.Session(c.Context(), nc)
+		return
 	}
+	p.client.Session(c.Context(), nc)
 }
 
 // forward carries a channel to somewhere else.
@@ -106,10 +99,6 @@ func (s *Server) requests() map[string]func(*sshserver.Conn, *ssh.Request) (bool
 		sshwire.RequestCancelTCPIPForward:       listen,
 		sshwire.RequestStreamlocalForward:       listen,
 		sshwire.RequestCancelStreamlocalForward: listen,
-		sshwire.RequestNoMoreSessions: func(c *sshserver.Conn, _ *ssh.Request) (bool, []byte) {
-			personOf(c).last.Store(true)
-			return true, nil
-		},
 	}
 }
 

@@ -187,7 +187,6 @@ func (s *Server) outerConfig() sshserver.Config {
 	cfg.Requests[sshwire.RequestCancelTCPIPForward] = s.forward
 	cfg.Requests[sshwire.RequestStreamlocalForward] = s.forward
 	cfg.Requests[sshwire.RequestCancelStreamlocalForward] = s.forward
-	cfg.Requests[sshwire.RequestNoMoreSessions] = func(*sshserver.Conn, *ssh.Request) (bool, []byte) { return true, nil }
 	cfg.Opened, cfg.Closed = s.opened, s.closed
 	return cfg
 }

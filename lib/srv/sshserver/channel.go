@@ -49,6 +49,26 @@ func refuseRequest(ctx gliderlabs.Context, _ *gliderlabs.Server, r *ssh.Request)
 	return connOf(ctx).serveRequest(r, nil)
 }
 
+// announceLast takes a client's word that it opens no more sessions (OpenSSH
+// PROTOCOL, section 2.2).
+func announceLast(c *Conn, _ *ssh.Request) (bool, []byte) {
+	c.lastSession.Store(true)
+	return true, nil
+}
+
+// untilLast holds a client to that word, so that whoever gets hold of its
+// connection later has no use of it. The announcement follows upon the opening of
+// its one session and may overtake it here: the first is served all the same.
+func untilLast(handler func(*Conn, ssh.NewChannel)) func(*Conn, ssh.NewChannel) {
+	return func(c *Conn, nc ssh.NewChannel) {
+		if again := c.hadSession.Swap(true); again && c.lastSession.Load() {
+			_ = nc.Reject(ssh.Prohibited, "no more sessions were announced") // fails when the connection has ended
+			return
+		}
+		handler(c, nc)
+	}
+}
+
 // serveRequest answers one global request.
 func (c *Conn) serveRequest(r *ssh.Request, handler func(*Conn, *ssh.Request) (bool, []byte)) (bool, []byte) {
 	if !c.enter() {

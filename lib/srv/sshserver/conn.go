@@ -63,6 +63,8 @@ type Conn struct {
 	handlers sync.WaitGroup
 	panicked atomic.Bool
 
+	hadSession, lastSession atomic.Bool // see untilLast
+
 	mu       sync.Mutex
 	closing  bool          // no handler starts any more
 	opened   bool          // Opened returned nil

@@ -55,6 +55,7 @@ import (
 
 	"github.com/accessd/accessd/lib/defaults"
 	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/sshwire"
 )
 
 // Version is the identification string; it tells nothing about the build. It
@@ -83,7 +84,8 @@ type Config struct {
 
 	// Channels has a handler per channel type the peer may open; what has none
 	// is refused and counted. A handler must accept or reject nc; when it
-	// returns its channel is closed. Each runs in its own goroutine.
+	// returns its channel is closed. Each runs in its own goroutine. A client that
+	// announced its last session opens no more of them.
 	Channels map[string]func(c *Conn, nc ssh.NewChannel)
 	// Requests has a handler per global request; what has none is refused and
 	// counted. Handlers of one connection run one after the other and must be
@@ -175,9 +177,14 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.channels = map[string]gliderlabs.ChannelHandler{"default": refuseChannel}
 	for name, handler := range cfg.Channels {
+		if name == sshwire.ChannelSession {
+			handler = untilLast(handler)
+		}
 		s.channels[name] = handleChannel(handler)
 	}
-	s.requests = map[string]gliderlabs.RequestHandler{"default": refuseRequest}
+	s.requests = map[string]gliderlabs.RequestHandler{
+		"default": refuseRequest, sshwire.RequestNoMoreSessions: handleRequest(announceLast),
+	}
 	for name, handler := range cfg.Requests {
 		s.requests[name] = handleRequest(handler)
 	}
