@@ -20,7 +20,7 @@ import (
 
 // Patience bounds every wait of a scenario; a loaded two-core machine with the
 // race detector on is slow.
-const Patience = 30 * time.Second
+const Patience = 90 * time.Second
 
 var binary struct {
 	sync.Once

@@ -202,7 +202,7 @@ func TestServeEndsWithItsContext(t *testing.T) {
 		if err != nil {
 			t.Errorf("Serve = %v, want nil", err)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatal("Serve outlived its context")
 	}
 	for stream.Receive() {

@@ -344,7 +344,7 @@ func TestKillAfter(t *testing.T) {
 			if e.Signal != "KILL" {
 				t.Errorf("exit %+v, want by KILL", e)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(30 * time.Second):
 			t.Error("the process lives on")
 		}
 	}

@@ -321,7 +321,7 @@ func (r *recorder) reset() {
 // wait returns the events called name once there are n.
 func (r *recorder) wait(name events.Name, n int) []events.Event {
 	r.t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(30 * time.Second)
 	for {
 		r.mu.Lock()
 		if r.more == nil {
