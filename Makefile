@@ -4,7 +4,8 @@ GO ?= go
 BIN := bin
 TOOLS := $(BIN)/tools
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
-LDFLAGS := -s -w -X github.com/accessd/accessd/lib/defaults.Version=$(VERSION)
+# Functions at 16 bytes, not 32: half a megabyte less.
+LDFLAGS := -s -w -funcalign 16 -X github.com/accessd/accessd/lib/defaults.Version=$(VERSION)
 PLATFORMS := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64
 # One for each system: what "make release" builds beyond these has no code of its own.
 CHECKED := linux/arm64 darwin/arm64 windows/amd64
