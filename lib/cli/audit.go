@@ -17,7 +17,7 @@ import (
 )
 
 func auditCommand(e *env) *cobra.Command {
-	return noun("audit", "Read and prove the audit log", auditList(e), auditTail(e), auditExport(e), auditVerify(e), auditProve(e), auditCheck(e), auditRotate(e))
+	return noun("audit", "Read and prove the audit log", auditList(e), auditTail(e), auditExport(e), auditVerify(e), auditProve(e), auditCheck(e), auditRotate(e), auditArchive(e))
 }
 
 // auditFilter are the flags that select events.

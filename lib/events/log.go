@@ -72,12 +72,15 @@ type Log struct {
 	pending func(ctx context.Context) error
 	stale   bool // the trees may hold entries that the index does not
 
+	archiving sync.Mutex
+
 	mu      sync.Mutex
-	trees   []period      // oldest first; not changed, but replaced
-	size    uint64        // the place behind the newest tree's last entry
-	indexed uint64        // the one behind the last that the index knows
-	err     error         // of the last append
-	grown   chan struct{} // closed when any of it changes
+	trees   []period                      // oldest first; not changed, but replaced
+	behind  []func(p period) (who string) // who has not seen all of a period
+	size    uint64                        // the place behind the newest tree's last entry
+	indexed uint64                        // the one behind the last that the index knows
+	err     error                         // of the last append
+	grown   chan struct{}                 // closed when any of it changes
 	closed  bool
 }
 

@@ -61,6 +61,7 @@ const (
 	ConnectorDelete   Name = "connector.delete"
 	CARotate          Name = "ca.rotate"
 	AuditRotate       Name = "audit.rotate"
+	AuditArchive      Name = "audit.archive"
 	ProcessStart      Name = "process.start"
 	ProcessStop       Name = "process.stop"
 	LockCreate        Name = "lock.created"
@@ -506,7 +507,11 @@ func archive() []Spec {
 		},
 		{
 			Name: RecordingDelete, Code: "A6006", Outcome: Either, Meaning: "a recording was removed; what it was is proven by its root",
-			Fields: fields(by(), parts, reason(), node()),
+			Fields: fields(
+				by(), parts,
+				Field{Name: "mirrored", Type: Bool, Meaning: "whether the mirror, where there is one, has all of it and keeps it", Example: "true"},
+				reason(), node(),
+			),
 		},
 		{
 			Name: RecordingFault, Code: "A6007", Outcome: Failure, Meaning: "a part of a recording is not in the store as it was put there",
@@ -519,6 +524,17 @@ func archive() []Spec {
 				Field{Name: "period", Type: String, Meaning: "the new period; it stands behind the log's origin", Example: "2026-12"},
 				Field{Name: "base", Type: Int, Meaning: "number of its first entry among those of all periods", Example: "1280"},
 				Field{Name: "checkpoint", Type: String, Meaning: "the last checkpoint of the period before, as it was signed", Example: "example/audit/5630a42e-5177-4ce8-a3c3-4ed24708b577 ...", Max: maxDocument},
+				reason(),
+			),
+		},
+		{
+			Name: AuditArchive, Code: "A6101", Outcome: Either, Meaning: "the oldest period of the log is in an archive, and is about to be removed here",
+			Fields: fields(
+				by(),
+				Field{Name: "period", Type: String, Meaning: "the period, first for the first", Example: "2026-11"},
+				Field{Name: "to", Type: String, Meaning: "the archive, without credentials", Example: "s3://bucket?region=eu-central-1"},
+				Field{Name: "entries", Type: Int, Meaning: "how many entries it has", Example: "1203"},
+				Field{Name: "checkpoint", Type: String, Meaning: "its last checkpoint, as it was signed", Example: "example/audit/5630a42e-5177-4ce8-a3c3-4ed24708b577 ...", Max: maxDocument},
 				reason(),
 			),
 		},
