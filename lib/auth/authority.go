@@ -39,6 +39,7 @@ type auditLog interface {
 	Prove(ctx context.Context, uid string) ([]byte, error)
 	Rotate(ctx context.Context, by, reason string) (verifierKey string, err error)
 	Archive(ctx context.Context, a events.Archiving) (events.Archived, error)
+	Held(ctx context.Context, events [][]byte, before string) ([]bool, error)
 	VerifierKeys() []string
 	VerifyIndex(ctx context.Context) error
 }

@@ -27,6 +27,7 @@ type tour struct {
 	tell    func(t *tour, list [][]byte) error
 
 	archived []string // periods that are not here
+	told     told
 }
 
 // newTour returns a tour that begins at places.
@@ -51,18 +52,22 @@ func (t *tour) once(ctx context.Context) error {
 	}
 	q := t.q
 	q.follow = false
-	var told error
+	var failed error // of this side
 	for i, l := range logs {
 		q.place = t.at[l.id]
 		err := l.read(ctx, q, func(p events.Page) error {
 			t.at[l.id] = p.After
 			t.archived = append(t.archived, p.Archived...)
-			told = t.tell(t, p.Events)
-			return told
+			list, err := t.unheard(ctx, l.id, p.Events)
+			if err == nil {
+				err = t.tell(t, list)
+			}
+			failed = err
+			return err
 		})
 		switch {
-		case told != nil:
-			return told
+		case failed != nil:
+			return failed
 		case err != nil && (i == 0 || ctx.Err() != nil):
 			return err
 		case err != nil:
@@ -110,7 +115,7 @@ func (t *tour) follow(ctx context.Context) error {
 			return ctx.Err()
 		case <-changed:
 		case n := <-heard:
-			if err := t.hear(n); err != nil {
+			if err := t.hear(ctx, n); err != nil {
 				return err
 			}
 		}
@@ -118,7 +123,7 @@ func (t *tour) follow(ctx context.Context) error {
 }
 
 // hear tells news on. This authority's own log must not be away.
-func (t *tour) hear(n news) error {
+func (t *tour) hear(ctx context.Context, n news) error {
 	was := t.missing[n.log.id]
 	switch {
 	case n.err != nil && n.log.id == t.cfg.Keys.authority:
@@ -133,7 +138,11 @@ func (t *tour) hear(n news) error {
 		t.turned = was != nil
 		t.at[n.log.id] = n.page.After
 	}
-	return t.tell(t, n.page.Events)
+	list, err := t.unheard(ctx, n.log.id, n.page.Events)
+	if err != nil {
+		return err
+	}
+	return t.tell(t, list)
 }
 
 // followOne follows one log until ctx ends.

@@ -94,6 +94,14 @@ func (m *recordingsMirror) lacks(r services.SessionRecording) bool {
 	return name == nil || r.Mirrored != *name
 }
 
+// erase removes a recording from the mirror, where what is removed is.
+func (m *recordingsMirror) erase(ctx context.Context, id names.SessionID) error {
+	if m == nil || !m.cfg.Recordings.MirrorDelete {
+		return nil
+	}
+	return m.cfg.Recordings.Mirror.DeleteAll(ctx, recordingDir(id))
+}
+
 // run brings what is offered until ctx ends.
 func (m *recordingsMirror) run(ctx context.Context) {
 	if m == nil {
@@ -343,11 +351,8 @@ func (m *recordingsMirror) unlessGone(ctx context.Context, id names.SessionID, c
 			return nil
 		})
 	}
-	if gone := fault.Is(err, fault.NotFound) || err == nil && now.Removing != nil; !gone || !m.cfg.Recordings.MirrorDelete {
-		if gone {
-			return nil
-		}
-		return err
+	if fault.Is(err, fault.NotFound) || err == nil && now.Removing != nil {
+		return m.erase(ctx, id)
 	}
-	return m.cfg.Recordings.Mirror.DeleteAll(ctx, recordingDir(id))
+	return err
 }

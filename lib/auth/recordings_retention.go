@@ -155,7 +155,10 @@ func (k *archive) remove(ctx context.Context, r services.SessionRecording, why s
 		})
 		return errors.Join(err, undone)
 	}
-	err := k.erase(ctx, r.Session)
+	err := k.mirror.erase(ctx, r.Session)
+	if err == nil {
+		err = k.erase(ctx, r.Session)
+	}
 	if err != nil {
 		k.note(ctx, failed(ev, err))
 	}
@@ -169,11 +172,6 @@ func (k *archive) erase(ctx context.Context, session names.SessionID) error {
 	}
 	if err := k.cfg.Recordings.Store.DeleteAll(ctx, recordingDir(session)); err != nil {
 		return err
-	}
-	if k.mirror != nil && k.cfg.Recordings.MirrorDelete {
-		if err := k.cfg.Recordings.Mirror.DeleteAll(ctx, recordingDir(session)); err != nil {
-			return err
-		}
 	}
 	return k.cfg.Store.DeleteRecording(ctx, session)
 }
