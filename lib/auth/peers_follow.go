@@ -28,6 +28,7 @@ type tour struct {
 
 	archived []string // periods that are not here
 	told     told
+	gone     map[names.NodeID]bool // of those followed, whose authorities were retired
 }
 
 // newTour returns a tour that begins at places.
@@ -46,7 +47,7 @@ func (t *tour) absent() []*accessdv1.MissingLog {
 
 // once reads each log to its end, one after the other.
 func (t *tour) once(ctx context.Context) error {
-	logs, missing := t.logs(t.at)
+	logs, missing := t.logs(ctx, t.at)
 	for _, m := range missing {
 		t.missing[names.NodeID(m.GetId())] = m
 	}
@@ -98,9 +99,15 @@ func (t *tour) follow(ctx context.Context) error {
 	followed := map[names.NodeID]bool{}
 	for {
 		changed := t.cfg.Cache.Changed()
-		logs, unknown := t.logs(t.at)
+		logs, unknown := t.logs(ctx, t.at)
 		for _, m := range unknown {
 			t.missing[names.NodeID(m.GetId())] = m
+		}
+		if t.part(followed, logs, unknown) {
+			t.turned = true
+			if err := t.tell(t, nil); err != nil {
+				return err
+			}
 		}
 		for _, l := range logs {
 			if !followed[l.id] {
@@ -122,10 +129,30 @@ func (t *tour) follow(ctx context.Context) error {
 	}
 }
 
+// part gives up the logs of followed that are neither there nor missing: their
+// authorities were retired. It reports whether one of them was missed.
+func (t *tour) part(followed map[names.NodeID]bool, logs []authorityLog, missing []*accessdv1.MissingLog) (missed bool) {
+	t.gone = maps.Clone(followed)
+	for _, l := range logs {
+		delete(t.gone, l.id)
+	}
+	for _, m := range missing {
+		delete(t.gone, names.NodeID(m.GetId()))
+	}
+	for id := range t.gone {
+		missed = missed || t.missing[id] != nil
+		delete(t.missing, id)
+		delete(t.at, id)
+	}
+	return missed
+}
+
 // hear tells news on. This authority's own log must not be away.
 func (t *tour) hear(ctx context.Context, n news) error {
 	was := t.missing[n.log.id]
 	switch {
+	case t.gone[n.log.id]:
+		return nil
 	case n.err != nil && n.log.id == t.cfg.Keys.authority:
 		return n.err
 	case n.err != nil && was != nil:

@@ -53,7 +53,7 @@ func remoteVerbs() map[string]remoteVerb {
 		"ls":       list,
 		"version":  {},
 		"nodes ls": list,
-		"nodes rm": {},
+		"nodes rm": {flags: []string{"force", "reason"}, stdin: []string{"end"}, use: "rm NODE [--force --reason TEXT [--end -]]"},
 		"nodes add": {
 			flags: []string{"address", "labels", "format"}, stdin: []string{"host-key"},
 			use: "add NAME [--address HOST:PORT] [--labels K=V,…] [--host-key -]",

@@ -44,6 +44,7 @@ const (
 	NodeJoin          Name = "node.join"
 	NodeUpdate        Name = "node.update"
 	NodeDelete        Name = "node.delete"
+	AuthorityDelete   Name = "authority.delete"
 	NodeCreate        Name = "node.create"
 	NodeHostKey       Name = "node.hostkey"
 	ProxyJoin         Name = "proxy.join"
@@ -371,6 +372,16 @@ func members() []Spec {
 				Field{Name: "expected", Type: List, Meaning: "SHA-256 of the host keys it is expected to show", Example: "SHA256:uNiVztksCsDhcc0u9e8BgrJXVGUpZRgIrPJ3VwqWcJU"},
 				Field{Name: "address", Type: String, Meaning: "where it was reached", Example: "10.0.0.7:22"},
 				by(), reason(), connection(),
+			),
+		},
+		{
+			Name: AuthorityDelete, Code: "A4020", Outcome: Either, Meaning: "an authority that is gone for good was taken off the record; nobody asks for its log any more",
+			Fields: fields(
+				by(), node(),
+				Field{Name: "log_lost", Type: Bool, Meaning: "whether nothing was shown of how its log ended", Example: "true"},
+				Field{Name: "entries", Type: Int, Meaning: "how many entries that checkpoint signs", Example: "1203"},
+				Field{Name: "checkpoint", Type: String, Meaning: "the last checkpoint of its log that was shown", Example: "example/audit/5630a42e-5177-4ce8-a3c3-4ed24708b577 ...", Max: maxDocument},
+				reason(),
 			),
 		},
 	}
