@@ -122,7 +122,7 @@ func Common() []Field {
 		{Name: "time", Type: String, Meaning: "when, by the clock of the process that saw it; UTC, microseconds", Example: "2026-03-01T09:30:00.000000Z"},
 		{Name: "uid", Type: String, Meaning: "the event's own id, a UUID; the log holds each once", Example: "0195510c-9a40-7bb2-8c51-0b5e6f1f2a11"},
 		{Name: "cluster_name", Type: String, Meaning: "the cluster", Example: "example"},
-		{Name: "user", Type: String, Meaning: "the person or bot, as proven; as claimed when success is false", Example: "alice"},
+		{Name: "user", Type: String, Meaning: "the person or bot, as proven; as claimed when success is false, and (unknown:HASH) when nothing is called so", Example: "alice"},
 		{Name: "login", Type: String, Meaning: "the operating-system account on the node", Example: "root"},
 		{Name: "sid", Type: String, Meaning: "the session", Example: "5f0c9b1e-6a3d-4a53-9d5c-0a1c2f7f0e11"},
 		{Name: "server_id", Type: String, Meaning: "the process that emitted the event", Example: "b1946ac9-2492-4d23-94c6-235b4d2611e5"},
