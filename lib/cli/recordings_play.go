@@ -283,22 +283,24 @@ func (t *tape) verified(ctx context.Context, err error) error {
 		return t.reader.Verify(t.copied.root)
 	}
 	root := t.recording.GetRoot()
-	res, err := t.e.audit().ListEvents(ctx, connect.NewRequest(&accessdv1.ListEventsRequest{
-		Filter: &accessdv1.EventFilter{Session: string(t.sid), Event: string(events.SessionEnd)}, Limit: 1,
-	}))
 	var away []*accessdv1.MissingLog
-	if err == nil {
-		away = res.Msg.GetMissing()
-	}
-	switch {
-	case err == nil && len(res.Msg.GetEvents()) == 1:
-		ev, err := events.ParseEvent(res.Msg.GetEvents()[0])
+	// A session whose recording could not be closed in time ended without a root, and
+	// the authority's event has it.
+	for _, name := range []events.Name{events.SessionEnd, events.RecordingComplete} {
+		said, missing, err := t.logged(ctx, name)
+		if fault.Is(err, fault.Denied) {
+			break
+		}
 		if err != nil {
 			return err
 		}
-		root, _ = ev.Fields["recording_root"].(string) // "" when the log vouches for none
-	case err != nil && !fault.Is(err, fault.Denied):
-		return err
+		away = missing
+		if said != nil {
+			root = *said
+		}
+		if said == nil || *said != "" {
+			break
+		}
 	}
 	if root == "" && len(away) > 0 {
 		t.e.say("It cannot be said whether the log vouches for this recording: %d authorities with events are away.", len(away))
@@ -309,4 +311,24 @@ func (t *tape) verified(ctx context.Context, err error) error {
 		return nil
 	}
 	return t.reader.Verify(root)
+}
+
+// logged returns the root that the event of that name gives the recording, "" when
+// it gives none; nil is that the log has no such event.
+func (t *tape) logged(ctx context.Context, name events.Name) (root *string, missing []*accessdv1.MissingLog, err error) {
+	res, err := t.e.audit().ListEvents(ctx, connect.NewRequest(&accessdv1.ListEventsRequest{
+		Filter: &accessdv1.EventFilter{Session: string(t.sid), Event: string(name)}, Limit: 1,
+	}))
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(res.Msg.GetEvents()) != 1 {
+		return nil, res.Msg.GetMissing(), nil
+	}
+	ev, err := events.ParseEvent(res.Msg.GetEvents()[0])
+	if err != nil {
+		return nil, nil, err
+	}
+	text, _ := ev.Fields["recording_root"].(string)
+	return &text, res.Msg.GetMissing(), nil
 }
