@@ -71,7 +71,7 @@ func Copy(dst io.Writer, src io.Reader) (int64, error) {
 			}
 		}
 		switch {
-		case err == io.EOF:
+		case err == io.EOF: //nolint:errorlint // an error that wraps it is one
 			return d.moved, nil
 		case err != nil:
 			return d.moved, err
@@ -94,7 +94,7 @@ func direct(dst io.WriteCloser, src io.Reader, cut func()) int64 {
 			}
 		}
 		switch {
-		case err == io.EOF:
+		case err == io.EOF: //nolint:errorlint // an error that wraps it is one
 			if closeWrite(dst) != nil {
 				cut()
 			}

@@ -70,7 +70,7 @@ func (s *Secure) ReadMore(p []byte) int {
 		return 0
 	}
 	s.records.only = true
-	n, _ := s.Conn.Read(p)
+	n, _ := s.Read(p)
 	s.records.only = false
 	return n
 }
@@ -93,17 +93,17 @@ type records struct {
 
 // Read implements [net.Conn]. A time-out leaves TLS as it was.
 func (r *records) Read(p []byte) (int, error) {
-	if len(r.ahead) == 0 {
-		if r.only {
-			return 0, os.ErrDeadlineExceeded
+	switch {
+	case len(r.ahead) > 0:
+	case r.only:
+		return 0, os.ErrDeadlineExceeded
+	case r.buf == nil:
+		n, err := r.Conn.Read(p)
+		if n >= maxRecord && err == nil {
+			r.buf, _ = aheads.Get().(*[aheadSize]byte)
 		}
-		if r.buf == nil {
-			n, err := r.Conn.Read(p)
-			if n >= maxRecord && err == nil {
-				r.buf, _ = aheads.Get().(*[aheadSize]byte)
-			}
-			return n, err
-		}
+		return n, err
+	default:
 		n, err := r.Conn.Read(r.buf[:])
 		if n == 0 {
 			return 0, err
