@@ -243,7 +243,7 @@ func (e *env) verifyCopies(ctx context.Context, dir, keys string, list []names.S
 		if err == nil {
 			err = errors.Join(c.verify(), c.files.Close())
 		}
-		line := ""
+		var line string
 		switch {
 		case err == nil:
 			line = fmt.Sprintf("verified %s: %d parts, %s", sid, len(c.parts), c.where)

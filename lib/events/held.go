@@ -58,7 +58,7 @@ func (l *Log) Held(ctx context.Context, list [][]byte, before string) ([]bool, e
 
 // places returns the entries of those uids that the index knows.
 func (x *index) places(ctx context.Context, uids []any) (map[uuid.UUID]uint64, error) {
-	rows, err := x.db.QueryContext(ctx, "SELECT uid, entry FROM uids WHERE uid IN (?"+strings.Repeat(", ?", len(uids)-1)+")", uids...)
+	rows, err := x.db.QueryContext(ctx, "SELECT uid, entry FROM uids WHERE uid IN (?"+strings.Repeat(", ?", len(uids)-1)+")", uids...) //nolint:gosec // it is question marks
 	if err != nil {
 		return nil, err
 	}
