@@ -25,7 +25,6 @@ func TestGarbageIsNotLive(t *testing.T) {
 		garbage = append(garbage, make([]byte, 1<<20))
 	}
 	runtime.KeepAlive(garbage)
-	garbage = nil
 	runtime.GC()
 	if got := liveHeap(); got == 0 || got > heapFloor/2 {
 		t.Errorf("live heap of %d bytes after 64 MiB of garbage", got)
