@@ -89,6 +89,7 @@ type records struct {
 	holding bool
 	held    *[heldSize]byte // nil when nothing is held back
 	size    int             // of what is
+	failed  error           // of a write whose records TLS takes for sent
 }
 
 // Read implements [net.Conn]. A time-out leaves TLS as it was.
@@ -123,6 +124,9 @@ func (r *records) Read(p []byte) (int, error) {
 func (r *records) Write(p []byte) (int, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.failed != nil {
+		return 0, r.failed
+	}
 	if !r.holding {
 		return r.Conn.Write(p)
 	}
@@ -160,11 +164,11 @@ func (r *records) release() error {
 }
 
 func (r *records) flushLocked() error {
-	if r.held == nil {
-		return nil
+	if r.held == nil || r.failed != nil {
+		return r.failed
 	}
-	_, err := r.Conn.Write(r.held[:r.size])
+	_, r.failed = r.Conn.Write(r.held[:r.size])
 	helds.Put(r.held)
 	r.held, r.size = nil, 0
-	return err
+	return r.failed
 }

@@ -7,8 +7,10 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // counted counts the writes to a socket.
@@ -119,7 +121,7 @@ func TestSecureWritesOnce(t *testing.T) {
 // TestReadMoreDoesNotWait: nothing, or half a record, is not waited for, and the
 // rest of it is read later as if nobody had asked.
 func TestReadMoreDoesNotWait(t *testing.T) {
-	near, far, socket := securePair(t)
+	near, far, _ := securePair(t)
 	buf := make([]byte, 64<<10)
 	if n := far.ReadMore(buf); n != 0 {
 		t.Fatalf("ReadMore = %d where nothing was sent", n)
@@ -156,8 +158,28 @@ func TestReadMoreDoesNotWait(t *testing.T) {
 	if far.records.buf != nil {
 		t.Error("a connection that is not busy keeps a buffer for reading")
 	}
-	socket.Close()
-	if _, err := near.Write(data[:32<<10]); err == nil {
-		t.Error("a write to a closed socket went well")
+}
+
+// TestSecureFailsForGood: after a write that failed half-way nothing more is sent,
+// since TLS takes its records for sent.
+func TestSecureFailsForGood(t *testing.T) {
+	near, _, socket := securePair(t)
+	if err := near.SetWriteDeadline(time.Unix(1, 0)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := near.Write(make([]byte, 32<<10)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("Write = %v, want that it took too long", err)
+	}
+	if err := near.SetWriteDeadline(time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+	before := socket.writes.Load()
+	for _, size := range []int{1, 32 << 10} {
+		if _, err := near.Write(make([]byte, size)); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("Write of %d bytes = %v after one that failed", size, err)
+		}
+	}
+	if socket.writes.Load() != before {
+		t.Error("something was sent after a write that failed")
 	}
 }
