@@ -280,6 +280,8 @@ func telling(name events.Name) []string {
 		return []string{"state", "action", "target", "listen", "bytes_in", "bytes_out", "reason"}
 	case events.SessionJoin, events.SessionLeave:
 		return []string{"mode", "participant", "reason"}
+	case events.AuditRotate, events.AuditArchive, events.AuthorityDelete:
+		return []string{"period", "to", "entries", "log_lost", "reason"}
 	case events.NodeHostKey:
 		return []string{"action", "fingerprint", "reason"}
 	case events.AccountCreate, events.AccountDelete:

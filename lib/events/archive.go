@@ -58,10 +58,12 @@ type Archived struct {
 // the removal, nothing is missing here; killed later, the next start removes the
 // rest.
 func (l *Log) Archive(ctx context.Context, a Archiving) (Archived, error) {
-	if !l.archiving.TryLock() {
+	select {
+	case l.archiving <- struct{}{}:
+		defer func() { <-l.archiving }()
+	default:
 		return Archived{}, fault.New(fault.Conflict, "a period of the log is being archived already")
 	}
-	defer l.archiving.Unlock()
 	p, err := l.archivable(a)
 	if err != nil {
 		return Archived{}, err

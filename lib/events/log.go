@@ -72,7 +72,7 @@ type Log struct {
 	pending func(ctx context.Context) error
 	stale   bool // the trees may hold entries that the index does not
 
-	archiving sync.Mutex
+	archiving chan struct{} // holds the turn to archive
 
 	mu      sync.Mutex
 	trees   []period                      // oldest first; not changed, but replaced
@@ -106,7 +106,7 @@ func OpenLog(ctx context.Context, cfg LogConfig) (*Log, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Log{cfg: cfg, dir: dir, key: logKey{key, cfg.VerifierKey}, grown: make(chan struct{}), stop: func() {}}
+	l := &Log{cfg: cfg, dir: dir, key: logKey{key, cfg.VerifierKey}, grown: make(chan struct{}), archiving: make(chan struct{}, 1), stop: func() {}}
 	l.groups = newCommitter[[]entry]()
 	if err := l.open(ctx); err != nil {
 		l.stop()
