@@ -20,10 +20,11 @@ const (
 	rolesOfUser = 10
 )
 
-// policy is a policy that never changes.
+// policy is a policy in which nothing changes but its revision.
 type policy struct {
-	roles map[names.RoleName]services.Role
-	user  services.User
+	roles    map[names.RoleName]services.Role
+	user     services.User
+	revision uint64
 }
 
 func (p *policy) Role(name names.RoleName) (services.Role, bool) {
@@ -32,7 +33,7 @@ func (p *policy) Role(name names.RoleName) (services.Role, bool) {
 }
 
 func (p *policy) User(name names.UserName) (services.User, bool) { return p.user, name == p.user.Name }
-func (p *policy) Revision() uint64                               { return 1 }
+func (p *policy) Revision() uint64                               { return p.revision }
 func (p *policy) Elevation(string) (services.Elevation, bool)    { return services.Elevation{}, false }
 func (p *policy) Stale() bool                                    { return false }
 func (p *policy) Locked(services.Subject, time.Time) (services.Lock, bool) {
@@ -73,8 +74,8 @@ func newPolicy() (*policy, error) {
 	return p, nil
 }
 
-// measureDecisions measures an access decision that was never asked before, and
-// one that was.
+// measureDecisions measures an access decision that was never asked before, one that
+// was, and the first after a change of policy.
 func measureDecisions(ctx context.Context, l *lab) ([]figure, error) {
 	p, err := newPolicy()
 	if err != nil {
@@ -106,10 +107,19 @@ func measureDecisions(ctx context.Context, l *lab) ([]figure, error) {
 	if err != nil {
 		return nil, err
 	}
+	fresh, err := timeEach(ctx, rounds, count/20, func() error { p.revision++; return decide(1) })
+	if err != nil {
+		return nil, err
+	}
 	return []figure{
 		figure{accessd: cold}.named("13", fmt.Sprintf("a decision, %d roles, %d per user, cold", rolesInAll, rolesOfUser), micros, atMost(20)).
 			remark("CPU time; the role set is known, the decision is not remembered. Building the question is included."),
 		figure{accessd: cached}.named("13", "the same, asked before", micros, atMost(2)),
+		figure{accessd: 1e6 / cold}.named("–", "decisions, one core, each about another node", perSecond, goal{}).
+			remark("these and the next by CPU time, with that load, locks asked about and none in force."),
+		figure{accessd: 1e6 / cached}.named("–", "the same, asked before", perSecond, goal{}),
+		figure{accessd: 1e6 / fresh}.named("–", "the same, each the first of its person after a change of policy", perSecond, goal{}).
+			remark("as after each lock, rotation or edit of a role: the person's rules are made anew."),
 	}, nil
 }
 

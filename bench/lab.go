@@ -137,8 +137,21 @@ func (l *lab) tls(ctx context.Context) (*side, error) {
 
 func (l *lab) plain(ctx context.Context) (*side, error) {
 	return l.share("accessd, plain", func(p place) (*side, error) {
-		return l.startAccessd(ctx, p, cluster{config: "tunnel: {plain: true}\n"})
+		return l.startAccessd(ctx, p, cluster{config: plainData})
 	})
+}
+
+// plainData is the configuration of data connections without TLS.
+const plainData = "tunnel: {plain: true}\n"
+
+// apart returns accessd's side with a proxy that is nothing else, with or without
+// TLS around its data connections.
+func (l *lab) apart(ctx context.Context, plain bool) (*side, error) {
+	name, c := "accessd, apart", cluster{apart: true}
+	if plain {
+		name, c.config = name+", plain", plainData
+	}
+	return l.share(name, func(p place) (*side, error) { return l.startAccessd(ctx, p, c) })
 }
 
 func (l *lab) share(name string, start func(place) (*side, error)) (*side, error) {

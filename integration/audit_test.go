@@ -551,6 +551,7 @@ func TestLogInPeriods(t *testing.T) {
 	if r := harness.Run(t, nil, harness.Binary(t), "audit", "check", proof, "--key", l.key); r.Code != 0 || !strings.Contains(r.Stdout, "in the first") {
 		t.Errorf("a proof from the closed period: exit %d %q %q", r.Code, r.Stdout, r.Stderr)
 	}
+	harness.WriteFile(t, kept+".first", read(t, filepath.Join(l.log, "checkpoint")))
 	newest := "/" + period + "/tile/entries/000.p"
 	for _, tt := range []tampering{
 		{name: "the period's first entry edited", want: []string{"entry 0", period + "/tile/entries"}, do: func(t *testing.T, dir string) {
@@ -584,7 +585,17 @@ func TestLogInPeriods(t *testing.T) {
 		})
 	}
 	t.Run("archived on purpose", func(t *testing.T) {
-		removeFirst(t, l.log)
+		archive := filepath.Join(t.TempDir(), "archive")
+		if r := f.Try("audit", "archive", "first", "--to", archive); r.Code == 0 || !strings.Contains(r.Stderr, "ended 0 days ago") {
+			t.Errorf("archive of a period that ended a moment ago: exit %d %q", r.Code, r.Stderr)
+		}
+		said := f.Admin("audit", "archive", "first", "--to", archive, "--young", "--reason", "the year is over")
+		first := strings.TrimSuffix(origin, "/"+period)
+		wantEvent(t, f.Cluster, map[string]string{"period": "first", "to": "file://" + archive, "reason": "the year is over", "checkpoint": read(t, kept+".first")}, "--event", "audit.archive")
+		must(t, l.verify(filepath.Join(archive, "audit", filepath.Base(first)), "--since", kept))
+		if !strings.Contains(said, "origin "+first+",") {
+			t.Errorf("archive says %q", said)
+		}
 		if r := f.Try("audit", "verify", "--archived"); r.Code != 0 || !strings.Contains(r.Stdout, "not here: origin "+strings.TrimSuffix(origin, "/"+period)+",") {
 			t.Errorf("verify: exit %d %q %q", r.Code, r.Stdout, r.Stderr)
 		}

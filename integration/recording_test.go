@@ -450,14 +450,42 @@ func TestKillMidRecording(t *testing.T) {
 	// session has ended, and uploads when there is a proxy again.
 	t.Run("the proxy before an accessd node", func(t *testing.T) {
 		t.Parallel()
-		f := newFleet(t, "accessd")
+		copies := filepath.Join(t.TempDir(), "bucket")
+		config := filepath.Join(t.TempDir(), "accessd.yaml")
+		harness.WriteFile(t, config, "limits: {no_penalties: true}\nauth: {argon2: {time: 1, memory_kib: 8192, threads: 1}}\nrecordings: {mirror: \"file://"+copies+"\"}\n")
+		f := newFleetWith(t, config, "accessd")
 		command := counting + "behind"
 		out := crash(t, f.jump("accessd"), command, 600_000, func() { f.Main.Kill(); f.StartMain() })
 		f.WaitOnline("n1")
 		r := kept(t, f.Cluster, started(t, f.Cluster, "alice", "n1", command))
 		ticks(t, stream(r.frames(t, ""), stdout), out)
 		f.Verify()
+		mirrored(t, f.Cluster, r, copies)
 	})
+}
+
+// mirrored waits until a mirror has a recording, and opens it there without the
+// cluster; a copy that was changed is found.
+func mirrored(t *testing.T, c *harness.Cluster, r recorded, dir string) {
+	t.Helper()
+	key := c.File("audit.pub", c.Admin("ca", "export", "--type", "audit"))
+	run := func(args ...string) harness.Result {
+		return harness.Run(t, nil, harness.Binary(t), append([]string{"recordings"}, args...)...)
+	}
+	harness.Eventually(t, "the mirror has the recording", func() bool { return run("verify", "--copy", dir, "--key", key, r.sid).Code == 0 })
+	c.Main.Kill()
+	if text := must(t, run("play", r.sid, "--copy", dir, "--key", key, "--format", "text")); text != stream(r.frames(t, ""), stdout) {
+		t.Errorf("the copy plays as %.100q…", text)
+	}
+	of := filepath.Join(dir, "recordings", r.sid)
+	must(t, harness.Run(t, nil, "sh", "-c", `cd "$0" && sha256sum --quiet -c SHA256SUMS`, of))
+	must(t, harness.Run(t, nil, harness.Binary(t), "audit", "check", filepath.Join(of, "recording.proof"), "--key", key))
+	harness.WriteFile(t, filepath.Join(of, "000001.part"), "nothing happened")
+	for _, r := range []harness.Result{run("verify", "--copy", dir, "--key", key), run("play", r.sid, "--copy", dir, "--key", key, "--format", "text")} {
+		if r.Code == 0 || !strings.Contains(r.Stdout+r.Stderr, "is not the") {
+			t.Errorf("a copy that was changed: exit %d %.100q %q", r.Code, r.Stdout, r.Stderr)
+		}
+	}
 }
 
 // crash runs a counting command until its person has seen so many bytes, has kill

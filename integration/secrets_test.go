@@ -51,6 +51,22 @@ func TestSecretsAppearNowhere(t *testing.T) {
 		refused(t, k.Wait(), "Permission denied")
 	}
 
+	// What is typed into the wrong field, with and without a key.
+	misplaced := "Tr0ub4dor3-in-the-wrong-field"
+	harness.Secret("a password typed as a user name", misplaced)
+	k := signIn(t, c, misplaced, c.Key("misplaced"), "-o", "NumberOfPasswordPrompts=1")
+	k.Expect(`Password, invite or join token: `)
+	k.Send(wrong)
+	k.Expect(`Code: `)
+	k.Send("000000")
+	refused(t, k.Wait(), "Permission denied")
+	refused(t, harness.Run(t, nil, "ssh", "-F", "none", "-i", key, "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
+		"-p", c.Addr[strings.LastIndex(c.Addr, ":")+1:], misplaced+"@127.0.0.1", "nodes", "ls"), "Permission denied")
+	if e := wantEvent(t, c, map[string]string{"success": "false", "error": "no such user"}, "--event", "user.login"); !strings.HasPrefix(e.Str("user"), "(unknown:") {
+		t.Errorf("the user of %v is not veiled", e)
+	}
+	wantEvent(t, c, map[string]string{"success": "false", "refusal": "wrong_principal", "key_id": "alice"}, "--event", "auth.rejected")
+
 	token := strings.TrimSpace(c.Admin("tokens", "add", "--role", "node", "--uses", "1", "--ttl", "1h", "--quiet"))
 	id, secret, _ := strings.Cut(token, ".")
 	twisted := id + "." + secret[1:] + secret[:1]

@@ -118,6 +118,8 @@ func accessTable() map[string]rule { //nolint:funlen // one table, which is read
 		accessdv1connect.AuditServiceVerifyLogProcedure:    admin("audit", "read"),
 		accessdv1connect.AuditServiceProveEventProcedure:   admin("audit", "read"),
 		accessdv1connect.AuditServiceRotateLogProcedure:    admin("audit", "update"),
+		// It writes where it is told to, with the authority's own rights.
+		accessdv1connect.AuditServiceArchivePeriodProcedure: {local: true},
 
 		// Whole logs: the authority that asks has decided who may see what.
 		accessdv1connect.PeerServiceReadEventsProcedure:     authority,

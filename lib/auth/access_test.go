@@ -81,6 +81,7 @@ AuditService/ExportEvents      L A D R
 AuditService/VerifyLog         L A D R
 AuditService/ProveEvent        L A D R
 AuditService/RotateLog         L A D
+AuditService/ArchivePeriod     L
 PeerService/ReadEvents         H
 PeerService/ProvePeerEvent     H
 CAService/ExportCA             L A D P H

@@ -127,7 +127,7 @@ func (s auditService) TailEvents(ctx context.Context, req *connect.Request[acces
 	for _, m := range page.missing {
 		t.missing[names.NodeID(m.GetId())], t.turned = m, true
 	}
-	if err := t.tell(t, page.events); err != nil {
+	if err := t.tell(t, t.told.fresh(page.events)); err != nil {
 		return err
 	}
 	return t.follow(ctx)

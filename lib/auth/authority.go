@@ -38,6 +38,8 @@ type auditLog interface {
 	Grown(ctx context.Context, after string) error
 	Prove(ctx context.Context, uid string) ([]byte, error)
 	Rotate(ctx context.Context, by, reason string) (verifierKey string, err error)
+	Archive(ctx context.Context, a events.Archiving) (events.Archived, error)
+	Held(ctx context.Context, events [][]byte, before string) ([]bool, error)
 	VerifierKeys() []string
 	VerifyIndex(ctx context.Context) error
 }
@@ -159,9 +161,10 @@ func New(cfg Config) (*Authority, error) {
 
 		providers: newProviders(cfg.Now),
 	}
-	a.archive = newArchive(a)
 	a.deadlines = make(chan struct{}, 1)
-	return a, nil
+	var err error
+	a.archive, err = newArchive(a)
+	return a, err
 }
 
 // Handler returns the handler of every service, for connections whose peer

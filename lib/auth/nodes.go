@@ -46,7 +46,7 @@ func (s nodeService) RemoveNode(ctx context.Context, req *connect.Request[access
 		return nil, err
 	}
 	if rec.Kind == sshca.KindAuth {
-		return nil, fault.New(fault.BadInput, "%q is an authority and cannot be removed", rec.Name)
+		return connect.NewResponse(&accessdv1.RemoveNodeResponse{}), s.retire(ctx, rec.Member, req.Msg)
 	}
 	c := callerOf(ctx)
 	ev := events.Event{Name: events.NodeDelete, AddrRemote: c.addr, Fields: map[string]any{

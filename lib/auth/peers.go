@@ -19,6 +19,7 @@ import (
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/rpc"
+	"github.com/accessd/accessd/lib/services"
 	"github.com/accessd/accessd/lib/sshca"
 )
 
@@ -81,8 +82,8 @@ func (l authorityLog) missing(err error) *accessdv1.MissingLog {
 }
 
 // logs returns the logs of the cluster that can be asked for, this authority's
-// first, and names those that cannot.
-func (a *Authority) logs(from places) (list []authorityLog, missing []*accessdv1.MissingLog) {
+// first, and names those that cannot. One whose authority was retired is neither.
+func (a *Authority) logs(ctx context.Context, from places) (list []authorityLog, missing []*accessdv1.MissingLog) {
 	own := a.cfg.Keys.authority
 	list = []authorityLog{{ownLog{a}, own, string(own)}}
 	unknown := maps.Clone(from)
@@ -92,8 +93,7 @@ func (a *Authority) logs(from places) (list []authorityLog, missing []*accessdv1
 			continue
 		}
 		delete(unknown, m.ID)
-		calls := rpc.Service(a.cfg.Peers.Peer(m.ID), accessdv1connect.NewPeerServiceClient)
-		l := authorityLog{peerLog{m.ID, calls}, m.ID, string(m.Name)}
+		l := authorityLog{a.peerLog(m), m.ID, string(m.Name)}
 		if len(list) > maxPeers {
 			missing = append(missing, l.missing(fault.New(fault.Unavailable, "more than %d authorities are not asked", maxPeers)))
 			continue
@@ -101,6 +101,9 @@ func (a *Authority) logs(from places) (list []authorityLog, missing []*accessdv1
 		list = append(list, l)
 	}
 	for id := range unknown {
+		if a.retired(ctx, id) {
+			continue
+		}
 		l := authorityLog{id: id, name: string(id)}
 		missing = append(missing, l.missing(fault.New(fault.NotFound, "no authority has this id")))
 	}
@@ -161,6 +164,11 @@ func (l ownLog) grown(ctx context.Context, after string) error {
 type peerLog struct {
 	id    names.NodeID
 	calls accessdv1connect.PeerServiceClient
+}
+
+// peerLog returns the log of another authority.
+func (a *Authority) peerLog(m services.Member) peerLog {
+	return peerLog{m.ID, rpc.Service(a.cfg.Peers.Peer(m.ID), accessdv1connect.NewPeerServiceClient)}
 }
 
 // What is wrong with a peer, other than that it is away.

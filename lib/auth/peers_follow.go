@@ -27,6 +27,8 @@ type tour struct {
 	tell    func(t *tour, list [][]byte) error
 
 	archived []string // periods that are not here
+	told     told
+	gone     map[names.NodeID]bool // of those followed, whose authorities were retired
 }
 
 // newTour returns a tour that begins at places.
@@ -45,24 +47,28 @@ func (t *tour) absent() []*accessdv1.MissingLog {
 
 // once reads each log to its end, one after the other.
 func (t *tour) once(ctx context.Context) error {
-	logs, missing := t.logs(t.at)
+	logs, missing := t.logs(ctx, t.at)
 	for _, m := range missing {
 		t.missing[names.NodeID(m.GetId())] = m
 	}
 	q := t.q
 	q.follow = false
-	var told error
+	var failed error // of this side
 	for i, l := range logs {
 		q.place = t.at[l.id]
 		err := l.read(ctx, q, func(p events.Page) error {
 			t.at[l.id] = p.After
 			t.archived = append(t.archived, p.Archived...)
-			told = t.tell(t, p.Events)
-			return told
+			list, err := t.unheard(ctx, l.id, p.Events)
+			if err == nil {
+				err = t.tell(t, list)
+			}
+			failed = err
+			return err
 		})
 		switch {
-		case told != nil:
-			return told
+		case failed != nil:
+			return failed
 		case err != nil && (i == 0 || ctx.Err() != nil):
 			return err
 		case err != nil:
@@ -93,9 +99,15 @@ func (t *tour) follow(ctx context.Context) error {
 	followed := map[names.NodeID]bool{}
 	for {
 		changed := t.cfg.Cache.Changed()
-		logs, unknown := t.logs(t.at)
+		logs, unknown := t.logs(ctx, t.at)
 		for _, m := range unknown {
 			t.missing[names.NodeID(m.GetId())] = m
+		}
+		if t.part(followed, logs, unknown) {
+			t.turned = true
+			if err := t.tell(t, nil); err != nil {
+				return err
+			}
 		}
 		for _, l := range logs {
 			if !followed[l.id] {
@@ -110,17 +122,37 @@ func (t *tour) follow(ctx context.Context) error {
 			return ctx.Err()
 		case <-changed:
 		case n := <-heard:
-			if err := t.hear(n); err != nil {
+			if err := t.hear(ctx, n); err != nil {
 				return err
 			}
 		}
 	}
 }
 
+// part gives up the logs of followed that are neither there nor missing: their
+// authorities were retired. It reports whether one of them was missed.
+func (t *tour) part(followed map[names.NodeID]bool, logs []authorityLog, missing []*accessdv1.MissingLog) (missed bool) {
+	t.gone = maps.Clone(followed)
+	for _, l := range logs {
+		delete(t.gone, l.id)
+	}
+	for _, m := range missing {
+		delete(t.gone, names.NodeID(m.GetId()))
+	}
+	for id := range t.gone {
+		missed = missed || t.missing[id] != nil
+		delete(t.missing, id)
+		delete(t.at, id)
+	}
+	return missed
+}
+
 // hear tells news on. This authority's own log must not be away.
-func (t *tour) hear(n news) error {
+func (t *tour) hear(ctx context.Context, n news) error {
 	was := t.missing[n.log.id]
 	switch {
+	case t.gone[n.log.id]:
+		return nil
 	case n.err != nil && n.log.id == t.cfg.Keys.authority:
 		return n.err
 	case n.err != nil && was != nil:
@@ -133,7 +165,11 @@ func (t *tour) hear(n news) error {
 		t.turned = was != nil
 		t.at[n.log.id] = n.page.After
 	}
-	return t.tell(t, n.page.Events)
+	list, err := t.unheard(ctx, n.log.id, n.page.Events)
+	if err != nil {
+		return err
+	}
+	return t.tell(t, list)
 }
 
 // followOne follows one log until ctx ends.

@@ -171,7 +171,7 @@ type merged struct {
 // give. Only this authority's own log must answer. The place of a log that did
 // not is what it was.
 func (a *Authority) readAll(ctx context.Context, q query, from places) (merged, error) {
-	logs, missing := a.logs(from)
+	logs, missing := a.logs(ctx, from)
 	shares := make([]share, len(logs))
 	var asked sync.WaitGroup
 	for i, l := range logs {

@@ -24,7 +24,7 @@ func (a *Authority) prove(ctx context.Context, uid string) ([]byte, error) {
 	if id, err := uuid.Parse(uid); err == nil {
 		uid = id.String() // as events have it
 	}
-	logs, missing := a.logs(nil)
+	logs, missing := a.logs(ctx, nil)
 	proofs, faults := make([][]byte, len(logs)), make([]error, len(logs))
 	var asked sync.WaitGroup
 	for i, l := range logs[1:] {

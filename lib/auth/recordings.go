@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
 
 	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
 	"github.com/accessd/accessd/lib/events"
@@ -37,6 +39,11 @@ type RecordingsConfig struct {
 	Settings services.RecordingSettings // what every recorder is told
 	Retain   time.Duration              // remove what is older; 0 means for ever
 	MaxSize  int64                      // bytes of all, past which the oldest go; 0 means no bound
+
+	Mirror       recordingStore // has a copy of each; nil means none
+	MirrorDelete bool           // what is removed from the store is removed from there, too
+
+	Registerer prometheus.Registerer // nil means no metrics
 }
 
 // check refuses recipients that nothing could be sealed for.
@@ -59,7 +66,7 @@ func (c RecordingsConfig) check() error {
 func recordingDir(id names.SessionID) string { return "recordings/" + string(id) + "/" }
 
 func partKey(id names.SessionID, number uint32) string {
-	return fmt.Sprintf("%s%06d.part", recordingDir(id), number)
+	return recordingDir(id) + recording.PartFile(number)
 }
 
 // putSettings makes what recorders are told what the configuration says.
@@ -266,6 +273,8 @@ func (s recordingService) CompleteRecording(ctx context.Context, req *connect.Re
 	}
 	wrong := cmp.Or(r.Fault, compare(parts, end))
 	ev := about(events.RecordingComplete, r)
+	end.Event = uuid.Must(uuid.NewV7()).String()
+	ev.UID = end.Event
 	ev.AddrRemote, ev.Fields["by"], ev.Fields["recording_bytes"] = callerOf(ctx).addr, callerOf(ctx).by, r.Size
 	ev.Fields["recording_parts"], ev.Fields["recording_root"] = int64(end.Parts), end.Root
 	ev.Fields["recording_sealed"], ev.Fields["recovered"] = r.Sealed, end.Recovered

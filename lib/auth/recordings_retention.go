@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -28,13 +29,17 @@ const (
 type archive struct {
 	*Authority
 
-	index *searchIndex
-	wake  chan struct{} // holds one token once there may be something to do
-	turn  chan struct{} // holds the turn to go through all recordings
+	index  *searchIndex
+	mirror *recordingsMirror // nil without one
+	wake   chan struct{}     // holds one token once there may be something to do
+	turn   chan struct{}     // holds the turn to go through all recordings
 }
 
-func newArchive(a *Authority) *archive {
-	return &archive{Authority: a, index: newSearchIndex(a.cfg.Recordings.Dir), wake: make(chan struct{}, 1), turn: make(chan struct{}, 1)}
+func newArchive(a *Authority) (*archive, error) {
+	m, err := newMirror(a)
+	return &archive{
+		Authority: a, index: newSearchIndex(a.cfg.Recordings.Dir), mirror: m, wake: make(chan struct{}, 1), turn: make(chan struct{}, 1),
+	}, err
 }
 
 func (k *archive) poke() {
@@ -47,6 +52,9 @@ func (k *archive) poke() {
 // run does the archive's work until ctx ends.
 func (k *archive) run(ctx context.Context) error {
 	defer k.index.close()
+	var mirroring sync.WaitGroup
+	defer mirroring.Wait()
+	mirroring.Go(func() { k.mirror.run(ctx) })
 	tick := time.NewTicker(archiveInterval)
 	defer tick.Stop()
 	for {
@@ -75,12 +83,14 @@ func (k *archive) tend(ctx context.Context) error {
 		return err
 	}
 	list = k.retain(ctx, list)
+	k.mirror.offer(list)
 	return k.catchUp(ctx, list)
 }
 
 // retain removes what is past its time and then, the oldest first, what is too
 // much, and returns the rest. What is on hold or goes on is never removed, though
-// it counts.
+// it counts. Time waits for the mirror, which may be all that is left then; a full
+// disk does not, since nobody could begin a session.
 func (k *archive) retain(ctx context.Context, list []services.SessionRecording) []services.SessionRecording {
 	slices.SortFunc(list, func(a, b services.SessionRecording) int { return a.Started.Compare(b.Started) })
 	total := int64(0)
@@ -99,7 +109,7 @@ func (k *archive) retain(ctx context.Context, list []services.SessionRecording) 
 			why = *r.Removing
 		case r.Hold != "" || r.End == nil:
 			return false
-		case c.Retain > 0 && now.Sub(r.End.At) > c.Retain:
+		case c.Retain > 0 && now.Sub(r.End.At) > c.Retain && !k.mirror.lacks(r):
 			why.Reason = "older than " + c.Retain.String()
 		case c.MaxSize > 0 && total > c.MaxSize:
 			why.Reason = "the oldest, and all together are too large"
@@ -135,6 +145,9 @@ func (k *archive) remove(ctx context.Context, r services.SessionRecording, why s
 		ev.Fields["recording_parts"], ev.Fields["recording_root"] = int64(r.End.Parts), r.End.Root
 	}
 	set(ev, "reason", why.Reason)
+	if k.mirror != nil {
+		ev.Fields["mirrored"] = r.Mirrored != "" && !k.cfg.Recordings.MirrorDelete
+	}
 	if err := k.record(ctx, ev); err != nil {
 		_, undone := k.cfg.Store.ChangeRecording(ctx, r.Session, func(now *services.SessionRecording) error {
 			now.Removing = nil
@@ -142,7 +155,10 @@ func (k *archive) remove(ctx context.Context, r services.SessionRecording, why s
 		})
 		return errors.Join(err, undone)
 	}
-	err := k.erase(ctx, r.Session)
+	err := k.mirror.erase(ctx, r.Session)
+	if err == nil {
+		err = k.erase(ctx, r.Session)
+	}
 	if err != nil {
 		k.note(ctx, failed(ev, err))
 	}

@@ -378,20 +378,37 @@ func TestProxyRecordsForPlainNodes(t *testing.T) {
 type failing struct {
 	recordingStore
 
-	mu  sync.Mutex
-	err error
+	mu     sync.Mutex
+	err    error
+	after  int    // calls that still succeed
+	before func() // is called before the next
 }
 
-func (f *failing) fail(err error) {
+func (f *failing) fail(err error) { f.failAfter(0, err) }
+
+func (f *failing) failAfter(calls int, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.err = err
+	f.after, f.err = calls, err
 }
 
 func (f *failing) failed() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.before != nil {
+		f.before()
+	}
+	if f.after--; f.after >= 0 {
+		return nil
+	}
 	return f.err
+}
+
+func (f *failing) Get(ctx context.Context, key string) ([]byte, error) {
+	if err := f.failed(); err != nil {
+		return nil, err
+	}
+	return f.recordingStore.Get(ctx, key)
 }
 
 func (f *failing) Put(ctx context.Context, key string, data []byte) error {

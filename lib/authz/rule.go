@@ -46,6 +46,11 @@ func compile(role services.Role, deny bool, user *services.User) []rule {
 	return rules
 }
 
+// covers reports whether r is about nodes and names all that a asks about.
+func (r *rule) covers(a *ask) bool {
+	return r.coversNode(a) && r.coversLogin(a) && r.coversAction(a) && r.coversTarget(a)
+}
+
 // coversNode reports whether r is about nodes and names a's.
 func (r *rule) coversNode(a *ask) bool {
 	if len(r.Resources) > 0 {

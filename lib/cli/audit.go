@@ -17,7 +17,7 @@ import (
 )
 
 func auditCommand(e *env) *cobra.Command {
-	return noun("audit", "Read and prove the audit log", auditList(e), auditTail(e), auditExport(e), auditVerify(e), auditProve(e), auditCheck(e), auditRotate(e))
+	return noun("audit", "Read and prove the audit log", auditList(e), auditTail(e), auditExport(e), auditVerify(e), auditProve(e), auditCheck(e), auditRotate(e), auditArchive(e))
 }
 
 // auditFilter are the flags that select events.
@@ -280,6 +280,8 @@ func telling(name events.Name) []string {
 		return []string{"state", "action", "target", "listen", "bytes_in", "bytes_out", "reason"}
 	case events.SessionJoin, events.SessionLeave:
 		return []string{"mode", "participant", "reason"}
+	case events.AuditRotate, events.AuditArchive, events.AuthorityDelete:
+		return []string{"period", "to", "entries", "log_lost", "reason"}
 	case events.NodeHostKey:
 		return []string{"action", "fingerprint", "reason"}
 	case events.AccountCreate, events.AccountDelete:

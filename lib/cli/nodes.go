@@ -128,13 +128,36 @@ func (e *env) readKeys(path string) ([]string, error) {
 }
 
 func nodesRemove(e *env) *cobra.Command {
-	return &cobra.Command{
-		Use:   "rm NODE",
+	var (
+		force       bool
+		reason, end string
+	)
+	c := &cobra.Command{
+		Use:   "rm NODE [--force --reason TEXT [--end FILE]]",
 		Short: "Forget a node; its certificates stop working at once",
-		Args:  want("NODE"),
+		Long: "Forget a node or a proxy; its certificates stop working at once.\n\n" +
+			"With --force also an authority that is gone for good, and does not answer: its log is\n" +
+			"no longer missed in what \"accessd audit\" shows. The event authority.delete has the\n" +
+			"last checkpoint of that log, from --end, which may be the file \"checkpoint\" of the\n" +
+			"newest period in its mirror or archive; without --end the log is declared lost.",
+		Args: want("NODE"),
 		RunE: verb(func(ctx context.Context, args []string) error {
-			_, err := e.nodes().RemoveNode(ctx, connect.NewRequest(&accessdv1.RemoveNodeRequest{Node: args[0]}))
+			req := &accessdv1.RemoveNodeRequest{Node: args[0], Force: force, Reason: reason}
+			if end != "" {
+				text, err := e.readInput(end, maxSaved)
+				if err != nil {
+					return err
+				}
+				if req.LogEnd = string(text); len(text) == 0 {
+					return fault.New(fault.BadInput, "--end: %q is empty", end)
+				}
+			}
+			_, err := e.nodes().RemoveNode(ctx, connect.NewRequest(req))
 			return err
 		}),
 	}
+	c.Flags().BoolVar(&force, "force", false, "also an authority that is gone for good")
+	c.Flags().StringVar(&reason, "reason", "", "why, for the log; with --force")
+	c.Flags().StringVar(&end, "end", "", "the last checkpoint of its log (- is stdin)")
+	return c
 }

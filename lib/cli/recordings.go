@@ -16,7 +16,7 @@ import (
 
 func recordingsCommand(e *env) *cobra.Command {
 	return noun("recordings", "List, play, export, search and keep recordings of sessions",
-		recordingsList(e), recordingsPlay(e), recordingsExport(e), recordingsSearch(e), recordingsHold(e), recordingsRemove(e))
+		recordingsList(e), recordingsPlay(e), recordingsExport(e), recordingsVerify(e), recordingsSearch(e), recordingsHold(e), recordingsRemove(e))
 }
 
 // recordingFilter are the flags that select recordings.

@@ -43,6 +43,7 @@ type vault struct {
 	parts    [][]byte
 	root     string // as the store has it
 	logged   string // as the log has it; "" is no session.end
+	late     string // session.end has none, and recording.complete this
 	denied   bool   // the caller may not read the log
 	missing  []*accessdv1.MissingLog
 	rows     int
@@ -98,13 +99,17 @@ func (v *vault) ReadRecording(_ context.Context, req *connect.Request[accessdv1.
 	return nil
 }
 
-func (v *vault) ListEvents(context.Context, *connect.Request[accessdv1.ListEventsRequest]) (*connect.Response[accessdv1.ListEventsResponse], error) {
+func (v *vault) ListEvents(_ context.Context, req *connect.Request[accessdv1.ListEventsRequest]) (*connect.Response[accessdv1.ListEventsResponse], error) {
 	if v.denied {
 		return nil, fault.New(fault.Denied, "not yours")
 	}
 	res := &accessdv1.ListEventsResponse{Missing: v.missing}
 	if v.logged != "" {
-		e := events.Event{Name: events.SessionEnd, Code: "A3002I", Time: time.Unix(1, 0).UTC(), UID: string(tapeID), SID: tapeID, Fields: map[string]any{"recording_root": v.logged}}
+		root := v.logged
+		if v.late != "" {
+			root = map[string]string{string(events.RecordingComplete): v.late}[req.Msg.GetFilter().GetEvent()]
+		}
+		e := events.Event{Name: events.Name(req.Msg.GetFilter().GetEvent()), Code: "A3002I", Time: time.Unix(1, 0).UTC(), UID: string(tapeID), SID: tapeID, Fields: map[string]any{"recording_root": root}}
 		data, err := e.MarshalJSON()
 		if err != nil {
 			return nil, err
@@ -227,6 +232,8 @@ func TestRecordingsPlayVerifies(t *testing.T) {
 		"the log vouches":             {func(*vault) {}, 0, ""},
 		"the log has another":         {func(v *vault) { v.logged = other }, 2, "the recording is not the one in the log"},
 		"the store lies, the log not": {func(v *vault) { v.root = other }, 0, ""},
+		"the log vouches later":       {func(v *vault) { v.late = v.logged }, 0, ""},
+		"the log later has another":   {func(v *vault) { v.late = other }, 2, "the recording is not the one in the log"},
 		"the log is not for them":     {func(v *vault) { v.denied = true }, 0, ""},
 		"nor does the store have it":  {func(v *vault) { v.denied, v.root = true, other }, 2, "the recording is not the one"},
 		"the session goes on":         {func(v *vault) { v.logged, v.root = "", "" }, 0, "The log does not vouch for this recording yet"},

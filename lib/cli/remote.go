@@ -53,7 +53,7 @@ func remoteVerbs() map[string]remoteVerb {
 		"ls":       list,
 		"version":  {},
 		"nodes ls": list,
-		"nodes rm": {},
+		"nodes rm": {flags: []string{"force", "reason"}, stdin: []string{"end"}, use: "rm NODE [--force --reason TEXT [--end -]]"},
 		"nodes add": {
 			flags: []string{"address", "labels", "format"}, stdin: []string{"host-key"},
 			use: "add NAME [--address HOST:PORT] [--labels K=V,…] [--host-key -]",
@@ -105,8 +105,8 @@ func remoteVerbs() map[string]remoteVerb {
 		"requests drop":    {flags: []string{"reason"}},
 
 		"recordings ls":     {flags: []string{"since", "until", "user", "login", "node", "interactive", "in-progress", "min-duration", "min-size", "limit", "format"}},
-		"recordings play":   {flags: []string{"speed", "skip-idle", "follow", "format"}, none: []string{"identity"}, use: "play SESSION [--speed N] [--skip-idle D] [--follow] [--format tty|text|json]"},
-		"recordings export": {flags: []string{"format"}, none: []string{"identity", "out"}, use: "export SESSION --format asciicast|text|json"},
+		"recordings play":   {flags: []string{"speed", "skip-idle", "follow", "format"}, none: []string{"identity", "copy", "key"}, use: "play SESSION [--speed N] [--skip-idle D] [--follow] [--format tty|text|json]"},
+		"recordings export": {flags: []string{"format"}, none: []string{"identity", "out", "copy", "key"}, use: "export SESSION --format asciicast|text|json"},
 		"recordings search": {flags: []string{"since", "until", "user", "node", "limit", "format"}},
 		"recordings hold":   {flags: []string{"reason", "release"}},
 		"recordings rm":     {flags: []string{"reason"}},

@@ -122,6 +122,8 @@ type Argon2 struct {
 // recorded.
 type Recordings struct {
 	Store      string        `yaml:"store" doc:"On the auth role: where recordings are kept, a folder as file:///PATH or a bucket: s3://BUCKET?region=REGION and other URLs of gocloud.dev/blob." default:"a folder, DATA_DIR/recordings"`
+	Mirror     string        `yaml:"mirror" doc:"On the auth role: a folder or bucket that every recording is copied to, a URL as for store, and another." default:"none"`
+	Erase      bool          `yaml:"mirror_delete" doc:"On the auth role: remove from the mirror, too, what is removed from the store. Without it the mirror keeps everything, and need not let itself be deleted from." default:"false"`
 	Recipients []string      `yaml:"recipients" doc:"On the auth role: public keys that recordings are sealed for (age1…, ssh-ed25519 …, ssh-rsa …), at most 32. With any, nothing on the server opens them, and there is no search in them." default:"none: not sealed"`
 	Retain     time.Duration `yaml:"retain" doc:"On the auth role: remove what is older, such as 2160h for 90 days, unless it is on hold." default:"for ever"`
 	MaxSize    int64         `yaml:"max_size" doc:"On the auth role: bytes of all recordings, past which the oldest are removed unless they are on hold." default:"no bound"`

@@ -48,7 +48,7 @@ node:
   labels: {env: dev}
   label_commands: {kernel: {command: [uname, -r]}}
 limits: {login_timeout: 45s, exempt: [192.0.2.0/24]}
-recordings: {store: "s3://bucket?region=x", recipients: [age1abc], retain: 2160h, max_size: 1099511627776, max_session: 1073741824}
+recordings: {store: "s3://bucket?region=x", mirror: "file:///mnt/copy", mirror_delete: true, recipients: [age1abc], retain: 2160h, max_size: 1099511627776, max_session: 1073741824}
 `)
 	c, err := config.Load(path)
 	if err != nil {
@@ -64,7 +64,7 @@ recordings: {store: "s3://bucket?region=x", recipients: [age1abc], retain: 2160h
 		t.Errorf("Exempt[0] = %v, want %v", got, want)
 	}
 	want := config.Recordings{
-		Store: "s3://bucket?region=x", Recipients: []string{"age1abc"}, Retain: 90 * 24 * time.Hour, MaxSize: 1 << 40,
+		Store: "s3://bucket?region=x", Mirror: "file:///mnt/copy", Erase: true, Recipients: []string{"age1abc"}, Retain: 90 * 24 * time.Hour, MaxSize: 1 << 40,
 		Quota: 10 << 30, MaxSession: 1 << 30,
 	}
 	if got := c.Recordings; !reflect.DeepEqual(got, want) {
@@ -102,8 +102,8 @@ func TestEveryMistakeIsNamedWithItsPlace(t *testing.T) {
 		{"audit", "audit: {mirror: x, rotate: weekly, witnesses: [{url: w.example.com}]}\n", []string{
 			`audit.mirror: "x": want a URL`, `audit.rotate: "weekly": want one of never, monthly, yearly`, `audit.witnesses[0].url: "w.example.com"`, "audit.witnesses[0].key: none",
 		}},
-		{"recordings", "recordings: {store: /var/x, retain: 5m, max_size: -1, quota: 100, max_session: 9}\n", []string{
-			`recordings.store: "/var/x": want a URL`, "recordings.retain: 5m0s: want at least an hour",
+		{"recordings", "recordings: {store: /var/x, mirror: /var/x, retain: 5m, max_size: -1, quota: 100, max_session: 9}\n", []string{
+			`recordings.store: "/var/x": want a URL`, `recordings.mirror: "/var/x": want a URL`, "want another place than recordings.store", "recordings.retain: 5m0s: want at least an hour",
 			"recordings.max_size: -1 bytes", "recordings.quota: 100 bytes", "recordings.max_session: 9 bytes",
 		}},
 	}

@@ -282,7 +282,11 @@ func (c *Config) checkSinks(m *mistakes) {
 func (c *Config) checkRecordings(m *mistakes) {
 	r := c.Recordings
 	m.storeURL("recordings.store", r.Store)
+	m.storeURL("recordings.mirror", r.Mirror)
 	m.storeURL("audit.mirror", c.Audit.Mirror)
+	if r.Mirror != "" && r.Mirror == r.Store {
+		m.add("recordings.mirror: %q: want another place than recordings.store", r.Mirror)
+	}
 	for i, w := range c.Audit.Witnesses {
 		if u, err := url.Parse(w.URL); err != nil || (u.Scheme != "https" && u.Scheme != "http") || u.Host == "" {
 			m.add("audit.witnesses[%d].url: %q: want https://HOST/PREFIX", i, w.URL)

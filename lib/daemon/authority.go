@@ -180,8 +180,19 @@ func (d *Daemon) openRecordings(ctx context.Context) (auth.RecordingsConfig, err
 		return auth.RecordingsConfig{}, err
 	}
 	d.run.atStop(ctx, rankStore, "recordings", objects.Close)
-	return auth.RecordingsConfig{
+	cfg := auth.RecordingsConfig{
 		Store: objects, Dir: d.path("recordings-index"), Retain: r.Retain, MaxSize: r.MaxSize,
-		Settings: services.RecordingSettings{Recipients: r.Recipients, MaxSession: r.MaxSession},
-	}, nil
+		Settings:   services.RecordingSettings{Recipients: r.Recipients, MaxSession: r.MaxSession},
+		Registerer: d.metrics,
+	}
+	if r.Mirror == "" {
+		return cfg, nil
+	}
+	mirror, err := store.Open(ctx, r.Mirror)
+	if err != nil {
+		return cfg, err
+	}
+	d.run.atStop(ctx, rankStore, "mirror of the recordings", mirror.Close)
+	cfg.Mirror, cfg.MirrorDelete = mirror, r.Erase
+	return cfg, nil
 }

@@ -224,7 +224,7 @@ func (d *Daemon) openEvents(ctx context.Context) error {
 	var err error
 	d.events, err = events.NewEmitter(events.EmitterConfig{
 		Dir: d.path("spool"), Cluster: func() string { return *d.cluster.Load() },
-		ServerID: string(d.id), ServerHostname: string(d.name), Log: d.log.Named("events"),
+		ServerID: string(d.id), ServerHostname: string(d.name), Known: d.stands, Log: d.log.Named("events"),
 	})
 	if err != nil {
 		return err

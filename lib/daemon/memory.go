@@ -5,6 +5,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
 	"strconv"
 	"strings"
 	"sync"
@@ -14,6 +15,9 @@ import (
 // 32 KiB packet is an allocation, and a heap of 4 MiB would be collected a
 // hundred times a second while a file goes through. In bytes.
 const heapFloor = 64 << 20
+
+// smallestHeap times GOGC/100 is what Go lets any heap grow to, in bytes.
+const smallestHeap = 4 << 20
 
 // memoryShare is the part of a cgroup's limit that the Go heap may take; the
 // rest is for stacks, the page cache and children.
@@ -37,20 +41,26 @@ var tuneMemory = sync.OnceFunc(func() { //nolint:gochecknoglobals // once per pr
 type floor struct{ _ [16]byte }
 
 func holdHeapFloor() {
-	f := &floor{}
+	f, now := &floor{}, 0
 	var adjust func(*floor)
 	adjust = func(f *floor) {
-		debug.SetGCPercent(gcPercent(liveHeap()))
+		// Setting it stops the world, so small changes are not followed.
+		if want := gcPercent(liveHeap()); want < now*9/10 || want > now*11/10 {
+			debug.SetGCPercent(want)
+			now = want
+		}
 		runtime.SetFinalizer(f, adjust)
 	}
-	debug.SetGCPercent(gcPercent(liveHeap()))
-	runtime.SetFinalizer(f, adjust)
+	adjust(f)
 }
 
+// liveHeap returns what the last collection found to be in use, in bytes. What
+// is allocated would not do: while the sweep goes on, and finalizers run then, most
+// of it is garbage, and the floor would sink to half of what it should be.
 func liveHeap() uint64 {
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return m.HeapAlloc
+	s := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	metrics.Read(s)
+	return s[0].Value.Uint64()
 }
 
 // gcPercent returns the GOGC under which a live heap of live bytes is next
@@ -60,7 +70,7 @@ func gcPercent(live uint64) int {
 	if live >= heapFloor/2 {
 		return usual
 	}
-	live = max(live, 1<<20)
+	live = max(live, smallestHeap) // before the first collection nothing is known
 	return int((heapFloor - live) * usual / live)
 }
 

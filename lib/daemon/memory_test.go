@@ -2,16 +2,32 @@ package daemon
 
 import (
 	"errors"
+	"runtime"
 	"testing"
 )
 
 func TestGCTargetNeverBelowFloor(t *testing.T) {
-	for _, live := range []uint64{1 << 20, 4 << 20, 20 << 20, 32 << 20, 100 << 20} {
-		target := live + live*uint64(gcPercent(live))/100
+	for _, live := range []uint64{0, 1 << 20, 4 << 20, 20 << 20, 32 << 20, 100 << 20} {
+		percent := uint64(gcPercent(live))
+		target := max(live+live*percent/100, smallestHeap*percent/100)
 		want := max(heapFloor, 2*live)
 		if target < want*9/10 || target > want*11/10 {
 			t.Errorf("live %d MiB: next collection at %d MiB, want about %d MiB", live>>20, target>>20, want>>20)
 		}
+	}
+}
+
+// TestGarbageIsNotLive: right after a collection, when nothing is swept yet, the
+// target follows what is in use and not what was.
+func TestGarbageIsNotLive(t *testing.T) {
+	var garbage [][]byte
+	for range 64 {
+		garbage = append(garbage, make([]byte, 1<<20))
+	}
+	runtime.KeepAlive(garbage)
+	runtime.GC()
+	if got := liveHeap(); got == 0 || got > heapFloor/2 {
+		t.Errorf("live heap of %d bytes after 64 MiB of garbage", got)
 	}
 }
 

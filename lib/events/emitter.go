@@ -42,8 +42,11 @@ type EmitterConfig struct {
 	Cluster        func() string // the cluster's name, "" while unknown; nil means unknown
 	ServerID       string        // written where an event has none
 	ServerHostname string        // written where an event has none
-	MaxBytes       int64         // bound of the spool; 0 means 256 MiB
-	MaxAge         time.Duration // bound of what waits in the spool; 0 means 30 days
+	// Known reports whether a user name that somebody typed stands for anything; one
+	// that does not is not written. nil means that all do.
+	Known    func(name string) bool
+	MaxBytes int64         // bound of the spool; 0 means 256 MiB
+	MaxAge   time.Duration // bound of what waits in the spool; 0 means 30 days
 
 	Now func() time.Time // nil means time.Now
 	Log *zap.Logger      // nil discards
@@ -53,6 +56,7 @@ type EmitterConfig struct {
 type Emitter struct {
 	cfg     EmitterConfig
 	schema  schema
+	claims  claims
 	spool   *spool
 	running atomic.Bool
 	closed  atomic.Bool
@@ -91,7 +95,7 @@ func NewEmitter(cfg EmitterConfig) (*Emitter, error) {
 		return nil, err
 	}
 	s.maxAge, s.now = cfg.MaxAge, cfg.Now
-	return &Emitter{cfg: cfg, schema: newSchema(), spool: s}, nil
+	return &Emitter{cfg: cfg, schema: newSchema(), claims: newClaims(cfg.Known), spool: s}, nil
 }
 
 // Emit records ev. When it returns nil the record is durable; when it returns an
@@ -124,6 +128,7 @@ func (e *Emitter) EmitAll(_ context.Context, evs ...Event) error {
 
 // encode fills in what ev leaves to the emitter.
 func (e *Emitter) encode(ev Event) ([]byte, error) {
+	ev = e.claims.veil(ev)
 	if ev.Time.IsZero() {
 		ev.Time = e.cfg.Now()
 	}

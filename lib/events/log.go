@@ -72,12 +72,15 @@ type Log struct {
 	pending func(ctx context.Context) error
 	stale   bool // the trees may hold entries that the index does not
 
+	archiving chan struct{} // holds the turn to archive
+
 	mu      sync.Mutex
-	trees   []period      // oldest first; not changed, but replaced
-	size    uint64        // the place behind the newest tree's last entry
-	indexed uint64        // the one behind the last that the index knows
-	err     error         // of the last append
-	grown   chan struct{} // closed when any of it changes
+	trees   []period                      // oldest first; not changed, but replaced
+	behind  []func(p period) (who string) // who has not seen all of a period
+	size    uint64                        // the place behind the newest tree's last entry
+	indexed uint64                        // the one behind the last that the index knows
+	err     error                         // of the last append
+	grown   chan struct{}                 // closed when any of it changes
 	closed  bool
 }
 
@@ -103,7 +106,7 @@ func OpenLog(ctx context.Context, cfg LogConfig) (*Log, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Log{cfg: cfg, dir: dir, key: logKey{key, cfg.VerifierKey}, grown: make(chan struct{}), stop: func() {}}
+	l := &Log{cfg: cfg, dir: dir, key: logKey{key, cfg.VerifierKey}, grown: make(chan struct{}), archiving: make(chan struct{}, 1), stop: func() {}}
 	l.groups = newCommitter[[]entry]()
 	if err := l.open(ctx); err != nil {
 		l.stop()

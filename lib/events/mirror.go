@@ -79,6 +79,7 @@ func NewMirror(cfg MirrorConfig) (*Mirror, error) {
 			return nil, err
 		}
 	}
+	cfg.Log.watched(m.lacks)
 	return m, nil
 }
 
@@ -246,9 +247,32 @@ func (m *Mirror) file(ctx context.Context, p period, o object) error {
 	return m.cfg.Store.Put(ctx, path.Join(m.cfg.Prefix, p.name, from), data)
 }
 
-// publish brings the checkpoint, when all of its files are there, and then what
-// only goes with it.
+// publish brings the checkpoint, when all of its files are there, and remembers it.
 func (m *Mirror) publish(ctx context.Context, p period, c signedCheckpoint) error {
+	if err := m.checkpoints(ctx, p, c); err != nil {
+		return err
+	}
+	if err := m.cfg.Log.dir.replace(m.cursorFile(p), c.raw); err != nil {
+		return err
+	}
+	before := m.size(p)
+	m.reached(p, c.Size)
+	return m.tidy(ctx, p, span{before, c.Size})
+}
+
+// lacks says that the store is not known to have all of a closed tree.
+func (m *Mirror) lacks(p period) string {
+	raw, err := m.cfg.Log.top().file(m.cursorFile(p), maxCheckpoint)
+	if err == nil {
+		if c, err := openCheckpoint(raw, p.key); err == nil && c.Size >= p.size {
+			return ""
+		}
+	}
+	return "the mirror"
+}
+
+// checkpoints brings the checkpoint, and then what only goes with it.
+func (m *Mirror) checkpoints(ctx context.Context, p period, c signedCheckpoint) error {
 	told, err := json.Marshal(state{Size: c.Size, Root: c.Hash})
 	if err != nil {
 		return err
@@ -274,12 +298,7 @@ func (m *Mirror) publish(ctx context.Context, p period, c signedCheckpoint) erro
 			return err
 		}
 	}
-	if err := m.cfg.Log.dir.replace(m.cursorFile(p), c.raw); err != nil {
-		return err
-	}
-	before := m.size(p)
-	m.reached(p, c.Size)
-	return m.tidy(ctx, p, span{before, c.Size})
+	return nil
 }
 
 // tidy removes the partial files that full ones replaced since the store had the

@@ -59,6 +59,9 @@ func (l *Log) findTrees(ctx context.Context) error {
 	if err := os.RemoveAll(filepath.Join(l.cfg.Dir, nextTree)); err != nil {
 		return fault.Wrap(fault.Unavailable, err, "cannot tidy the audit directory")
 	}
+	if err := l.resumeRemoval(); err != nil {
+		return fault.Wrap(fault.Unavailable, err, "what is left of an archived period cannot be removed")
+	}
 	root := l.top()
 	names, err := root.periods()
 	if err != nil {

@@ -131,7 +131,8 @@ func TestF28Periods(t *testing.T) {
 	p := newPeriods(t)
 	for name, test := range map[string]func(*testing.T, periods){
 		"reading": testReading, "tampering": testTampering, "forging": testForging, "going on": testGoingOn,
-		"archiving": testArchiving, "mirroring": testMirroring,
+		"archiving": testArchiving, "mirroring": testMirroring, "archiving with the verb": testArchive,
+		"an archive that is refused": testArchiveRefuses, "killed while archiving": testKilledArchiving,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -9,8 +9,10 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"path"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -82,7 +84,8 @@ type outlet struct {
 
 	name    string
 	filter  Filter
-	after   string // the place behind what was delivered
+	after   string        // the place behind what was delivered
+	seen    atomic.Uint64 // that place, for others
 	limit   int
 	pause   time.Duration
 	failing bool
@@ -115,7 +118,9 @@ func OpenSinks(cfg SinksConfig) (*Sinks, error) {
 		}
 	}
 	var err error
-	s.dir, err = openPrivateDir(cfg.Dir)
+	if s.dir, err = openPrivateDir(cfg.Dir); err == nil {
+		cfg.Log.watched(s.lacks)
+	}
 	return s, err
 }
 
@@ -197,7 +202,7 @@ func (s *Sinks) step(ctx context.Context, one *outlet) (more bool, err error) {
 		}
 		one.limit = min(2*one.limit, sinkBatch)
 	}
-	one.after = page.After
+	one.moved(page.After)
 	return page.More, nil
 }
 
@@ -233,8 +238,26 @@ func (s *Sinks) recall(one *outlet) error {
 	if err != nil {
 		return err
 	}
-	one.after = strings.TrimSpace(string(raw))
+	one.moved(strings.TrimSpace(string(raw)))
 	return nil
+}
+
+// moved notes the place behind what was delivered.
+func (one *outlet) moved(after string) {
+	one.after = after
+	if n, err := strconv.ParseUint(after, 10, 64); err == nil {
+		one.seen.Store(n)
+	}
+}
+
+// lacks names a sink that has not got all of a closed tree.
+func (s *Sinks) lacks(p period) string {
+	for _, one := range s.all {
+		if one.seen.Load() < p.end() {
+			return "sink " + one.name
+		}
+	}
+	return ""
 }
 
 // measure says how far one is behind.

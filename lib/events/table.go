@@ -44,6 +44,7 @@ const (
 	NodeJoin          Name = "node.join"
 	NodeUpdate        Name = "node.update"
 	NodeDelete        Name = "node.delete"
+	AuthorityDelete   Name = "authority.delete"
 	NodeCreate        Name = "node.create"
 	NodeHostKey       Name = "node.hostkey"
 	ProxyJoin         Name = "proxy.join"
@@ -61,6 +62,7 @@ const (
 	ConnectorDelete   Name = "connector.delete"
 	CARotate          Name = "ca.rotate"
 	AuditRotate       Name = "audit.rotate"
+	AuditArchive      Name = "audit.archive"
 	ProcessStart      Name = "process.start"
 	ProcessStop       Name = "process.stop"
 	LockCreate        Name = "lock.created"
@@ -120,7 +122,7 @@ func Common() []Field {
 		{Name: "time", Type: String, Meaning: "when, by the clock of the process that saw it; UTC, microseconds", Example: "2026-03-01T09:30:00.000000Z"},
 		{Name: "uid", Type: String, Meaning: "the event's own id, a UUID; the log holds each once", Example: "0195510c-9a40-7bb2-8c51-0b5e6f1f2a11"},
 		{Name: "cluster_name", Type: String, Meaning: "the cluster", Example: "example"},
-		{Name: "user", Type: String, Meaning: "the person or bot, as proven; as claimed when success is false", Example: "alice"},
+		{Name: "user", Type: String, Meaning: "the person or bot, as proven; as claimed when success is false, and (unknown:HASH) when nothing is called so", Example: "alice"},
 		{Name: "login", Type: String, Meaning: "the operating-system account on the node", Example: "root"},
 		{Name: "sid", Type: String, Meaning: "the session", Example: "5f0c9b1e-6a3d-4a53-9d5c-0a1c2f7f0e11"},
 		{Name: "server_id", Type: String, Meaning: "the process that emitted the event", Example: "b1946ac9-2492-4d23-94c6-235b4d2611e5"},
@@ -372,6 +374,16 @@ func members() []Spec {
 				by(), reason(), connection(),
 			),
 		},
+		{
+			Name: AuthorityDelete, Code: "A4020", Outcome: Either, Meaning: "an authority that is gone for good was taken off the record; nobody asks for its log any more",
+			Fields: fields(
+				by(), node(),
+				Field{Name: "log_lost", Type: Bool, Meaning: "whether nothing was shown of how its log ended", Example: "true"},
+				Field{Name: "entries", Type: Int, Meaning: "how many entries that checkpoint signs", Example: "1203"},
+				Field{Name: "checkpoint", Type: String, Meaning: "the last checkpoint of its log that was shown", Example: "example/audit/5630a42e-5177-4ce8-a3c3-4ed24708b577 ...", Max: maxDocument},
+				reason(),
+			),
+		},
 	}
 }
 
@@ -506,7 +518,11 @@ func archive() []Spec {
 		},
 		{
 			Name: RecordingDelete, Code: "A6006", Outcome: Either, Meaning: "a recording was removed; what it was is proven by its root",
-			Fields: fields(by(), parts, reason(), node()),
+			Fields: fields(
+				by(), parts,
+				Field{Name: "mirrored", Type: Bool, Meaning: "whether the mirror, where there is one, has all of it and keeps it", Example: "true"},
+				reason(), node(),
+			),
 		},
 		{
 			Name: RecordingFault, Code: "A6007", Outcome: Failure, Meaning: "a part of a recording is not in the store as it was put there",
@@ -519,6 +535,17 @@ func archive() []Spec {
 				Field{Name: "period", Type: String, Meaning: "the new period; it stands behind the log's origin", Example: "2026-12"},
 				Field{Name: "base", Type: Int, Meaning: "number of its first entry among those of all periods", Example: "1280"},
 				Field{Name: "checkpoint", Type: String, Meaning: "the last checkpoint of the period before, as it was signed", Example: "example/audit/5630a42e-5177-4ce8-a3c3-4ed24708b577 ...", Max: maxDocument},
+				reason(),
+			),
+		},
+		{
+			Name: AuditArchive, Code: "A6101", Outcome: Either, Meaning: "the oldest period of the log is in an archive, and is about to be removed here",
+			Fields: fields(
+				by(),
+				Field{Name: "period", Type: String, Meaning: "the period, first for the first", Example: "2026-11"},
+				Field{Name: "to", Type: String, Meaning: "the archive, without credentials", Example: "s3://bucket?region=eu-central-1"},
+				Field{Name: "entries", Type: Int, Meaning: "how many entries it has", Example: "1203"},
+				Field{Name: "checkpoint", Type: String, Meaning: "its last checkpoint, as it was signed", Example: "example/audit/5630a42e-5177-4ce8-a3c3-4ed24708b577 ...", Max: maxDocument},
 				reason(),
 			),
 		},

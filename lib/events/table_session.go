@@ -47,6 +47,7 @@ func sessions() []Spec {
 				Field{Name: "recording_root", Type: String, Meaning: "last of the digest chain over those parts, SHA-256", Example: "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"},
 				Field{Name: "recording_bytes", Type: Int, Meaning: "size of those parts", Example: "70211"},
 				Field{Name: "recording_sealed", Type: Bool, Meaning: "whether they are sealed for recipients", Example: "true"},
+				Field{Name: "recording_open", Type: Bool, Meaning: "the disk did not let the recording be closed in time; recording.complete has its root, once it was", Example: "true"},
 				reason(), lock(), node(), connection(),
 			),
 		},

@@ -118,6 +118,21 @@ func verify(ctx context.Context, dir, verifierKeys string, c chain) (Report, err
 	return report, err
 }
 
+// CheckCheckpoint returns what a signed checkpoint says of a log with one of these
+// keys, one a line, or of one of the log's periods.
+func CheckCheckpoint(raw []byte, verifierKeys string) (Report, error) {
+	keys, err := parseKeys(verifierKeys)
+	if err != nil {
+		return Report{}, err
+	}
+	key := pickKey(raw, keys)
+	c, err := openCheckpoint(raw, key)
+	if err != nil {
+		return Report{}, fault.New(fault.BadInput, "the checkpoint does not count: %w", err)
+	}
+	return Report{Size: c.Size, RootHash: base64.StdEncoding.EncodeToString(c.Hash), Origin: c.Origin, Key: key.text, Checkpoint: raw}, nil
+}
+
 // verifier rebuilds one tree of a log.
 type verifier struct {
 	tiles

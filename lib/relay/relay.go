@@ -17,11 +17,13 @@ import (
 // Bounds of one direction.
 const (
 	// idleSize is what a direction holds while nothing comes, in bytes: room
-	// for keystrokes and lines.
-	idleSize = 2 << 10
+	// for keystrokes and lines, with what SSH puts around them.
+	idleSize = 512
 	// busySize is what it borrows while bytes keep coming: the largest data
 	// message of SSH as x/crypto speaks it, and two records of TLS.
 	busySize = 32 << 10
+	// recordSize is the most that a record of TLS carries.
+	recordSize = 16 << 10
 	// calm is how many reads in a row that idleSize would have held make a
 	// direction idle again. One is not enough: a stream of 32 KiB messages in
 	// records of 16 KiB has a small remainder after each.
@@ -50,7 +52,7 @@ func Pipe(ctx context.Context, a, b io.ReadWriteCloser) (aToB, bToA int64) {
 	defer context.AfterFunc(ctx, cut)()
 	var wg sync.WaitGroup
 	wg.Go(func() { aToB = direct(b, a, cut) })
-	wg.Go(func() { bToA = direct(a, b, cut) })
+	bToA = direct(a, b, cut) // here, for each goroutine that waits holds a stack
 	wg.Wait()
 	return aToB, bToA
 }
@@ -62,14 +64,14 @@ func Copy(dst io.Writer, src io.Reader) (int64, error) {
 	var d direction
 	defer d.release()
 	for {
-		n, err := src.Read(d.buffer())
+		n, err := d.read(src)
 		if n > 0 {
 			if err := d.write(dst, n); err != nil {
 				return d.moved, err
 			}
 		}
 		switch {
-		case err == io.EOF:
+		case err == io.EOF: //nolint:errorlint // an error that wraps it is one
 			return d.moved, nil
 		case err != nil:
 			return d.moved, err
@@ -84,7 +86,7 @@ func direct(dst io.WriteCloser, src io.Reader, cut func()) int64 {
 	d.stall.Stop()
 	defer d.release()
 	for {
-		n, err := src.Read(d.buffer())
+		n, err := d.read(src)
 		if n > 0 {
 			if err := d.write(dst, n); err != nil {
 				cut()
@@ -92,7 +94,7 @@ func direct(dst io.WriteCloser, src io.Reader, cut func()) int64 {
 			}
 		}
 		switch {
-		case err == io.EOF:
+		case err == io.EOF: //nolint:errorlint // an error that wraps it is one
 			if closeWrite(dst) != nil {
 				cut()
 			}
@@ -119,6 +121,29 @@ func (d *direction) buffer() []byte {
 		return d.idle[:]
 	}
 	return d.busy[:]
+}
+
+// eager is a source that gives its bytes in small pieces, and can tell what has
+// come already: ReadMore returns 0 rather than wait.
+type eager interface {
+	ReadMore(p []byte) int
+}
+
+// read reads from src. While a lot comes it fills the buffer with what is there:
+// the other side has work by the piece.
+func (d *direction) read(src io.Reader) (int, error) {
+	b := d.buffer()
+	n, err := src.Read(b)
+	if more, ok := src.(eager); ok && d.busy != nil && err == nil {
+		for len(b)-n >= recordSize { // nothing smaller is left for the next
+			m := more.ReadMore(b[n:])
+			if m == 0 {
+				break
+			}
+			n += m
+		}
+	}
+	return n, err
 }
 
 // write sends the n bytes that were read and chooses the next buffer by them.

@@ -59,7 +59,7 @@ func start(t testing.TB, ctx context.Context) (a, b *net.TCPConn, done <-chan co
 // request's end: nothing of it may be lost (gliderlabs' forwarder loses up to
 // 44 %).
 func TestTailSurvivesHalfClose(t *testing.T) {
-	for _, size := range []int{0, 1, 2<<10 - 1, 2 << 10, 2<<10 + 1, 32 << 10, 32<<10 + 1, 5 << 20} {
+	for _, size := range []int{0, 1, 511, 512, 513, 2 << 10, 32 << 10, 32<<10 + 1, 5 << 20} {
 		a, b, done := start(t, t.Context())
 		answer := make([]byte, size)
 		_, _ = rand.Read(answer)

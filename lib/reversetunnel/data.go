@@ -2,7 +2,6 @@ package reversetunnel
 
 import (
 	"context"
-	"crypto/tls"
 	"net"
 	"net/netip"
 	"time"
@@ -95,7 +94,7 @@ func (l *link) greet(ctx context.Context, raw net.Conn, secret []byte) (net.Conn
 	}
 	conn, first := raw, append([]byte(listener.DataPreface), secret...)
 	if !l.data.plain {
-		secure := tls.Client(raw, l.agent.key.client(l.data.proxy))
+		secure := listener.SecureClient(raw, l.agent.key.client(l.data.proxy))
 		if err := secure.HandshakeContext(ctx); err != nil {
 			return nil, err
 		}

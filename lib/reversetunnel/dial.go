@@ -194,6 +194,15 @@ func (c *nodeConn) Close() error {
 	return c.Conn.Close()
 }
 
+// ReadMore reads what has come already, if the connection can tell; see
+// [listener.Secure.ReadMore].
+func (c *nodeConn) ReadMore(p []byte) int {
+	if eager, ok := c.Conn.(interface{ ReadMore(p []byte) int }); ok {
+		return eager.ReadMore(p)
+	}
+	return 0
+}
+
 // CloseWrite tells the node that nothing more comes. What has no half-close is
 // closed.
 func (c *nodeConn) CloseWrite() error {

@@ -92,10 +92,10 @@ func resident(b *testing.B) int {
 
 // BenchmarkIdleTunnel tells what one idle node costs a proxy: the control
 // connection with its accessd-api channel and Attach call, and, with dial-back,
-// two warm data connections. The agents live in a process of their own.
+// what is kept warm. The agents live in a process of their own.
 func BenchmarkIdleTunnel(b *testing.B) {
 	const tunnels = 1000
-	for name, pool := range map[string]int{"control": -1, "control+2 warm": 2} {
+	for name, pool := range map[string]int{"control": -1, "control+warm": DefaultPool} {
 		b.Run(name, func(b *testing.B) {
 			for b.Loop() {
 				heap, rss := measureIdle(b, tunnels, pool)

@@ -244,7 +244,7 @@ func TestAgentWithoutDialBack(t *testing.T) {
 // TestDeadWarmConnectionIsNotHandedOut: a node may have closed what was warm.
 func TestDeadWarmConnectionIsNotHandedOut(t *testing.T) {
 	w := newWorld(t)
-	p := w.startProxy(nil)
+	p := w.startProxy(func(c *proxyConfig) { c.Pool = 2 })
 	var mu sync.Mutex
 	var conns []net.Conn
 	n := w.startNode("n1", func(cfg *AgentConfig) {
@@ -257,7 +257,7 @@ func TestDeadWarmConnectionIsNotHandedOut(t *testing.T) {
 		}
 	}, p.addr)
 	p.holds(n.id)
-	p.warm(n.id, DefaultPool)
+	p.warm(n.id, 2)
 	mu.Lock()
 	for _, c := range conns[1:] {
 		c.Close()

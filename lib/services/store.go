@@ -37,6 +37,7 @@ import (
 //	recording/SESSION    what is known of a recording
 //	part/SESSION/N       sizes and digests of a recording's parts, 64 in each
 //	part/SESSION/end     there when the recording is complete
+//	retired/ID           an authority that is gone for good
 //	request/ID           an access request; with a lease once it has ended
 //	requester/USER       changes with every access request of a user's
 //	cluster, serial
@@ -58,6 +59,7 @@ const (
 	dirInstruction = "instruction/"
 	dirRecording   = "recording/"
 	dirPart        = "part/"
+	dirRetired     = "retired/"
 	dirRequest     = "request/"
 	dirRequester   = "requester/"
 	keyCluster     = "cluster"

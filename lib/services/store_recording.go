@@ -52,6 +52,7 @@ type SessionRecording struct {
 	Last   time.Time     `json:"last"`             // when the newest came
 	End    *RecordingEnd `json:"end,omitempty"`    // nil while it goes on
 
+	Mirrored string            `json:"mirrored,omitempty"` // the mirror that has all of it
 	Hold     string            `json:"hold,omitempty"`     // why it must not be removed
 	Fault    string            `json:"fault,omitempty"`    // what is wrong with it
 	Removing *RecordingRemoval `json:"removing,omitempty"` // it is as good as gone
@@ -65,6 +66,7 @@ type RecordingEnd struct {
 	Root      string    `json:"root"` // of the digest chain, hex
 	At        time.Time `json:"at"`
 	Recovered bool      `json:"recovered,omitempty"`
+	Event     string    `json:"event,omitempty"` // uid of what the log says of it
 }
 
 // RecordingRemoval marks a recording of which parts may be gone already.

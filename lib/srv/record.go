@@ -128,7 +128,7 @@ func (s *session) rewind() map[string]any {
 	summary, err := s.tape.Close()
 	if err != nil {
 		s.client.m.cfg.Log.Error("a recording is not closed; the next start will do it", zap.String("sid", string(s.id)), zap.Error(err))
-		return nil
+		return map[string]any{"recording_open": true} // recording.complete has its root
 	}
 	return recordingFields(summary)
 }

@@ -19,9 +19,10 @@ import (
 )
 
 const (
-	// bufferSize is the unit of copying: one packet of x/crypto, which splits
-	// larger writes and never sends more (RFC 4253, section 6.1).
-	bufferSize = 32 << 10
+	// bufferSize is the unit of copying. It makes one packet of x/crypto, which
+	// splits writes of more than 32 KiB (RFC 4253, section 6.1), and with what SSH
+	// puts around it two records of TLS, of 16 KiB each, and no rest.
+	bufferSize = 32<<10 - 64
 	// farewellTime is how long a client that does not read may keep the last
 	// sentence from being sent.
 	farewellTime = time.Second

@@ -26,6 +26,41 @@ type terminalInput struct{ *os.File }
 
 func (terminalInput) Close() error { return nil }
 
+// terminalOutput is a terminal's master as standard output. It gives 4 KiB at a
+// time; of a process that writes a lot, Read takes along what has come meanwhile,
+// since what is done with it costs by the piece.
+type terminalOutput struct{ *os.File }
+
+// gatherFrom is how many bytes a read brings at least of a process that is taken to
+// write a lot: half of what a terminal gives at once.
+const gatherFrom = 2 << 10
+
+// Read implements [io.Reader].
+func (o terminalOutput) Read(p []byte) (int, error) {
+	n, err := o.File.Read(p)
+	if err != nil || n < gatherFrom {
+		return n, err
+	}
+	_ = control(o.File, func(fd int) error { // what is wrong, the next Read says
+		for n < len(p) && readable(fd) { // nobody else reads it, so it stays so
+			more, err := unix.Read(fd, p[n:])
+			if err != nil || more <= 0 {
+				return err
+			}
+			n += more
+		}
+		return nil
+	})
+	return n, nil
+}
+
+// readable reports whether a read of fd would not wait.
+func readable(fd int) bool {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	n, err := unix.Poll(fds, 0)
+	return err == nil && n == 1 && fds[0].Revents&unix.POLLIN != 0
+}
+
 // open opens the streams for a process of acct. On an error it has closed them.
 func (l *Local) open(t *Terminal, acct account) (*streams, error) {
 	s := &streams{what: "pipes"}
@@ -68,7 +103,7 @@ func (l *Local) openTerminal(s *streams, t *Terminal, acct account) error {
 	}
 	s.master, s.name, s.open = master, slave.Name(), []*os.File{master}
 	s.child = [3]*os.File{slave, slave, slave}
-	s.ours = Pipes{Stdin: terminalInput{master}, Stdout: master}
+	s.ours = Pipes{Stdin: terminalInput{master}, Stdout: terminalOutput{master}}
 	if err := l.giveTo(slave, acct); err != nil && l.root { // others own it already; the group is a nicety
 		return err
 	}

@@ -74,7 +74,8 @@ func (t Trust) Type(c *ssh.Certificate) (Type, bool) {
 func (t Trust) CheckUser(c *ssh.Certificate, p Peer) (*Identity, error) {
 	id, err := t.identify(c, t.User, userIdentity, p)
 	if err == nil && string(id.User) != p.SSHUser {
-		err = refuse(CodeWrongPrincipal, "the certificate is not for user %.80q", p.SSHUser)
+		// Not the name that was typed, which may be a password in the wrong field.
+		err = refuse(CodeWrongPrincipal, "the certificate is of user %.80q, and another name was given", string(id.User))
 	}
 	return conclude(c, id, err)
 }

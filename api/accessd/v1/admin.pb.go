@@ -2305,7 +2305,14 @@ func (x *ListNodesResponse) GetNodes() []*Node {
 type RemoveNodeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name or id.
-	Node          string `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Node string `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// An authority, too, which is gone for good.
+	Force bool `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
+	// Why, for the log; of an authority.
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The last checkpoint that there is of an authority's log; none is that the log
+	// is lost.
+	LogEnd        string `protobuf:"bytes,4,opt,name=log_end,json=logEnd,proto3" json:"log_end,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2343,6 +2350,27 @@ func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
 func (x *RemoveNodeRequest) GetNode() string {
 	if x != nil {
 		return x.Node
+	}
+	return ""
+}
+
+func (x *RemoveNodeRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+func (x *RemoveNodeRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *RemoveNodeRequest) GetLogEnd() string {
+	if x != nil {
+		return x.LogEnd
 	}
 	return ""
 }
@@ -3478,6 +3506,150 @@ func (x *VerifiedPeriod) GetAbsent() bool {
 	return false
 }
 
+type ArchivePeriodRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Period        string                 `protobuf:"bytes,1,opt,name=period,proto3" json:"period,omitempty"` // its name, or "first"
+	To            string                 `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`         // a URL, as of recordings.store
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	Young         bool                   `protobuf:"varint,4,opt,name=young,proto3" json:"young,omitempty"` // also one that has ended lately
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ArchivePeriodRequest) Reset() {
+	*x = ArchivePeriodRequest{}
+	mi := &file_accessd_v1_admin_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ArchivePeriodRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ArchivePeriodRequest) ProtoMessage() {}
+
+func (x *ArchivePeriodRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_admin_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ArchivePeriodRequest.ProtoReflect.Descriptor instead.
+func (*ArchivePeriodRequest) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *ArchivePeriodRequest) GetPeriod() string {
+	if x != nil {
+		return x.Period
+	}
+	return ""
+}
+
+func (x *ArchivePeriodRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *ArchivePeriodRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ArchivePeriodRequest) GetYoung() bool {
+	if x != nil {
+		return x.Young
+	}
+	return false
+}
+
+type ArchivePeriodResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Origin        string                 `protobuf:"bytes,1,opt,name=origin,proto3" json:"origin,omitempty"`
+	Size          uint64                 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	RootHash      string                 `protobuf:"bytes,3,opt,name=root_hash,json=rootHash,proto3" json:"root_hash,omitempty"`
+	Checkpoint    string                 `protobuf:"bytes,4,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"` // its last
+	Path          string                 `protobuf:"bytes,5,opt,name=path,proto3" json:"path,omitempty"`             // where in the archive it is
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ArchivePeriodResponse) Reset() {
+	*x = ArchivePeriodResponse{}
+	mi := &file_accessd_v1_admin_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ArchivePeriodResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ArchivePeriodResponse) ProtoMessage() {}
+
+func (x *ArchivePeriodResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_admin_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ArchivePeriodResponse.ProtoReflect.Descriptor instead.
+func (*ArchivePeriodResponse) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *ArchivePeriodResponse) GetOrigin() string {
+	if x != nil {
+		return x.Origin
+	}
+	return ""
+}
+
+func (x *ArchivePeriodResponse) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *ArchivePeriodResponse) GetRootHash() string {
+	if x != nil {
+		return x.RootHash
+	}
+	return ""
+}
+
+func (x *ArchivePeriodResponse) GetCheckpoint() string {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return ""
+}
+
+func (x *ArchivePeriodResponse) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
 type RotateLogRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
@@ -3487,7 +3659,7 @@ type RotateLogRequest struct {
 
 func (x *RotateLogRequest) Reset() {
 	*x = RotateLogRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[60]
+	mi := &file_accessd_v1_admin_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3499,7 +3671,7 @@ func (x *RotateLogRequest) String() string {
 func (*RotateLogRequest) ProtoMessage() {}
 
 func (x *RotateLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[60]
+	mi := &file_accessd_v1_admin_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3512,7 +3684,7 @@ func (x *RotateLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateLogRequest.ProtoReflect.Descriptor instead.
 func (*RotateLogRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{60}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *RotateLogRequest) GetReason() string {
@@ -3533,7 +3705,7 @@ type RotateLogResponse struct {
 
 func (x *RotateLogResponse) Reset() {
 	*x = RotateLogResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[61]
+	mi := &file_accessd_v1_admin_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3545,7 +3717,7 @@ func (x *RotateLogResponse) String() string {
 func (*RotateLogResponse) ProtoMessage() {}
 
 func (x *RotateLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[61]
+	mi := &file_accessd_v1_admin_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3558,7 +3730,7 @@ func (x *RotateLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateLogResponse.ProtoReflect.Descriptor instead.
 func (*RotateLogResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{61}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *RotateLogResponse) GetOrigin() string {
@@ -3584,7 +3756,7 @@ type ProveEventRequest struct {
 
 func (x *ProveEventRequest) Reset() {
 	*x = ProveEventRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[62]
+	mi := &file_accessd_v1_admin_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3596,7 +3768,7 @@ func (x *ProveEventRequest) String() string {
 func (*ProveEventRequest) ProtoMessage() {}
 
 func (x *ProveEventRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[62]
+	mi := &file_accessd_v1_admin_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3609,7 +3781,7 @@ func (x *ProveEventRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveEventRequest.ProtoReflect.Descriptor instead.
 func (*ProveEventRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{62}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ProveEventRequest) GetUid() string {
@@ -3629,7 +3801,7 @@ type ProveEventResponse struct {
 
 func (x *ProveEventResponse) Reset() {
 	*x = ProveEventResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[63]
+	mi := &file_accessd_v1_admin_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3641,7 +3813,7 @@ func (x *ProveEventResponse) String() string {
 func (*ProveEventResponse) ProtoMessage() {}
 
 func (x *ProveEventResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[63]
+	mi := &file_accessd_v1_admin_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3654,7 +3826,7 @@ func (x *ProveEventResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveEventResponse.ProtoReflect.Descriptor instead.
 func (*ProveEventResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{63}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ProveEventResponse) GetProof() string {
@@ -3674,7 +3846,7 @@ type ExportCARequest struct {
 
 func (x *ExportCARequest) Reset() {
 	*x = ExportCARequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[64]
+	mi := &file_accessd_v1_admin_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3686,7 +3858,7 @@ func (x *ExportCARequest) String() string {
 func (*ExportCARequest) ProtoMessage() {}
 
 func (x *ExportCARequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[64]
+	mi := &file_accessd_v1_admin_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3699,7 +3871,7 @@ func (x *ExportCARequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportCARequest.ProtoReflect.Descriptor instead.
 func (*ExportCARequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{64}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ExportCARequest) GetType() string {
@@ -3724,7 +3896,7 @@ type ExportCAResponse struct {
 
 func (x *ExportCAResponse) Reset() {
 	*x = ExportCAResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[65]
+	mi := &file_accessd_v1_admin_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3736,7 +3908,7 @@ func (x *ExportCAResponse) String() string {
 func (*ExportCAResponse) ProtoMessage() {}
 
 func (x *ExportCAResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[65]
+	mi := &file_accessd_v1_admin_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3749,7 +3921,7 @@ func (x *ExportCAResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportCAResponse.ProtoReflect.Descriptor instead.
 func (*ExportCAResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{65}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ExportCAResponse) GetPublicKeys() []string {
@@ -3944,9 +4116,12 @@ const file_accessd_v1_admin_proto_rawDesc = "" +
 	"\aexpires\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"\x12\n" +
 	"\x10ListNodesRequest\";\n" +
 	"\x11ListNodesResponse\x12&\n" +
-	"\x05nodes\x18\x01 \x03(\v2\x10.accessd.v1.NodeR\x05nodes\"'\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x10.accessd.v1.NodeR\x05nodes\"n\n" +
 	"\x11RemoveNodeRequest\x12\x12\n" +
-	"\x04node\x18\x01 \x01(\tR\x04node\"\x14\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x17\n" +
+	"\alog_end\x18\x04 \x01(\tR\x06logEnd\"\x14\n" +
 	"\x12RemoveNodeResponse\"\xdb\x01\n" +
 	"\aSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -4033,7 +4208,20 @@ const file_accessd_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"checkpoint\x18\x04 \x01(\tR\n" +
 	"checkpoint\x12\x16\n" +
-	"\x06absent\x18\x05 \x01(\bR\x06absent\"*\n" +
+	"\x06absent\x18\x05 \x01(\bR\x06absent\"l\n" +
+	"\x14ArchivePeriodRequest\x12\x16\n" +
+	"\x06period\x18\x01 \x01(\tR\x06period\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\tR\x02to\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05young\x18\x04 \x01(\bR\x05young\"\x94\x01\n" +
+	"\x15ArchivePeriodResponse\x12\x16\n" +
+	"\x06origin\x18\x01 \x01(\tR\x06origin\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x04R\x04size\x12\x1b\n" +
+	"\troot_hash\x18\x03 \x01(\tR\brootHash\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x04 \x01(\tR\n" +
+	"checkpoint\x12\x12\n" +
+	"\x04path\x18\x05 \x01(\tR\x04path\"*\n" +
 	"\x10RotateLogRequest\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\"N\n" +
 	"\x11RotateLogResponse\x12\x16\n" +
@@ -4082,7 +4270,7 @@ const file_accessd_v1_admin_proto_rawDesc = "" +
 	"RemoveNode\x12\x1d.accessd.v1.RemoveNodeRequest\x1a\x1e.accessd.v1.RemoveNodeResponse2\xb3\x01\n" +
 	"\x0eSessionService\x12Q\n" +
 	"\fListSessions\x12\x1f.accessd.v1.ListSessionsRequest\x1a .accessd.v1.ListSessionsResponse\x12N\n" +
-	"\vKillSession\x12\x1e.accessd.v1.KillSessionRequest\x1a\x1f.accessd.v1.KillSessionResponse2\xe0\x03\n" +
+	"\vKillSession\x12\x1e.accessd.v1.KillSessionRequest\x1a\x1f.accessd.v1.KillSessionResponse2\xb6\x04\n" +
 	"\fAuditService\x12K\n" +
 	"\n" +
 	"ListEvents\x12\x1d.accessd.v1.ListEventsRequest\x1a\x1e.accessd.v1.ListEventsResponse\x12M\n" +
@@ -4092,7 +4280,8 @@ const file_accessd_v1_admin_proto_rawDesc = "" +
 	"\tVerifyLog\x12\x1c.accessd.v1.VerifyLogRequest\x1a\x1d.accessd.v1.VerifyLogResponse\x12K\n" +
 	"\n" +
 	"ProveEvent\x12\x1d.accessd.v1.ProveEventRequest\x1a\x1e.accessd.v1.ProveEventResponse\x12H\n" +
-	"\tRotateLog\x12\x1c.accessd.v1.RotateLogRequest\x1a\x1d.accessd.v1.RotateLogResponse2R\n" +
+	"\tRotateLog\x12\x1c.accessd.v1.RotateLogRequest\x1a\x1d.accessd.v1.RotateLogResponse\x12T\n" +
+	"\rArchivePeriod\x12 .accessd.v1.ArchivePeriodRequest\x1a!.accessd.v1.ArchivePeriodResponse2R\n" +
 	"\tCAService\x12E\n" +
 	"\bExportCA\x12\x1b.accessd.v1.ExportCARequest\x1a\x1c.accessd.v1.ExportCAResponseB5Z3github.com/accessd/accessd/api/accessd/v1;accessdv1b\x06proto3"
 
@@ -4108,7 +4297,7 @@ func file_accessd_v1_admin_proto_rawDescGZIP() []byte {
 	return file_accessd_v1_admin_proto_rawDescData
 }
 
-var file_accessd_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 72)
+var file_accessd_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 74)
 var file_accessd_v1_admin_proto_goTypes = []any{
 	(*Values)(nil),                // 0: accessd.v1.Values
 	(*User)(nil),                  // 1: accessd.v1.User
@@ -4170,56 +4359,58 @@ var file_accessd_v1_admin_proto_goTypes = []any{
 	(*VerifyLogRequest)(nil),      // 57: accessd.v1.VerifyLogRequest
 	(*VerifyLogResponse)(nil),     // 58: accessd.v1.VerifyLogResponse
 	(*VerifiedPeriod)(nil),        // 59: accessd.v1.VerifiedPeriod
-	(*RotateLogRequest)(nil),      // 60: accessd.v1.RotateLogRequest
-	(*RotateLogResponse)(nil),     // 61: accessd.v1.RotateLogResponse
-	(*ProveEventRequest)(nil),     // 62: accessd.v1.ProveEventRequest
-	(*ProveEventResponse)(nil),    // 63: accessd.v1.ProveEventResponse
-	(*ExportCARequest)(nil),       // 64: accessd.v1.ExportCARequest
-	(*ExportCAResponse)(nil),      // 65: accessd.v1.ExportCAResponse
-	nil,                           // 66: accessd.v1.User.TraitsEntry
-	nil,                           // 67: accessd.v1.AddUserRequest.TraitsEntry
-	nil,                           // 68: accessd.v1.Token.LabelsEntry
-	nil,                           // 69: accessd.v1.AddTokenRequest.LabelsEntry
-	nil,                           // 70: accessd.v1.Node.LabelsEntry
-	nil,                           // 71: accessd.v1.AddNodeRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 72: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 73: google.protobuf.Duration
+	(*ArchivePeriodRequest)(nil),  // 60: accessd.v1.ArchivePeriodRequest
+	(*ArchivePeriodResponse)(nil), // 61: accessd.v1.ArchivePeriodResponse
+	(*RotateLogRequest)(nil),      // 62: accessd.v1.RotateLogRequest
+	(*RotateLogResponse)(nil),     // 63: accessd.v1.RotateLogResponse
+	(*ProveEventRequest)(nil),     // 64: accessd.v1.ProveEventRequest
+	(*ProveEventResponse)(nil),    // 65: accessd.v1.ProveEventResponse
+	(*ExportCARequest)(nil),       // 66: accessd.v1.ExportCARequest
+	(*ExportCAResponse)(nil),      // 67: accessd.v1.ExportCAResponse
+	nil,                           // 68: accessd.v1.User.TraitsEntry
+	nil,                           // 69: accessd.v1.AddUserRequest.TraitsEntry
+	nil,                           // 70: accessd.v1.Token.LabelsEntry
+	nil,                           // 71: accessd.v1.AddTokenRequest.LabelsEntry
+	nil,                           // 72: accessd.v1.Node.LabelsEntry
+	nil,                           // 73: accessd.v1.AddNodeRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 74: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 75: google.protobuf.Duration
 }
 var file_accessd_v1_admin_proto_depIdxs = []int32{
-	66, // 0: accessd.v1.User.traits:type_name -> accessd.v1.User.TraitsEntry
-	72, // 1: accessd.v1.User.created:type_name -> google.protobuf.Timestamp
-	72, // 2: accessd.v1.User.invite_expires:type_name -> google.protobuf.Timestamp
-	67, // 3: accessd.v1.AddUserRequest.traits:type_name -> accessd.v1.AddUserRequest.TraitsEntry
-	73, // 4: accessd.v1.AddUserRequest.invite_ttl:type_name -> google.protobuf.Duration
+	68, // 0: accessd.v1.User.traits:type_name -> accessd.v1.User.TraitsEntry
+	74, // 1: accessd.v1.User.created:type_name -> google.protobuf.Timestamp
+	74, // 2: accessd.v1.User.invite_expires:type_name -> google.protobuf.Timestamp
+	69, // 3: accessd.v1.AddUserRequest.traits:type_name -> accessd.v1.AddUserRequest.TraitsEntry
+	75, // 4: accessd.v1.AddUserRequest.invite_ttl:type_name -> google.protobuf.Duration
 	1,  // 5: accessd.v1.AddUserResponse.user:type_name -> accessd.v1.User
-	72, // 6: accessd.v1.AddUserResponse.invite_expires:type_name -> google.protobuf.Timestamp
+	74, // 6: accessd.v1.AddUserResponse.invite_expires:type_name -> google.protobuf.Timestamp
 	1,  // 7: accessd.v1.ListUsersResponse.users:type_name -> accessd.v1.User
-	73, // 8: accessd.v1.ResetUserRequest.invite_ttl:type_name -> google.protobuf.Duration
-	72, // 9: accessd.v1.ResetUserResponse.invite_expires:type_name -> google.protobuf.Timestamp
-	73, // 10: accessd.v1.SignUserRequest.ttl:type_name -> google.protobuf.Duration
-	72, // 11: accessd.v1.SignUserResponse.expires:type_name -> google.protobuf.Timestamp
-	72, // 12: accessd.v1.UserKey.added:type_name -> google.protobuf.Timestamp
+	75, // 8: accessd.v1.ResetUserRequest.invite_ttl:type_name -> google.protobuf.Duration
+	74, // 9: accessd.v1.ResetUserResponse.invite_expires:type_name -> google.protobuf.Timestamp
+	75, // 10: accessd.v1.SignUserRequest.ttl:type_name -> google.protobuf.Duration
+	74, // 11: accessd.v1.SignUserResponse.expires:type_name -> google.protobuf.Timestamp
+	74, // 12: accessd.v1.UserKey.added:type_name -> google.protobuf.Timestamp
 	12, // 13: accessd.v1.AddUserKeyResponse.key:type_name -> accessd.v1.UserKey
 	12, // 14: accessd.v1.ListUserKeysResponse.keys:type_name -> accessd.v1.UserKey
 	19, // 15: accessd.v1.ListRolesResponse.roles:type_name -> accessd.v1.Role
 	19, // 16: accessd.v1.GetRoleResponse.role:type_name -> accessd.v1.Role
-	72, // 17: accessd.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	68, // 18: accessd.v1.Token.labels:type_name -> accessd.v1.Token.LabelsEntry
-	73, // 19: accessd.v1.AddTokenRequest.ttl:type_name -> google.protobuf.Duration
-	69, // 20: accessd.v1.AddTokenRequest.labels:type_name -> accessd.v1.AddTokenRequest.LabelsEntry
+	74, // 17: accessd.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	70, // 18: accessd.v1.Token.labels:type_name -> accessd.v1.Token.LabelsEntry
+	75, // 19: accessd.v1.AddTokenRequest.ttl:type_name -> google.protobuf.Duration
+	71, // 20: accessd.v1.AddTokenRequest.labels:type_name -> accessd.v1.AddTokenRequest.LabelsEntry
 	28, // 21: accessd.v1.AddTokenResponse.token:type_name -> accessd.v1.Token
 	28, // 22: accessd.v1.ListTokensResponse.tokens:type_name -> accessd.v1.Token
-	70, // 23: accessd.v1.Node.labels:type_name -> accessd.v1.Node.LabelsEntry
-	72, // 24: accessd.v1.Node.joined:type_name -> google.protobuf.Timestamp
-	72, // 25: accessd.v1.Node.last_seen:type_name -> google.protobuf.Timestamp
-	71, // 26: accessd.v1.AddNodeRequest.labels:type_name -> accessd.v1.AddNodeRequest.LabelsEntry
+	72, // 23: accessd.v1.Node.labels:type_name -> accessd.v1.Node.LabelsEntry
+	74, // 24: accessd.v1.Node.joined:type_name -> google.protobuf.Timestamp
+	74, // 25: accessd.v1.Node.last_seen:type_name -> google.protobuf.Timestamp
+	73, // 26: accessd.v1.AddNodeRequest.labels:type_name -> accessd.v1.AddNodeRequest.LabelsEntry
 	35, // 27: accessd.v1.AddNodeResponse.node:type_name -> accessd.v1.Node
-	72, // 28: accessd.v1.SignHostKeyResponse.expires:type_name -> google.protobuf.Timestamp
+	74, // 28: accessd.v1.SignHostKeyResponse.expires:type_name -> google.protobuf.Timestamp
 	35, // 29: accessd.v1.ListNodesResponse.nodes:type_name -> accessd.v1.Node
-	72, // 30: accessd.v1.Session.started:type_name -> google.protobuf.Timestamp
+	74, // 30: accessd.v1.Session.started:type_name -> google.protobuf.Timestamp
 	44, // 31: accessd.v1.ListSessionsResponse.sessions:type_name -> accessd.v1.Session
-	72, // 32: accessd.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
-	72, // 33: accessd.v1.EventFilter.until:type_name -> google.protobuf.Timestamp
+	74, // 32: accessd.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
+	74, // 33: accessd.v1.EventFilter.until:type_name -> google.protobuf.Timestamp
 	49, // 34: accessd.v1.ListEventsRequest.filter:type_name -> accessd.v1.EventFilter
 	52, // 35: accessd.v1.ListEventsResponse.missing:type_name -> accessd.v1.MissingLog
 	49, // 36: accessd.v1.TailEventsRequest.filter:type_name -> accessd.v1.EventFilter
@@ -4254,39 +4445,41 @@ var file_accessd_v1_admin_proto_depIdxs = []int32{
 	53, // 65: accessd.v1.AuditService.TailEvents:input_type -> accessd.v1.TailEventsRequest
 	55, // 66: accessd.v1.AuditService.ExportEvents:input_type -> accessd.v1.ExportEventsRequest
 	57, // 67: accessd.v1.AuditService.VerifyLog:input_type -> accessd.v1.VerifyLogRequest
-	62, // 68: accessd.v1.AuditService.ProveEvent:input_type -> accessd.v1.ProveEventRequest
-	60, // 69: accessd.v1.AuditService.RotateLog:input_type -> accessd.v1.RotateLogRequest
-	64, // 70: accessd.v1.CAService.ExportCA:input_type -> accessd.v1.ExportCARequest
-	3,  // 71: accessd.v1.UserService.AddUser:output_type -> accessd.v1.AddUserResponse
-	5,  // 72: accessd.v1.UserService.ListUsers:output_type -> accessd.v1.ListUsersResponse
-	7,  // 73: accessd.v1.UserService.RemoveUser:output_type -> accessd.v1.RemoveUserResponse
-	9,  // 74: accessd.v1.UserService.ResetUser:output_type -> accessd.v1.ResetUserResponse
-	11, // 75: accessd.v1.UserService.SignUser:output_type -> accessd.v1.SignUserResponse
-	14, // 76: accessd.v1.UserService.AddUserKey:output_type -> accessd.v1.AddUserKeyResponse
-	16, // 77: accessd.v1.UserService.ListUserKeys:output_type -> accessd.v1.ListUserKeysResponse
-	18, // 78: accessd.v1.UserService.RemoveUserKey:output_type -> accessd.v1.RemoveUserKeyResponse
-	21, // 79: accessd.v1.RoleService.ApplyRoles:output_type -> accessd.v1.ApplyRolesResponse
-	23, // 80: accessd.v1.RoleService.ListRoles:output_type -> accessd.v1.ListRolesResponse
-	25, // 81: accessd.v1.RoleService.GetRole:output_type -> accessd.v1.GetRoleResponse
-	27, // 82: accessd.v1.RoleService.RemoveRole:output_type -> accessd.v1.RemoveRoleResponse
-	30, // 83: accessd.v1.TokenService.AddToken:output_type -> accessd.v1.AddTokenResponse
-	32, // 84: accessd.v1.TokenService.ListTokens:output_type -> accessd.v1.ListTokensResponse
-	34, // 85: accessd.v1.TokenService.RemoveToken:output_type -> accessd.v1.RemoveTokenResponse
-	41, // 86: accessd.v1.NodeService.ListNodes:output_type -> accessd.v1.ListNodesResponse
-	37, // 87: accessd.v1.NodeService.AddNode:output_type -> accessd.v1.AddNodeResponse
-	39, // 88: accessd.v1.NodeService.SignHostKey:output_type -> accessd.v1.SignHostKeyResponse
-	43, // 89: accessd.v1.NodeService.RemoveNode:output_type -> accessd.v1.RemoveNodeResponse
-	46, // 90: accessd.v1.SessionService.ListSessions:output_type -> accessd.v1.ListSessionsResponse
-	48, // 91: accessd.v1.SessionService.KillSession:output_type -> accessd.v1.KillSessionResponse
-	51, // 92: accessd.v1.AuditService.ListEvents:output_type -> accessd.v1.ListEventsResponse
-	54, // 93: accessd.v1.AuditService.TailEvents:output_type -> accessd.v1.TailEventsResponse
-	56, // 94: accessd.v1.AuditService.ExportEvents:output_type -> accessd.v1.ExportEventsResponse
-	58, // 95: accessd.v1.AuditService.VerifyLog:output_type -> accessd.v1.VerifyLogResponse
-	63, // 96: accessd.v1.AuditService.ProveEvent:output_type -> accessd.v1.ProveEventResponse
-	61, // 97: accessd.v1.AuditService.RotateLog:output_type -> accessd.v1.RotateLogResponse
-	65, // 98: accessd.v1.CAService.ExportCA:output_type -> accessd.v1.ExportCAResponse
-	71, // [71:99] is the sub-list for method output_type
-	43, // [43:71] is the sub-list for method input_type
+	64, // 68: accessd.v1.AuditService.ProveEvent:input_type -> accessd.v1.ProveEventRequest
+	62, // 69: accessd.v1.AuditService.RotateLog:input_type -> accessd.v1.RotateLogRequest
+	60, // 70: accessd.v1.AuditService.ArchivePeriod:input_type -> accessd.v1.ArchivePeriodRequest
+	66, // 71: accessd.v1.CAService.ExportCA:input_type -> accessd.v1.ExportCARequest
+	3,  // 72: accessd.v1.UserService.AddUser:output_type -> accessd.v1.AddUserResponse
+	5,  // 73: accessd.v1.UserService.ListUsers:output_type -> accessd.v1.ListUsersResponse
+	7,  // 74: accessd.v1.UserService.RemoveUser:output_type -> accessd.v1.RemoveUserResponse
+	9,  // 75: accessd.v1.UserService.ResetUser:output_type -> accessd.v1.ResetUserResponse
+	11, // 76: accessd.v1.UserService.SignUser:output_type -> accessd.v1.SignUserResponse
+	14, // 77: accessd.v1.UserService.AddUserKey:output_type -> accessd.v1.AddUserKeyResponse
+	16, // 78: accessd.v1.UserService.ListUserKeys:output_type -> accessd.v1.ListUserKeysResponse
+	18, // 79: accessd.v1.UserService.RemoveUserKey:output_type -> accessd.v1.RemoveUserKeyResponse
+	21, // 80: accessd.v1.RoleService.ApplyRoles:output_type -> accessd.v1.ApplyRolesResponse
+	23, // 81: accessd.v1.RoleService.ListRoles:output_type -> accessd.v1.ListRolesResponse
+	25, // 82: accessd.v1.RoleService.GetRole:output_type -> accessd.v1.GetRoleResponse
+	27, // 83: accessd.v1.RoleService.RemoveRole:output_type -> accessd.v1.RemoveRoleResponse
+	30, // 84: accessd.v1.TokenService.AddToken:output_type -> accessd.v1.AddTokenResponse
+	32, // 85: accessd.v1.TokenService.ListTokens:output_type -> accessd.v1.ListTokensResponse
+	34, // 86: accessd.v1.TokenService.RemoveToken:output_type -> accessd.v1.RemoveTokenResponse
+	41, // 87: accessd.v1.NodeService.ListNodes:output_type -> accessd.v1.ListNodesResponse
+	37, // 88: accessd.v1.NodeService.AddNode:output_type -> accessd.v1.AddNodeResponse
+	39, // 89: accessd.v1.NodeService.SignHostKey:output_type -> accessd.v1.SignHostKeyResponse
+	43, // 90: accessd.v1.NodeService.RemoveNode:output_type -> accessd.v1.RemoveNodeResponse
+	46, // 91: accessd.v1.SessionService.ListSessions:output_type -> accessd.v1.ListSessionsResponse
+	48, // 92: accessd.v1.SessionService.KillSession:output_type -> accessd.v1.KillSessionResponse
+	51, // 93: accessd.v1.AuditService.ListEvents:output_type -> accessd.v1.ListEventsResponse
+	54, // 94: accessd.v1.AuditService.TailEvents:output_type -> accessd.v1.TailEventsResponse
+	56, // 95: accessd.v1.AuditService.ExportEvents:output_type -> accessd.v1.ExportEventsResponse
+	58, // 96: accessd.v1.AuditService.VerifyLog:output_type -> accessd.v1.VerifyLogResponse
+	65, // 97: accessd.v1.AuditService.ProveEvent:output_type -> accessd.v1.ProveEventResponse
+	63, // 98: accessd.v1.AuditService.RotateLog:output_type -> accessd.v1.RotateLogResponse
+	61, // 99: accessd.v1.AuditService.ArchivePeriod:output_type -> accessd.v1.ArchivePeriodResponse
+	67, // 100: accessd.v1.CAService.ExportCA:output_type -> accessd.v1.ExportCAResponse
+	72, // [72:101] is the sub-list for method output_type
+	43, // [43:72] is the sub-list for method input_type
 	43, // [43:43] is the sub-list for extension type_name
 	43, // [43:43] is the sub-list for extension extendee
 	0,  // [0:43] is the sub-list for field type_name
@@ -4304,7 +4497,7 @@ func file_accessd_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_accessd_v1_admin_proto_rawDesc), len(file_accessd_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   72,
+			NumMessages:   74,
 			NumExtensions: 0,
 			NumServices:   7,
 		},

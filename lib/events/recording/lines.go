@@ -157,9 +157,9 @@ func (l *LineReader) print(s accessdv1.Stream, data []byte, at time.Duration) {
 				return
 			}
 		}
-		end := bytes.IndexAny(data, "\r\n")
-		n := min(len(data), MaxLine-len(pending))
-		if end >= 0 && end < n {
+		n := min(len(data), MaxLine-len(pending)) // no further, or long lines are gone through again and again
+		end := lineEnd(data[:n])
+		if end >= 0 {
 			n = end + 1
 		}
 		l.pending[s] = append(pending, data[:n]...)
@@ -168,6 +168,19 @@ func (l *LineReader) print(s accessdv1.Stream, data []byte, at time.Duration) {
 			l.flush(s)
 		}
 	}
+}
+
+// lineEnd returns where the first line of data ends, or -1. It is bytes.IndexAny of
+// both, which goes byte by byte.
+func lineEnd(data []byte) int {
+	end := bytes.IndexByte(data, '\n')
+	if end >= 0 {
+		data = data[:end]
+	}
+	if cr := bytes.IndexByte(data, '\r'); cr >= 0 {
+		end = cr
+	}
+	return end
 }
 
 // unlike returns data without the lines at its beginning that are the one before.

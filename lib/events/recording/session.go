@@ -28,7 +28,7 @@ const (
 	keptSuffix = ".kept"
 )
 
-func partName(number uint32) string    { return fmt.Sprintf("%06d%s", number, partSuffix) }
+func partName(number uint32) string    { return PartFile(number) }
 func journalName(number uint32) string { return fmt.Sprintf("%06d%s", number, journalSuffix) }
 
 // The state of a session is a file of records as in a journal, whose content

@@ -60,13 +60,21 @@ func (c *Conn) Close() error {
 
 // CloseWrite tells the peer that nothing more comes, and leaves reading as it is.
 func (c *Conn) CloseWrite() error {
-	if t, ok := c.Conn.(*tls.Conn); ok {
+	if t, ok := c.Conn.(*Secure); ok {
 		return t.CloseWrite()
 	}
 	if s, ok := c.socket.(interface{ CloseWrite() error }); ok {
 		return s.CloseWrite()
 	}
 	return errors.ErrUnsupported
+}
+
+// ReadMore reads what has come already; see [Secure.ReadMore].
+func (c *Conn) ReadMore(p []byte) int {
+	if t, ok := c.Conn.(*Secure); ok {
+		return t.ReadMore(p)
+	}
+	return 0
 }
 
 // KexDone implements [Guard]. The end of the key exchange changes nothing here:

@@ -184,7 +184,7 @@ func expect(ahead *bufio.Reader, want string) error {
 
 // startTLS does the handshake on c and returns what its ALPN chose.
 func (a *arrival) startTLS(ctx context.Context, c *Conn) (Protocol, error) {
-	conn := tls.Server(c.Conn, &tls.Config{
+	conn := SecureServer(c.Conn, &tls.Config{
 		MinVersion:         tls.VersionTLS12,
 		GetConfigForClient: a.l.tlsConfig,
 	})

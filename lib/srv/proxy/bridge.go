@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"sync"
 
 	"go.uber.org/zap"
 	"golang.org/x/crypto/ssh"
@@ -178,16 +177,13 @@ func refuse(nc ssh.NewChannel, err error) {
 	_ = nc.Reject(reason, fault.Public(err))
 }
 
-// accept accepts nc and refuses every request on it. done closes the channel
-// and waits until it is gone.
+// accept accepts nc and refuses every request on it. done closes the channel.
 func accept(nc ssh.NewChannel) (ch ssh.Channel, done func(), err error) {
-	ch, reqs, err := nc.Accept()
+	ch, err = sshserver.AcceptStream(nc)
 	if err != nil {
 		return nil, nil, err
 	}
-	var wg sync.WaitGroup
-	wg.Go(func() { refuseAll(reqs) })
-	return ch, func() { _ = ch.Close(); wg.Wait() }, nil
+	return ch, func() { _ = ch.Close() }, nil
 }
 
 // refuseAll refuses requests until their channel is gone.

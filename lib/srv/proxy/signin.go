@@ -73,7 +73,7 @@ func (s *Server) signIn(ctx context.Context, r signInRequest) (*signedIn, error)
 		}
 		return nil, err
 	}
-	s.log.Warn("sign-in ended without an answer", zap.String("user", r.peer.SSHUser), zap.Error(err))
+	s.log.Warn("sign-in ended without an answer", zap.Stringer("client", r.client), zap.Error(err)) // no name, which may be a password
 	return nil, &ssh.BannerError{Err: err, Message: bannerAway}
 }
 

@@ -191,8 +191,24 @@ func (n *newChannel) Accept() (ssh.Channel, <-chan *ssh.Request, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	n.channel = n.c.wrap(ch, requests, false, nil)
+	n.channel = n.c.wrap(ch, requests, wrapping{})
 	return n.channel, n.channel.requests, nil
+}
+
+// AcceptStream accepts nc, which a handler got, as nothing but a stream of bytes:
+// every request on it is refused. It takes less than to read and refuse them does.
+func AcceptStream(nc ssh.NewChannel) (ssh.Channel, error) {
+	n, ok := nc.(*newChannel)
+	if !ok {
+		panic("sshserver: internal error: the channel is another's")
+	}
+	ch, requests, err := n.NewChannel.Accept()
+	n.decided = true
+	if err != nil {
+		return nil, err
+	}
+	n.channel = n.c.wrap(ch, requests, wrapping{refuses: true})
+	return n.channel, nil
 }
 
 // Reject implements [ssh.NewChannel].
@@ -224,12 +240,12 @@ func (c *Conn) OpenChannel(name string, data []byte) (ssh.Channel, <-chan *ssh.R
 	c.outbound++
 	c.mu.Unlock()
 	// Only the sessions of a server have extended data that anybody reads.
-	w := c.wrap(ch, requests, c.dialled && name == sshwire.ChannelSession, func() {
+	w := c.wrap(ch, requests, wrapping{extended: c.dialled && name == sshwire.ChannelSession, ended: func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.outbound--
 		c.cutIfIdleLocked()
-	})
+	}})
 	return w, w.requests, nil
 }
 
@@ -252,14 +268,20 @@ type channel struct {
 	gone    chan struct{} // closed when x/crypto has forgotten the channel
 }
 
-// wrap begins to look after a channel, whose extended data is read or not; ended
-// is called when it is gone.
-func (c *Conn) wrap(ch ssh.Channel, requests <-chan *ssh.Request, extended bool, ended func()) *channel {
-	w := &channel{Channel: ch, c: c, hasExtended: extended, requests: make(chan *ssh.Request), done: make(chan struct{}), gone: make(chan struct{})}
+// wrapping says how a channel is looked after.
+type wrapping struct {
+	extended bool   // its extended data is read
+	refuses  bool   // its requests are not, and are refused
+	ended    func() // is called when it is gone; may be nil
+}
+
+// wrap begins to look after a channel.
+func (c *Conn) wrap(ch ssh.Channel, requests <-chan *ssh.Request, as wrapping) *channel {
+	w := &channel{Channel: ch, c: c, hasExtended: as.extended, requests: make(chan *ssh.Request), done: make(chan struct{}), gone: make(chan struct{})}
 	w.data.from, w.extended.from = ch, ch.Stderr()
 	w.data.drop, w.extended.drop, w.queue.drop, w.queue.idle = w.drop, w.drop, w.drop, true
 	sources := []*source{&w.data.source, &w.queue}
-	if extended {
+	if as.extended {
 		sources = append(sources, &w.extended.source)
 	}
 	for _, s := range sources {
@@ -271,14 +293,18 @@ func (c *Conn) wrap(ch ssh.Channel, requests <-chan *ssh.Request, extended bool,
 		}
 		close(w.requests)
 		close(w.gone)
-		if ended != nil {
-			ended()
+		if as.ended != nil {
+			as.ended()
 		}
 	}
-	if !c.spawn(func() { w.pump(requests); end() }) {
+	pump := w.pump
+	if as.refuses {
+		pump = w.refuseAll
+	}
+	if !c.spawn(func() { pump(requests); end() }) {
 		end()
 	}
-	if !extended {
+	if !as.extended {
 		c.spawn(w.discardExtended)
 	}
 	return w
@@ -380,6 +406,14 @@ func (w *channel) discardExtended() {
 		if _, err := extended.Read(buf); err != nil {
 			return
 		}
+	}
+}
+
+// refuseAll refuses requests until the channel is gone.
+func (w *channel) refuseAll(in <-chan *ssh.Request) {
+	for r := range in {
+		w.c.spend()
+		_ = r.Reply(false, nil)
 	}
 }
 

@@ -517,3 +517,37 @@ func TestBadConfig(t *testing.T) {
 		t.Errorf("New = %v", err)
 	}
 }
+
+// TestStreamRefusesRequests: what a handler takes as a mere stream carries bytes, and
+// no request waits for anybody.
+func TestStreamRefusesRequests(t *testing.T) {
+	w := newWorld(t, func(cfg *Config) {
+		cfg.Channels["stream"] = func(_ *Conn, nc ssh.NewChannel) {
+			ch, err := AcceptStream(nc)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			io.Copy(ch, ch)
+		}
+	})
+	c := w.login()
+	ch := mustChannel(t, c, "stream")
+	for range 2 * maxQueued { // more than would be kept for a handler
+		if ok, err := ch.SendRequest("shell", true, nil); ok || err != nil {
+			t.Fatalf("a request on a stream = %v, %v, want a refusal", ok, err)
+		}
+	}
+	go func() {
+		io.WriteString(ch, "hello")
+		ch.CloseWrite()
+	}()
+	if got, err := io.ReadAll(ch); err != nil || string(got) != "hello" {
+		t.Errorf("the stream has %q, %v", got, err)
+	}
+	ch.Close()
+	c.Close()
+	if err := <-w.errs; err != nil {
+		t.Errorf("ServeConn = %v, want nil when the peer left", err)
+	}
+}

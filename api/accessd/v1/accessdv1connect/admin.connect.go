@@ -106,6 +106,9 @@ const (
 	AuditServiceProveEventProcedure = "/accessd.v1.AuditService/ProveEvent"
 	// AuditServiceRotateLogProcedure is the fully-qualified name of the AuditService's RotateLog RPC.
 	AuditServiceRotateLogProcedure = "/accessd.v1.AuditService/RotateLog"
+	// AuditServiceArchivePeriodProcedure is the fully-qualified name of the AuditService's
+	// ArchivePeriod RPC.
+	AuditServiceArchivePeriodProcedure = "/accessd.v1.AuditService/ArchivePeriod"
 	// CAServiceExportCAProcedure is the fully-qualified name of the CAService's ExportCA RPC.
 	CAServiceExportCAProcedure = "/accessd.v1.CAService/ExportCA"
 )
@@ -907,6 +910,10 @@ type AuditServiceClient interface {
 	ProveEvent(context.Context, *connect.Request[v1.ProveEventRequest]) (*connect.Response[v1.ProveEventResponse], error)
 	// RotateLog closes the period of this authority's log and begins another.
 	RotateLog(context.Context, *connect.Request[v1.RotateLogRequest]) (*connect.Response[v1.RotateLogResponse], error)
+	// ArchivePeriod copies the oldest period of this authority's log to an archive,
+	// and then removes it from the log. For the admin socket: the archive may be a
+	// directory of the authority's machine.
+	ArchivePeriod(context.Context, *connect.Request[v1.ArchivePeriodRequest]) (*connect.Response[v1.ArchivePeriodResponse], error)
 }
 
 // NewAuditServiceClient constructs a client for the accessd.v1.AuditService service. By default, it
@@ -956,17 +963,24 @@ func NewAuditServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(auditServiceMethods.ByName("RotateLog")),
 			connect.WithClientOptions(opts...),
 		),
+		archivePeriod: connect.NewClient[v1.ArchivePeriodRequest, v1.ArchivePeriodResponse](
+			httpClient,
+			baseURL+AuditServiceArchivePeriodProcedure,
+			connect.WithSchema(auditServiceMethods.ByName("ArchivePeriod")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // auditServiceClient implements AuditServiceClient.
 type auditServiceClient struct {
-	listEvents   *connect.Client[v1.ListEventsRequest, v1.ListEventsResponse]
-	tailEvents   *connect.Client[v1.TailEventsRequest, v1.TailEventsResponse]
-	exportEvents *connect.Client[v1.ExportEventsRequest, v1.ExportEventsResponse]
-	verifyLog    *connect.Client[v1.VerifyLogRequest, v1.VerifyLogResponse]
-	proveEvent   *connect.Client[v1.ProveEventRequest, v1.ProveEventResponse]
-	rotateLog    *connect.Client[v1.RotateLogRequest, v1.RotateLogResponse]
+	listEvents    *connect.Client[v1.ListEventsRequest, v1.ListEventsResponse]
+	tailEvents    *connect.Client[v1.TailEventsRequest, v1.TailEventsResponse]
+	exportEvents  *connect.Client[v1.ExportEventsRequest, v1.ExportEventsResponse]
+	verifyLog     *connect.Client[v1.VerifyLogRequest, v1.VerifyLogResponse]
+	proveEvent    *connect.Client[v1.ProveEventRequest, v1.ProveEventResponse]
+	rotateLog     *connect.Client[v1.RotateLogRequest, v1.RotateLogResponse]
+	archivePeriod *connect.Client[v1.ArchivePeriodRequest, v1.ArchivePeriodResponse]
 }
 
 // ListEvents calls accessd.v1.AuditService.ListEvents.
@@ -999,6 +1013,11 @@ func (c *auditServiceClient) RotateLog(ctx context.Context, req *connect.Request
 	return c.rotateLog.CallUnary(ctx, req)
 }
 
+// ArchivePeriod calls accessd.v1.AuditService.ArchivePeriod.
+func (c *auditServiceClient) ArchivePeriod(ctx context.Context, req *connect.Request[v1.ArchivePeriodRequest]) (*connect.Response[v1.ArchivePeriodResponse], error) {
+	return c.archivePeriod.CallUnary(ctx, req)
+}
+
 // AuditServiceHandler is an implementation of the accessd.v1.AuditService service.
 type AuditServiceHandler interface {
 	ListEvents(context.Context, *connect.Request[v1.ListEventsRequest]) (*connect.Response[v1.ListEventsResponse], error)
@@ -1012,6 +1031,10 @@ type AuditServiceHandler interface {
 	ProveEvent(context.Context, *connect.Request[v1.ProveEventRequest]) (*connect.Response[v1.ProveEventResponse], error)
 	// RotateLog closes the period of this authority's log and begins another.
 	RotateLog(context.Context, *connect.Request[v1.RotateLogRequest]) (*connect.Response[v1.RotateLogResponse], error)
+	// ArchivePeriod copies the oldest period of this authority's log to an archive,
+	// and then removes it from the log. For the admin socket: the archive may be a
+	// directory of the authority's machine.
+	ArchivePeriod(context.Context, *connect.Request[v1.ArchivePeriodRequest]) (*connect.Response[v1.ArchivePeriodResponse], error)
 }
 
 // NewAuditServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -1057,6 +1080,12 @@ func NewAuditServiceHandler(svc AuditServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(auditServiceMethods.ByName("RotateLog")),
 		connect.WithHandlerOptions(opts...),
 	)
+	auditServiceArchivePeriodHandler := connect.NewUnaryHandler(
+		AuditServiceArchivePeriodProcedure,
+		svc.ArchivePeriod,
+		connect.WithSchema(auditServiceMethods.ByName("ArchivePeriod")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/accessd.v1.AuditService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AuditServiceListEventsProcedure:
@@ -1071,6 +1100,8 @@ func NewAuditServiceHandler(svc AuditServiceHandler, opts ...connect.HandlerOpti
 			auditServiceProveEventHandler.ServeHTTP(w, r)
 		case AuditServiceRotateLogProcedure:
 			auditServiceRotateLogHandler.ServeHTTP(w, r)
+		case AuditServiceArchivePeriodProcedure:
+			auditServiceArchivePeriodHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -1102,6 +1133,10 @@ func (UnimplementedAuditServiceHandler) ProveEvent(context.Context, *connect.Req
 
 func (UnimplementedAuditServiceHandler) RotateLog(context.Context, *connect.Request[v1.RotateLogRequest]) (*connect.Response[v1.RotateLogResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("accessd.v1.AuditService.RotateLog is not implemented"))
+}
+
+func (UnimplementedAuditServiceHandler) ArchivePeriod(context.Context, *connect.Request[v1.ArchivePeriodRequest]) (*connect.Response[v1.ArchivePeriodResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("accessd.v1.AuditService.ArchivePeriod is not implemented"))
 }
 
 // CAServiceClient is a client for the accessd.v1.CAService service.
