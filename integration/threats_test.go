@@ -106,24 +106,25 @@ func TestProxyWithoutRights(t *testing.T) {
 	})
 	live := talk(t, exec.Command("ssh", "-F", alice.Config, "-o", "BatchMode=yes", "n1", "cat"))
 	live.say(t, "in")
+	late := func() *running {
+		return start(t, exec.Command("ssh", "-F", alice.Config, "-o", "BatchMode=yes", "-o", "ConnectTimeout=30", "n1", "echo late"))
+	}
 	t.Run("no more files", func(t *testing.T) {
-		limit := func(soft string) {
-			t.Helper()
-			cmd := exec.Command("prlimit", "--pid", fmt.Sprint(proxy.Pid()), "--nofile="+soft+":")
-			if os.Getuid() == 0 { // somebody else's limits are another right
-				cmd = harness.AsNobody("prlimit", cmd.Args[1:]...)
+		// Each process in turn may open none while somebody comes. Who is in goes on.
+		for name, p := range map[string]*harness.Process{"proxy": proxy, "authority": c.Main, "node": node} {
+			limit(t, p, "3")
+			r := late()
+			c.Eventually(name+" is out of files", func() bool {
+				return strings.Contains(p.Log(), "too many open files") || name == "authority" && strings.Contains(node.Log(), "the audit log cannot be written")
+			})
+			live.say(t, "who is in goes on without files at the "+name)
+			limit(t, p, "1024")
+			if code := r.wait(t); code != 0 && name == "proxy" || code == 0 && r.out.String() != "late\n" {
+				t.Errorf("%s: who came meanwhile: exit %d %q %q", name, code, r.out.String(), r.words.String())
 			}
-			if out, err := cmd.CombinedOutput(); err != nil {
-				t.Fatalf("prlimit: %v %s", err, out)
+			if r := alice.SSH("n1", "echo", "again"); r.Code != 0 || r.Stdout != "again\n" {
+				t.Errorf("%s, afterwards: ssh n1 = %d %q %q", name, r.Code, r.Stdout, r.Stderr)
 			}
-		}
-		limit("3")
-		late := start(t, exec.Command("ssh", "-F", alice.Config, "-o", "BatchMode=yes", "-o", "ConnectTimeout=30", "n1", "echo late"))
-		c.Eventually("the proxy is out of files", func() bool { return strings.Contains(proxy.Log(), "too many open files") })
-		live.say(t, "who is in goes on")
-		limit("1024")
-		if code := late.wait(t); code != 0 || late.out.String() != "late\n" {
-			t.Errorf("who came meanwhile: exit %d %q %q", code, late.out.String(), late.words.String())
 		}
 	})
 	t.Run("everything stands still", func(t *testing.T) {
@@ -140,7 +141,7 @@ func TestProxyWithoutRights(t *testing.T) {
 		if n, err := nc.Read(make([]byte, 1)); err == nil {
 			t.Errorf("a proxy that stands still says %d bytes", n)
 		}
-		late := start(t, exec.Command("ssh", "-F", alice.Config, "-o", "BatchMode=yes", "-o", "ConnectTimeout=30", "n1", "echo late"))
+		late := late()
 		for _, p := range all {
 			p.Signal(syscall.SIGCONT)
 		}
@@ -149,8 +150,36 @@ func TestProxyWithoutRights(t *testing.T) {
 			t.Errorf("who came meanwhile: exit %d %q %q", code, late.out.String(), late.words.String())
 		}
 	})
+	t.Run("a terminal goes away", func(t *testing.T) {
+		for _, p := range []*harness.Process{proxy, c.Main, node} {
+			p.Signal(syscall.SIGHUP)
+			p.Signal(syscall.SIGHUP)
+		}
+		live.say(t, "and goes on still")
+	})
+	t.Run("leads elsewhere", func(t *testing.T) {
+		// A proxy that answers for n2 with the way to n1 does not deceive the client.
+		r := alice.SSH("-o", "ProxyCommand=ssh -F "+alice.Config+" -W n1:22 accessd-proxy", "-l", c.Login, "n2", "echo", "in")
+		refused(t, r, "Host key verification failed")
+	})
 	live.end(t)
+	c.Eventually("every recording is complete", func() bool {
+		return strings.TrimSpace(c.Admin("recordings", "ls", "--in-progress", "--format", "json")) == "[]"
+	})
 	c.Verify()
+}
+
+// limit bounds the files that a process may have open.
+func limit(t *testing.T, p *harness.Process, soft string) {
+	t.Helper()
+	cmd := exec.Command("prlimit", "--pid", fmt.Sprint(p.Pid()), "--nofile="+soft+":")
+	status := read(t, fmt.Sprintf("/proc/%d/status", p.Pid()))
+	if os.Getuid() == 0 && strings.Contains(status, fmt.Sprintf("Uid:\t%d\t", harness.Nobody)) { // somebody else's limits are another right
+		cmd = harness.AsNobody("prlimit", cmd.Args[1:]...)
+	}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("prlimit: %v %s", err, out)
+	}
 }
 
 // visitor returns the stock client on its way to n1 without a jump: the proxy is
