@@ -247,6 +247,7 @@ func (d *Daemon) joinCluster(ctx context.Context, m *member) (*reversetunnel.Age
 		}
 		d.peers.self.Store(m)
 		d.server = &seat{member: m, calls: localCalls(d.authority.handler, m, d.trust), trust: d.trust, cache: d.cache, log: d.log}
+		d.server.admit = func(ctx context.Context) error { return d.admit(ctx, m, sshca.KindAuth) }
 		d.run.start(ctx, rankMember, "renewal", d.server.renew)
 		return nil, nil //nolint:nilnil // the authority is here, and needs no link
 	}

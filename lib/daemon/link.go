@@ -53,6 +53,9 @@ func (d *Daemon) link(ctx context.Context, m *member, c linkConfig) (*reversetun
 		return nil, nil, err
 	}
 	s := &seat{member: m, calls: agent.Authority(), trust: d.trust, cache: d.cache, log: d.log}
+	if d.authority != nil {
+		s.admit = func(ctx context.Context) error { return d.admit(ctx, m, c.kind) }
+	}
 	at := rankLink
 	if c.addresses != nil {
 		at = rankTraffic // it dials this very process, which stops listening now

@@ -36,6 +36,10 @@ type seat struct {
 	trust func() sshca.Trust // the authorities' keys as this process believes them
 	cache *services.Cache    // tells when those may have changed
 	log   *zap.Logger
+
+	// admit has the authority in this process give the member certificates anew; nil
+	// where the authority is elsewhere.
+	admit func(ctx context.Context) error
 }
 
 func (s *seat) members() accessdv1connect.MemberServiceClient {
@@ -87,10 +91,7 @@ func (s *seat) renew(ctx context.Context) error {
 			return nil
 		}
 		trust := s.trust()
-		res, err := s.members().Renew(ctx, connect.NewRequest(&accessdv1.RenewRequest{Trusts: trust.Fingerprints()}))
-		if err == nil {
-			err = s.adopt(state.renewed(res.Msg.GetCertificates()).believing(trust))
-		}
+		err := s.renewOnce(ctx, state, trust)
 		if err == nil && s.state.Load().signedBy(trust) {
 			continue
 		}
@@ -101,6 +102,22 @@ func (s *seat) renew(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// renewOnce has the certificates of state renewed. Those of the authority's own
+// process may be of a key that is gone already, where somebody forced a rotation
+// faster than it could follow: it lets itself in again.
+func (s *seat) renewOnce(ctx context.Context, state *memberState, trust sshca.Trust) error {
+	if s.admit != nil {
+		if _, err := s.identity(trust, time.Now()); err != nil {
+			return s.admit(ctx)
+		}
+	}
+	res, err := s.members().Renew(ctx, connect.NewRequest(&accessdv1.RenewRequest{Trusts: trust.Fingerprints()}))
+	if err != nil {
+		return err
+	}
+	return s.adopt(state.renewed(res.Msg.GetCertificates()).believing(trust))
 }
 
 // untilRenewal waits until it is time to renew the certificates of state, or
