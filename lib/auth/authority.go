@@ -194,7 +194,11 @@ func (a *Authority) Handler() http.Handler {
 	mux.Handle(accessdv1connect.NewArchiveServiceHandler(archiveService{a}, opts...))
 	mux.Handle(accessdv1connect.NewConnectorServiceHandler(connectorService{a}, opts...))
 	mux.Handle(accessdv1connect.NewSignOnServiceHandler(signOnService{a}, opts...))
-	return mux
+	mux.Handle(accessdv1connect.NewAPITokenServiceHandler(apiTokenService{a}, opts...))
+	all := http.NewServeMux()
+	all.Handle("/", mux)
+	all.Handle(rpc.TokenPrefix+"/", rpc.Bearers(mux))
+	return all
 }
 
 // sweepInterval is how often Run forgets sign-ins that nobody goes on with.

@@ -48,6 +48,9 @@ type loginOptions struct {
 	proxy, user, connector, identity string
 	pins                             []string
 	headless                         bool
+
+	token    string // file for an API token
+	tokenTTL time.Duration
 }
 
 func loginCommand(e *env) *cobra.Command {
@@ -67,6 +70,8 @@ func loginCommand(e *env) *cobra.Command {
 	c.Flags().StringVar(&o.connector, "connector", "", "where to sign in, when the cluster has several connectors")
 	c.Flags().StringSliceVar(&o.pins, "ca-pin", nil, "pin of the cluster's host CA, as \"accessd ca pin\" prints it")
 	c.Flags().BoolVar(&o.headless, "headless", false, "show a link and a code instead of opening a browser")
+	c.Flags().StringVar(&o.token, "api-token", "", "also make a token for calls over HTTPS and keep it in this file")
+	c.Flags().DurationVar(&o.tokenTTL, "api-token-ttl", time.Hour, "how long that may be used")
 	identityFlag(c, &o.identity)
 	return c
 }
@@ -122,6 +127,9 @@ func (e *env) login(ctx context.Context, o loginOptions) error {
 	}
 	e.say("signed in as %s until %s", cert.KeyId, certEnd(cert).Local().Format(time.DateTime))
 	e.say("the certificate is in %s-cert.pub", identity)
+	if o.token != "" {
+		return s.keepAPIToken(ctx, key, cert)
+	}
 	return nil
 }
 

@@ -86,9 +86,14 @@ func remoteVerbs() map[string]remoteVerb {
 		"connectors rm":    {},
 		"connectors apply": {stdin: []string{"file"}, none: []string{"client-secret-file"}, use: "apply -f -"},
 
-		"tokens ls":     list,
-		"tokens add":    {flags: []string{"role", "ttl", "uses", "names", "labels", "quiet", "format"}},
-		"tokens rm":     {},
+		"tokens ls":  list,
+		"tokens add": {flags: []string{"role", "ttl", "uses", "names", "labels", "quiet", "format"}},
+		"tokens rm":  {},
+
+		"api-tokens add": {flags: []string{"ttl", "note", "quiet", "format"}},
+		"api-tokens ls":  {flags: []string{"all", "format"}},
+		"api-tokens rm":  {},
+
 		"sessions ls":   list,
 		"sessions kill": {flags: []string{"reason"}},
 

@@ -66,6 +66,9 @@ const (
 	LockCreate        Name = "lock.created"
 	LockDelete        Name = "lock.deleted"
 
+	APITokenCreate Name = "api_token.create"
+	APITokenDelete Name = "api_token.delete"
+
 	AccessRequestCreate Name = "access_request.create"
 	AccessRequestReview Name = "access_request.review"
 	AccessRequestEnd    Name = "access_request.end"
@@ -251,7 +254,7 @@ func people() []Spec {
 				Field{Name: "method", Type: String, Meaning: "how the peer tried: publickey, key (an enrolled one), password, ...", Example: "publickey"},
 				Field{Name: "cert_type", Type: String, Meaning: "type of the certificate shown", Example: "user"},
 				Field{Name: "principals", Type: List, Meaning: "principals of the certificate shown", Example: "root"},
-				serial(), keyID(), fingerprint(), caFingerprint(), reason(), lock(), connection(),
+				serial(), keyID(), fingerprint(), caFingerprint(), reason(), lock(), apiToken(), connection(),
 			),
 		},
 		{
@@ -293,6 +296,10 @@ func people() []Spec {
 			Fields: fields(by(), reason()),
 		},
 	}
+}
+
+func apiToken() Field {
+	return Field{Name: "api_token", Type: String, Meaning: "id of the API token, never its secret", Example: "mfrggzdfmztw"}
 }
 
 func factorMethod() Field {
@@ -404,6 +411,12 @@ func administration() []Spec {
 		reason(),
 	)
 	user := fields(change("user"), roles(), logins(), reason())
+	apiTokens := fields(
+		by(), apiToken(),
+		Field{Name: "expires", Type: String, Meaning: "when it ends", Example: "2026-03-01T10:30:00Z"},
+		Field{Name: "note", Type: String, Meaning: "what its person says it is for", Example: "nightly report"},
+		reason(),
+	)
 	role := fields(change("role"), reason())
 	key := fields(
 		by(),
@@ -423,6 +436,8 @@ func administration() []Spec {
 		{Name: ConnectorUpdate, Code: "A5031", Outcome: Either, Meaning: "a connector was changed", Fields: fields(change("connector"), reason())},
 		{Name: ConnectorDelete, Code: "A5032", Outcome: Either, Meaning: "a connector was removed", Fields: fields(change("connector"), reason())},
 		{Name: TokenCreate, Code: "A5006", Outcome: Either, Meaning: "a join token was made", Fields: token},
+		{Name: APITokenCreate, Code: "A5040", Outcome: Either, Meaning: "a person made a token for calls over HTTPS", Fields: apiTokens},
+		{Name: APITokenDelete, Code: "A5041", Outcome: Either, Meaning: "a token for calls over HTTPS was removed", Fields: apiTokens},
 		{Name: TokenDelete, Code: "A5007", Outcome: Either, Meaning: "a join token was removed", Fields: token},
 		{
 			Name: CACreate, Code: "A5008", Outcome: Either, Meaning: "a certificate authority's key was made",

@@ -38,6 +38,8 @@ import (
 //	part/SESSION/N       sizes and digests of a recording's parts, 64 in each
 //	part/SESSION/end     there when the recording is complete
 //	request/ID           an access request; with a lease once it has ended
+//	apitoken/ID          a token for calls over HTTPS, with a lease that ends with it
+//	apitokens/USER       the ids of a user's
 //	requester/USER       changes with every access request of a user's
 //	cluster, serial
 const (
@@ -60,6 +62,8 @@ const (
 	dirPart        = "part/"
 	dirRequest     = "request/"
 	dirRequester   = "requester/"
+	dirAPIToken    = "apitoken/"
+	dirAPITokens   = "apitokens/"
 	keyCluster     = "cluster"
 	keySerial      = "serial"
 )
