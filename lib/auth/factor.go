@@ -107,7 +107,12 @@ func (s factorService) VerifyFactor(ctx context.Context, req *connect.Request[ac
 	if err := s.mayAsk(ctx, who, m.GetNode(), ev); err != nil {
 		return nil, s.refuseFactor(ctx, ev, err)
 	}
-	method, err := s.useFactor(ctx, who, m.GetCode(), sourceAt{caller.ID, sourceOf(client.Addr())})
+	method := methodTouch
+	if m.GetTouchedKey() != "" {
+		err = s.useTouch(ctx, who, m.GetTouchedKey(), ev)
+	} else {
+		method, err = s.useFactor(ctx, who, m.GetCode(), sourceAt{caller.ID, sourceOf(client.Addr())})
+	}
 	if err != nil {
 		return nil, s.refuseFactor(ctx, ev, err)
 	}
@@ -176,6 +181,38 @@ func (s factorService) mayAsk(ctx context.Context, who holder, node string, ev e
 	aboutNode(ev, n)
 	if d := s.cfg.Engine.Reach(who.identity, authz.ViewOf(n)); !d.Allow {
 		return refusal(d.Reason)
+	}
+	return nil
+}
+
+// methodTouch is a security key that was touched for the connection, in events.
+const methodTouch = "touch"
+
+// useTouch takes a security key that was touched for the connection of who: the
+// one that was proven there, or another that is enrolled. That the signature says
+// so, and is of this connection, the member has seen.
+func (s factorService) useTouch(ctx context.Context, who holder, line string, ev events.Event) error {
+	key, err := parseKeyLine(line)
+	if err != nil {
+		return err
+	}
+	fingerprint := ssh.FingerprintSHA256(key)
+	ev.Fields["touched"] = fingerprint
+	if !services.IsSecurityKey(key) {
+		return refusal("the key is no security key")
+	}
+	if fingerprint == who.fingerprint {
+		return nil
+	}
+	u, err := s.cfg.Store.User(ctx, who.user)
+	if fault.Is(err, fault.NotFound) {
+		return refusal("the user was removed")
+	}
+	if err != nil {
+		return err
+	}
+	if _, ok := u.SecurityKey(fingerprint); !ok {
+		return refusal("the security key is not enrolled for you")
 	}
 	return nil
 }

@@ -239,7 +239,7 @@ func people() []Spec {
 		{
 			Name: UserLogin, Code: "A1000", Outcome: Either, Meaning: "somebody signed in, or tried to",
 			Fields: fields(
-				Field{Name: "method", Type: String, Meaning: "certificate, key (an enrolled one), password, totp, invite, sso", Example: "certificate"},
+				Field{Name: "method", Type: String, Meaning: "certificate, key (an enrolled one), password, totp, invite, sso, passkey", Example: "certificate"},
 				Field{Name: "connector", Type: String, Meaning: "the connector somebody signed in through", Example: "corp"},
 				Field{Name: "subject", Type: String, Meaning: "who the connector's provider says it was", Example: "248289761001"},
 				Field{Name: "addr.browser", Type: String, Meaning: "where the browser of the sign-in was", Example: "203.0.113.7:50122"},
@@ -280,11 +280,13 @@ func people() []Spec {
 		{
 			Name: FactorVerify, Code: "A1010", Outcome: Either, Meaning: "a second factor was given for one connection, or tried",
 			Fields: fields(
-				factorMethod(), by(), fingerprint(), reason(), node(), connection(),
+				factorMethod(), by(), fingerprint(),
+				Field{Name: "touched", Type: String, Meaning: "fingerprint of the security key that was touched", Example: "SHA256:nThbg6kXUpJWGl7E1IGOCspRomTxdCARLviKw6E5SY8"},
+				reason(), node(), connection(),
 			),
 		},
 		{
-			Name: FactorCreate, Code: "A1011", Outcome: Either, Meaning: "a person set up a second factor, in place of the one of that kind before",
+			Name: FactorCreate, Code: "A1011", Outcome: Either, Meaning: "a person set up a second factor, in place of the one of that kind before, or a further passkey",
 			Fields: fields(factorMethod(), by(), reason()),
 		},
 		{
@@ -303,7 +305,7 @@ func apiToken() Field {
 }
 
 func factorMethod() Field {
-	return Field{Name: "method", Type: String, Meaning: "totp or recovery", Example: "totp"}
+	return Field{Name: "method", Type: String, Meaning: "totp, recovery, passkey or touch (of a security key)", Example: "totp"}
 }
 
 func members() []Spec {

@@ -2,6 +2,7 @@ package services
 
 import (
 	"crypto/rsa"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -25,6 +26,27 @@ type UserKey struct {
 	Public      string    `json:"public"`      // authorized_keys format without a comment
 	Comment     string    `json:"comment,omitempty"`
 	Added       time.Time `json:"added"`
+}
+
+// IsSecurityKey reports whether key, or the key of a certificate, is one of a FIDO
+// authenticator: it signs when somebody touches it (OpenSSH PROTOCOL.u2f).
+func IsSecurityKey(key ssh.PublicKey) bool {
+	if c, ok := key.(*ssh.Certificate); ok {
+		key = c.Key
+	}
+	return key.Type() == ssh.KeyAlgoSKED25519 || key.Type() == ssh.KeyAlgoSKECDSA256
+}
+
+// SecurityKey returns the security key with the fingerprint that is enrolled for
+// u or, when that is "", any.
+func (u User) SecurityKey(fingerprint string) (UserKey, bool) {
+	i := slices.IndexFunc(u.Keys, func(k UserKey) bool {
+		return strings.HasPrefix(k.Public, "sk-") && (fingerprint == "" || k.Fingerprint == fingerprint)
+	})
+	if i < 0 {
+		return UserKey{}, false
+	}
+	return u.Keys[i], true
 }
 
 // NewUserKey returns the key in a line of authorized_keys, as enrolled at now. It
