@@ -155,7 +155,11 @@ func accessTable() map[string]rule { //nolint:funlen // one table, which is read
 		accessdv1connect.SignOnServiceShowProcedure:    proxy,
 		accessdv1connect.SignOnServiceConfirmProcedure: proxy,
 		accessdv1connect.SignOnServiceFinishProcedure:  proxy,
-		accessdv1connect.SignOnServiceResumeProcedure:  proxy,
+
+		accessdv1connect.SignOnServiceBeginPasskeyProcedure:  proxy,
+		accessdv1connect.SignOnServiceFinishPasskeyProcedure: proxy,
+
+		accessdv1connect.SignOnServiceResumeProcedure: proxy,
 
 		// A node has a code checked for a connection to itself, a proxy for any.
 		accessdv1connect.FactorServiceVerifyFactorProcedure: member,

@@ -108,6 +108,8 @@ GrantService/Redeem            P H
 SignOnService/Show             P H
 SignOnService/Confirm          P H
 SignOnService/Finish           P H
+SignOnService/BeginPasskey     P H
+SignOnService/FinishPasskey    P H
 SignOnService/Resume           P H
 FactorService/VerifyFactor     N P H
 FactorService/ListFactors      L A R U D T

@@ -59,6 +59,7 @@ type Config struct {
 
 	Argon2          Argon2        // cost of a password hash
 	MaxHashing      int           // passwords hashed at once; 0 means 2
+	PublicURL       string        // https://HOST[:PORT] where browsers find the proxies; "" means the proxy's own address
 	UserTTL         time.Duration // a person's certificate; 0 means defaults.UserCertTTL
 	MaxUserTTL      time.Duration // the longest one; 0 means defaults.MaxUserCertTTL
 	MemberTTL       time.Duration // a member's certificates; 0 means defaults.MemberCertTTL

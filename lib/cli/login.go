@@ -343,6 +343,12 @@ func (s *signingIn) answer(ctx context.Context, instruction string, questions []
 	case len(questions) == 1 && !s.offered && strings.Contains(questions[0], "single sign-on"):
 		s.offered = true
 		return s.signOn(ctx)
+	case len(questions) == 1 && !s.offered && strings.Contains(questions[0], "(empty: passkey)"):
+		s.offered = true // who signs in with a password types it
+		if a, err := s.ask(questions[0], echos[0]); a != "" || err != nil {
+			return []string{a}, err
+		}
+		return s.signOn(ctx)
 	case len(questions) == 1 && s.browser != nil && strings.HasPrefix(questions[0], "Receipt"):
 		return s.browser.visit(ctx, s.env, strings.TrimSpace(instruction))
 	}

@@ -28,6 +28,7 @@ import (
 //	standing/KIND/ID     what a member last got from the authorities
 //	holder/KEY/USER      until when a user has certificates of an authority's key
 //	key/FINGERPRINT      the user for whom a public key is enrolled; "_" is for "/"
+//	passkey/HASH         the user whose passkey has the id; passkeys: there are any
 //	name/NAME            the id of the node or member that has the name
 //	port/NUMBER          the id of the node that has the gateway port
 //	seen/ID              when a node was last seen

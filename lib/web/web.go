@@ -77,7 +77,11 @@ func (s *Server) addPages(routes map[string]route) error {
 		return err
 	}
 	style, err := asset("style.css", "text/css; charset=utf-8")
-	routes["/style.css"] = route{get: style}
+	if err != nil {
+		return err
+	}
+	script, err := asset("passkey.js", "text/javascript; charset=utf-8")
+	routes["/style.css"], routes[passkeyScript] = route{get: style}, route{get: script}
 	s.addSignOn(routes)
 	s.addBots(routes)
 	return err
