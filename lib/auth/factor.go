@@ -226,7 +226,7 @@ type sourceAt struct {
 
 // useFactor checks answer and uses it up.
 func (s factorService) useFactor(ctx context.Context, who holder, answer string, at any) (method string, err error) {
-	acquit, err := s.codes.try(who.user, at, false)
+	acquit, err := s.codes.try(ctx, who.user, at, false)
 	if err != nil {
 		return "", err
 	}

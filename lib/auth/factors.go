@@ -203,7 +203,7 @@ func (s factorService) goOn(ctx context.Context, in *signIn) (*accessdv1.LoginSt
 // prove checks the password and the second factor of who has a certificate. Who
 // was wrong waits as who signs in does, and is not told which it was.
 func (s factorService) prove(ctx context.Context, in *signIn, password, code string) (method string, err error) {
-	acquit, err := s.backoff.try(in.user, in.source, false)
+	acquit, err := s.backoff.try(ctx, in.user, in.source, false)
 	if err != nil {
 		return "", err
 	}

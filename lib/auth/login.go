@@ -213,7 +213,7 @@ func (s loginService) takeFirst(ctx context.Context, in *signIn, answers []strin
 	known := slices.Contains(in.creds.KnownKeys, ssh.FingerprintSHA256(in.key))
 	invite, noInvite := parseInvite(answers[0])
 	token, secret, noToken := parseToken(answers[0])
-	in.acquit, in.refused = s.backoff.try(in.user, in.source, known)
+	in.acquit, in.refused = s.backoff.try(ctx, in.user, in.source, known)
 	switch {
 	case in.refused != nil: // it has to wait; nothing is checked
 	case noInvite == nil:

@@ -41,8 +41,9 @@ import (
 //	request/ID           an access request; with a lease once it has ended
 //	apitoken/ID          a token for calls over HTTPS, with a lease that ends with it
 //	apitokens/USER       the ids of a user's
+//	guess/GATE/N         a counter of failed sign-ins, with a lease
 //	requester/USER       changes with every access request of a user's
-//	cluster, serial
+//	cluster, serial, guess-key
 const (
 	dirLive        = "live/"
 	dirPolicy      = dirLive + "policy/"
@@ -65,6 +66,8 @@ const (
 	dirRequester   = "requester/"
 	dirAPIToken    = "apitoken/"
 	dirAPITokens   = "apitokens/"
+	dirGuess       = "guess/"
+	keyGuessKey    = "guess-key"
 	keyCluster     = "cluster"
 	keySerial      = "serial"
 )
@@ -90,6 +93,8 @@ type Store struct {
 	now     func() time.Time
 	ports   portRange
 	serials chan serialBlock // holds the one block in use
+
+	guessLeases chan guessLease // holds the one in use
 }
 
 // NewStore returns a Store on b. now is the clock of expiry; nil means time.Now.
@@ -97,8 +102,12 @@ func NewStore(b *backend.Backend, now func() time.Time) *Store {
 	if now == nil {
 		now = time.Now
 	}
-	s := &Store{b: b, now: now, ports: portRange{firstGatewayPort, gatewayPorts}, serials: make(chan serialBlock, 1)}
+	s := &Store{
+		b: b, now: now, ports: portRange{firstGatewayPort, gatewayPorts},
+		serials: make(chan serialBlock, 1), guessLeases: make(chan guessLease, 1),
+	}
 	s.serials <- serialBlock{}
+	s.guessLeases <- guessLease{}
 	return s
 }
 
