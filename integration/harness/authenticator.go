@@ -14,6 +14,7 @@ import (
 	wire "encoding/binary"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"io"
 	"math/big"
 	"net"
@@ -44,23 +45,30 @@ const algED25519 = 1
 // use one: the library Provider hands all they ask to the test, which has the keys.
 type Authenticator struct {
 	Provider string // for SecurityKeyProvider and ssh-keygen -w
-	AAGUID   [16]byte
 	Root     string // PEM, of who made it
 
 	t      testing.TB
+	aaguid [16]byte
 	vendor *ecdsa.PrivateKey
 	cert   []byte // of vendor, DER
 
-	mu      sync.Mutex
-	absent  bool
-	signed  int
-	handles map[string]any // private keys
+	mu       sync.Mutex
+	absent   bool
+	careless bool
+	signed   int
+	handles  map[string]fidoKey
+}
+
+// fidoKey is a private key, and whether it signs for nobody it has not verified.
+type fidoKey struct {
+	private  any
+	verifies bool
 }
 
 // NewAuthenticator plugs in an authenticator that somebody touches when it blinks.
 func NewAuthenticator(t testing.TB) *Authenticator {
 	t.Helper()
-	a := &Authenticator{t: t, AAGUID: [16]byte(random(16)), handles: map[string]any{}}
+	a := &Authenticator{t: t, aaguid: [16]byte(random(16)), handles: map[string]fidoKey{}}
 	a.certify()
 	dir, err := os.MkdirTemp("", "sk") // t.TempDir is too long for a socket
 	if err != nil {
@@ -103,12 +111,26 @@ func (a *Authenticator) Key(path, kind string, options ...string) string {
 	return path
 }
 
+// Model returns its AAGUID as people write it.
+func (a *Authenticator) Model() string {
+	g := a.aaguid
+	return fmt.Sprintf("%x-%x-%x-%x-%x", g[:4], g[4:6], g[6:8], g[8:10], g[10:])
+}
+
 // Leave has nobody touch the authenticator any more, for as long as away is true.
 // It signs all the same, and says in the signature that nobody has.
 func (a *Authenticator) Leave(away bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.absent = away
+}
+
+// Forget has the authenticator sign without making sure who touches it, whatever
+// the key was made for, as none that is sold does.
+func (a *Authenticator) Forget(careless bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.careless = careless
 }
 
 // Signed returns how many signatures were made.
@@ -143,7 +165,7 @@ func (a *Authenticator) certify() {
 	a.Root = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 	a.vendor, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	a.fail(err)
-	id, err := asn1.Marshal(a.AAGUID[:])
+	id, err := asn1.Marshal(a.aaguid[:])
 	a.fail(err)
 	leaf := &x509.Certificate{
 		SerialNumber: big.NewInt(2), NotBefore: ca.NotBefore, NotAfter: ca.NotAfter, BasicConstraintsValid: true,
@@ -204,6 +226,9 @@ func (a *Authenticator) answer(c net.Conn) error {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if q.op == 's' && a.handles[string(q.handle)].verifies && !a.careless { // by a finger: no PIN is asked for
+		q.flags |= userVerified
+	}
 	if a.absent {
 		q.flags &^= userPresent | userVerified
 	}
@@ -211,6 +236,7 @@ func (a *Authenticator) answer(c net.Conn) error {
 	const counter = 7
 	if q.op == 'e' {
 		blobs, err = a.enroll(q, counter)
+		q.flags &^= userVerified // it takes no PIN
 	} else {
 		a.signed++
 		blobs, err = a.sign(q, counter)
@@ -249,13 +275,13 @@ func (a *Authenticator) enroll(q request, counter uint32) (out [5][]byte, err er
 		// {1: 2 (EC2), 3: -7 (ES256), -1: 1 (P-256), -2: x, -3: y}
 		private, cose = key, slices.Concat([]byte{0xa5, 1, 2, 3, 0x26, 0x20, 1, 0x21, 0x58, 32}, public[1:33], []byte{0x22, 0x58, 32}, public[33:])
 	}
-	a.handles[string(handle)] = private
+	a.handles[string(handle)] = fidoKey{private, q.flags&userVerified != 0}
 	flags, extensions := q.flags&(userPresent|userVerified)|attested, []byte(nil)
 	if q.flags&userVerified != 0 { // it will not sign without: {"credProtect": 3} (CTAP 2.1, section 12.1)
 		flags, extensions = flags|extended, append([]byte{0xa1, 0x6b}, "credProtect\x03"...)
 	}
 	rp, sum := sha256.Sum256(q.application), sha256.Sum256(q.data)
-	data := slices.Concat(rp[:], []byte{flags}, wire.BigEndian.AppendUint32(nil, counter), a.AAGUID[:], []byte{0, byte(len(handle))}, handle, cose, extensions)
+	data := slices.Concat(rp[:], []byte{flags}, wire.BigEndian.AppendUint32(nil, counter), a.aaguid[:], []byte{0, byte(len(handle))}, handle, cose, extensions)
 	signed := sha256.Sum256(slices.Concat(data, sum[:]))
 	signature, err := ecdsa.SignASN1(rand.Reader, a.vendor, signed[:])
 	wrapped := append([]byte{0x59, byte(len(data) >> 8), byte(len(data))}, data...) // a CBOR byte string
@@ -266,7 +292,7 @@ func (a *Authenticator) enroll(q request, counter uint32) (out [5][]byte, err er
 func (a *Authenticator) sign(q request, counter uint32) (out [5][]byte, err error) {
 	application, sum := sha256.Sum256(q.application), sha256.Sum256(q.data)
 	message := slices.Concat(application[:], []byte{q.flags}, wire.BigEndian.AppendUint32(nil, counter), sum[:])
-	switch key := a.handles[string(q.handle)].(type) {
+	switch key := a.handles[string(q.handle)].private.(type) {
 	case ed25519.PrivateKey:
 		out[0] = ed25519.Sign(key, message)
 	case *ecdsa.PrivateKey:

@@ -53,6 +53,11 @@ func accessTable() map[string]rule { //nolint:funlen // one table, which is read
 		accessdv1connect.UserServiceListUserKeysProcedure:  admin("users", "read"),
 		accessdv1connect.UserServiceRemoveUserKeyProcedure: admin("users", "update"),
 
+		accessdv1connect.UserServiceNewKeyChallengeProcedure: admin("users", "update"),
+		// They are part of what roles ask for.
+		accessdv1connect.UserServiceSetAuthenticatorsProcedure: admin("roles", "update"),
+		accessdv1connect.UserServiceGetAuthenticatorsProcedure: admin("roles", "read"),
+
 		accessdv1connect.RoleServiceApplyRolesProcedure: admin("roles", "update"),
 		accessdv1connect.RoleServiceListRolesProcedure:  admin("roles", "read"),
 		accessdv1connect.RoleServiceGetRoleProcedure:    admin("roles", "read"),

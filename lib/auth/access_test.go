@@ -35,6 +35,9 @@ UserService/SignUser           L A D T
 UserService/AddUserKey         L A D T
 UserService/ListUserKeys       L A D T
 UserService/RemoveUserKey      L A D T
+UserService/NewKeyChallenge    L A D T
+UserService/SetAuthenticators  L A D T
+UserService/GetAuthenticators  L A D T
 RoleService/ApplyRoles         L A D T
 RoleService/ListRoles          L A D T
 RoleService/GetRole            L A D T

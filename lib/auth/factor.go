@@ -198,12 +198,6 @@ func (s factorService) useTouch(ctx context.Context, who holder, line string, ev
 	}
 	fingerprint := ssh.FingerprintSHA256(key)
 	ev.Fields["touched"] = fingerprint
-	if !services.IsSecurityKey(key) {
-		return refusal("the key is no security key")
-	}
-	if fingerprint == who.fingerprint {
-		return nil
-	}
 	u, err := s.cfg.Store.User(ctx, who.user)
 	if fault.Is(err, fault.NotFound) {
 		return refusal("the user was removed")
@@ -211,10 +205,14 @@ func (s factorService) useTouch(ctx context.Context, who holder, line string, ev
 	if err != nil {
 		return err
 	}
-	if _, ok := u.SecurityKey(fingerprint); !ok {
+	if _, ok := u.SecurityKey(fingerprint); !ok && fingerprint != who.fingerprint {
 		return refusal("the security key is not enrolled for you")
 	}
-	return nil
+	kind, err := s.securityKey(ctx, who.user, key)
+	if err == nil && kind == "" {
+		err = refusal("the key is no security key, or none that the cluster takes")
+	}
+	return err
 }
 
 // sourceAt is where a code is tried: at which member, and from where, as far as

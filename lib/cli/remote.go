@@ -68,9 +68,12 @@ func remoteVerbs() map[string]remoteVerb {
 		"factors add": {},
 		"factors rm":  {},
 
-		"users keys add": {flags: []string{"format"}, use: "add USER -"},
+		"users keys add": {flags: []string{"format"}, none: []string{"attestation", "challenge"}, use: "add USER -"},
 		"users keys ls":  list,
 		"users keys rm":  {},
+
+		"users keys challenge":      {},
+		"users authenticators show": {},
 
 		"bots ls":  list,
 		"bots add": {flags: []string{"roles", "logins", "ttl", "token-ttl", "issuer", "audience", "claim", "format"}, none: []string{"issuer-ca"}},

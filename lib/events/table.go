@@ -59,12 +59,14 @@ const (
 	ConnectorCreate   Name = "connector.create"
 	ConnectorUpdate   Name = "connector.update"
 	ConnectorDelete   Name = "connector.delete"
-	CARotate          Name = "ca.rotate"
-	AuditRotate       Name = "audit.rotate"
-	ProcessStart      Name = "process.start"
-	ProcessStop       Name = "process.stop"
-	LockCreate        Name = "lock.created"
-	LockDelete        Name = "lock.deleted"
+
+	AuthenticatorsUpdate Name = "authenticators.update"
+	CARotate             Name = "ca.rotate"
+	AuditRotate          Name = "audit.rotate"
+	ProcessStart         Name = "process.start"
+	ProcessStop          Name = "process.stop"
+	LockCreate           Name = "lock.created"
+	LockDelete           Name = "lock.deleted"
 
 	APITokenCreate Name = "api_token.create"
 	APITokenDelete Name = "api_token.delete"
@@ -425,6 +427,14 @@ func administration() []Spec {
 		Field{Name: "name", Type: String, Meaning: "the user whose key it is", Example: "alice"},
 		fingerprint(),
 		Field{Name: "comment", Type: String, Meaning: "the comment that came with the key", Example: "alice@router"},
+		Field{Name: "aaguid", Type: String, Meaning: "the model of a security key, for which its maker vouches", Example: "cb69481e-8ff7-4039-93ec-0a2729a154a8"},
+		Field{Name: "pin", Type: Bool, Meaning: "whether it signs only after it has made sure who touches it", Example: "true"},
+		reason(),
+	)
+	authenticators := fields(
+		by(),
+		Field{Name: "before", Type: String, Meaning: "models and makers' certificates before", Example: "aaguids:", Max: maxDocument},
+		Field{Name: "after", Type: String, Meaning: "the same now", Example: "aaguids: cb69481e-8ff7-4039-93ec-0a2729a154a8", Max: maxDocument},
 		reason(),
 	)
 	return []Spec{
@@ -437,6 +447,7 @@ func administration() []Spec {
 		{Name: ConnectorCreate, Code: "A5030", Outcome: Either, Meaning: "a connector was added", Fields: fields(change("connector"), reason())},
 		{Name: ConnectorUpdate, Code: "A5031", Outcome: Either, Meaning: "a connector was changed", Fields: fields(change("connector"), reason())},
 		{Name: ConnectorDelete, Code: "A5032", Outcome: Either, Meaning: "a connector was removed", Fields: fields(change("connector"), reason())},
+		{Name: AuthenticatorsUpdate, Code: "A5042", Outcome: Either, Meaning: "which security keys count was changed", Fields: authenticators},
 		{Name: TokenCreate, Code: "A5006", Outcome: Either, Meaning: "a join token was made", Fields: token},
 		{Name: APITokenCreate, Code: "A5040", Outcome: Either, Meaning: "a person made a token for calls over HTTPS", Fields: apiTokens},
 		{Name: APITokenDelete, Code: "A5041", Outcome: Either, Meaning: "a token for calls over HTTPS was removed", Fields: apiTokens},
