@@ -188,7 +188,7 @@ func TestStreamsEndWithTheServer(t *testing.T) {
 			go func() {
 				done <- s.Serve(ctx, tls.NewListener(ln, &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: cert.Get, NextProtos: []string{proto}}))
 			}()
-			tr := &http.Transport{ForceAttemptHTTP2: proto == "h2", TLSClientConfig: &tls.Config{InsecureSkipVerify: true}} //nolint:gosec // its own certificate
+			tr := &http.Transport{ForceAttemptHTTP2: proto == "h2", TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
 			defer tr.CloseIdleConnections()
 			req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://"+ln.Addr().String()+apiPath, strings.NewReader("{}"))
 			if err != nil {
