@@ -41,7 +41,7 @@ func TestPasskeys(t *testing.T) {
 	t.Parallel()
 	c := harness.New(t, "--public-address", "127.0.0.1,login.example")
 	b := harness.NewBrowser(t)
-	b.Authenticator()
+	device := b.Authenticator()
 	invite := strings.TrimSpace(c.Admin("users", "add", "alice", "--roles", "access", "--logins", c.Login))
 	key := c.Key("alice-key")
 
@@ -129,6 +129,7 @@ func TestPasskeys(t *testing.T) {
 		atProxy := func(words ...string) *harness.Terminal {
 			return harness.Type(t, "ssh", append([]string{"-F", config, "-tt", "accessd-proxy"}, words...)...)
 		}
+		b.Call("WebAuthn.clearCredentials", map[string]any{"authenticatorId": device}, nil) // alice leaves
 		k = atProxy("factors", "add", "passkey", "laptop")
 		k.Expect(`Password: `)
 		k.Send(password)
@@ -143,7 +144,6 @@ func TestPasskeys(t *testing.T) {
 		if r := harness.Run(t, nil, "ssh", "-F", config, "-o", "BatchMode=yes", "accessd-proxy", "factors", "ls"); !strings.Contains(r.Stdout, "laptop") || !strings.Contains(r.Stdout, "login.example") {
 			t.Errorf("factors ls = %d %q %s", r.Code, r.Stdout, r.Stderr)
 		}
-		// The browser has alice's passkey and bob's: the newest answers.
 		k = atProxy("factors", "rm", "passkey", "laptop")
 		k.Expect(`Password \(empty: passkey\): `)
 		k.Send("")

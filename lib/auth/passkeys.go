@@ -75,11 +75,11 @@ func (a *Authority) parkEnrol(ctx context.Context, in *signIn, c services.Creden
 	if err != nil {
 		return nil, err
 	}
-	o := services.SignOn{Purpose: services.SignOnEnrol, Handle: c.Handle}
+	o := services.SignOn{Purpose: services.SignOnEnrol, Base: base, Handle: c.Handle}
 	if len(o.Handle) == 0 {
 		o.Handle = randomBytes(handleSize)
 	}
-	return a.parkLink(ctx, in, o, base, next)
+	return a.parkLink(ctx, in, o, next)
 }
 
 // parkProof makes a link at which the person of in shows a passkey.
@@ -88,11 +88,11 @@ func (a *Authority) parkProof(ctx context.Context, in *signIn, next taker) (*acc
 	if err != nil {
 		return nil, err
 	}
-	return a.parkLink(ctx, in, services.SignOn{Purpose: services.SignOnProve}, base, next)
+	return a.parkLink(ctx, in, services.SignOn{Purpose: services.SignOnProve, Base: base}, next)
 }
 
-func (a *Authority) parkLink(ctx context.Context, in *signIn, o services.SignOn, base string, next taker) (*accessdv1.LoginStep, error) {
-	o.User, o.Base, o.RP, o.Client = in.user, base, rpOf(base), in.client.String()
+func (a *Authority) parkLink(ctx context.Context, in *signIn, o services.SignOn, next taker) (*accessdv1.LoginStep, error) {
+	o.User, o.RP, o.Client = in.user, rpOf(o.Base), in.client.String()
 	if in.key != nil {
 		o.Fingerprint = ssh.FingerprintSHA256(in.key)
 	}
@@ -101,7 +101,7 @@ func (a *Authority) parkLink(ctx context.Context, in *signIn, o services.SignOn,
 		return nil, err
 	}
 	in.signOn = l.id
-	return in.ask(l.words(""), func(ctx context.Context, in *signIn, _ []string) (*accessdv1.LoginStep, error) {
+	return in.ask(l.words(o), func(ctx context.Context, in *signIn, _ []string) (*accessdv1.LoginStep, error) {
 		return a.awaitLink(ctx, in, next)
 	}), nil
 }
@@ -155,7 +155,7 @@ func (s loginService) takeFirstPasskey(ctx context.Context, in *signIn, o servic
 // anything is asked.
 func (s factorService) checkPasskeyChange(ctx context.Context, in *signIn, c services.Credentials) error {
 	i := slices.IndexFunc(c.Passkeys, func(p services.Passkey) bool { return p.Name == in.passkey })
-	switch in.change {
+	switch in.change { //nolint:exhaustive // the others are of no passkey
 	case accessdv1.BeginChangeRequest_CHANGE_PASSKEY:
 		if in.passkey != "" {
 			if err := services.CheckPasskeyName(in.passkey); err != nil {

@@ -24,12 +24,13 @@ import (
 	"github.com/accessd/accessd/lib/services"
 )
 
-// A sign-in through a browser, at a provider or with a passkey, has two halves. The terminal's half is a step of a
-// [signIn], which shows a link and waits. The browser's half comes over
-// [signOnService] from whichever proxy, at whichever authority, so the two meet
-// in the store, in a [services.SignOn]. What is granted is for the key that the
-// terminal has proven, and only after the browser's person has seen that key's
-// fingerprint and the terminal's address and typed the code the terminal shows.
+// A sign-in through a browser, at a provider or with a passkey, has two halves. The
+// terminal's half is a step of a [signIn], which shows a link and waits. The
+// browser's half comes over [signOnService] from whichever proxy, at whichever
+// authority, so the two meet in the store, in a [services.SignOn]. What is granted
+// is for the key that the terminal has proven, and only after the browser's person
+// has seen that key's fingerprint and the terminal's address and typed the code the
+// terminal shows.
 const methodSSO = "sso"
 
 const (
@@ -194,7 +195,7 @@ func (s loginService) park(ctx context.Context, in *signIn, c *services.Connecto
 	if in.loopback != "" {
 		return in.ask(l.url, s.takeReceipt, &accessdv1.Prompt{Text: "Receipt: "}), nil
 	}
-	return in.ask(l.words("\n\nYour key:     "+o.Fingerprint+"\nYour address: "+in.client.Addr().Unmap().String()), s.await), nil
+	return in.ask(l.words(o), s.await), nil
 }
 
 // A link is what a person opens in a browser, and what they type there.
@@ -214,9 +215,13 @@ func (a *Authority) newLink(ctx context.Context, o services.SignOn) (link, error
 	return l, err
 }
 
-// words are what a terminal shows of l, with more to compare.
-func (l link) words(more string) string {
-	return fmt.Sprintf("Open this link in a browser:\n\n  %s\n\nand type this code there:  %s%s\n\nWaiting ...", l.url, l.code, more)
+// words are what a terminal shows of l, and of o for its person to compare.
+func (l link) words(o services.SignOn) string {
+	var compare string
+	if client, err := netip.ParseAddrPort(o.Client); err == nil && o.Fingerprint != "" {
+		compare = "\n\nYour key:     " + o.Fingerprint + "\nYour address: " + client.Addr().Unmap().String()
+	}
+	return fmt.Sprintf("Open this link in a browser:\n\n  %s\n\nand type this code there:  %s%s\n\nWaiting ...", l.url, l.code, compare)
 }
 
 // publicBase returns where browsers find the proxy that carries a sign-in: where

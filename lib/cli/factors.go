@@ -117,7 +117,7 @@ func passwordCommand(e *env) *cobra.Command {
 // changeNamed is change for what may have a name, which only passkeys have.
 func (e *env) changeNamed(ctx context.Context, what *accessdv1.BeginChangeRequest, name []string) error {
 	if len(name) > 0 {
-		switch what.Change { //nolint:exhaustive // no others have a name
+		switch what.Change {
 		case accessdv1.BeginChangeRequest_CHANGE_PASSKEY, accessdv1.BeginChangeRequest_CHANGE_PASSKEY_REMOVE:
 			what.Name = name[0]
 		default:
