@@ -1,6 +1,7 @@
 // Package client calls the services of a cluster (api/accessd/v1) from Go: over SSH
-// through a proxy, as a person with a certificate, or over the admin socket of an
-// authority's machine. What may be called is decided by the roles, as it is for
+// through a proxy, as a person with a certificate; over HTTPS, with an API token of
+// a person's (see [DialHTTPS]); or over the admin socket of an authority's machine.
+// What may be called is decided by the roles, as it is for
 // the command line, which uses the same services.
 //
 //	c, err := client.Dial(ctx, client.Config{
@@ -17,6 +18,8 @@ package client
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"iter"
 	"net"
@@ -127,6 +130,48 @@ func Dial(ctx context.Context, cfg Config) (*Client, error) {
 		return rpc.ChannelConn(ch, far.LocalAddr(), far.RemoteAddr()), nil
 	})
 	return &Client{http: calls, close: far.Close}, nil
+}
+
+// HTTPSConfig says where to call with an API token.
+type HTTPSConfig struct {
+	Address string // HOST:PORT of a proxy
+	Token   string // what "accessd api-tokens add" prints
+
+	Roots *x509.CertPool // whom the proxy's TLS certificate must be of; nil means the system's
+}
+
+// DialHTTPS returns a client that calls over HTTPS with an API token, as the person
+// whose it is. It connects when there is something to call.
+func DialHTTPS(cfg HTTPSConfig) (*Client, error) {
+	if cfg.Address == "" || cfg.Token == "" {
+		return nil, fault.New(fault.BadInput, "client: address and token are required")
+	}
+	if _, _, err := net.SplitHostPort(cfg.Address); err != nil {
+		return nil, fault.Wrap(fault.BadInput, err, "address of the proxy")
+	}
+	conns := &http.Transport{
+		TLSClientConfig: &tls.Config{RootCAs: cfg.Roots, MinVersion: tls.VersionTLS12}, ForceAttemptHTTP2: true, DisableCompression: true,
+		TLSHandshakeTimeout: DefaultTimeout, IdleConnTimeout: DefaultTimeout, Proxy: http.ProxyFromEnvironment,
+	}
+	calls := &http.Client{
+		Transport:     withToken{host: cfg.Address, token: cfg.Token, next: conns},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // a token is for one place
+	}
+	return &Client{http: calls, close: func() error { conns.CloseIdleConnections(); return nil }}, nil
+}
+
+// withToken sends calls to a proxy, with a token.
+type withToken struct {
+	host, token string
+	next        http.RoundTripper
+}
+
+// RoundTrip implements [http.RoundTripper].
+func (t withToken) RoundTrip(req *http.Request) (*http.Response, error) {
+	out := req.Clone(req.Context())
+	out.URL.Scheme, out.URL.Host, out.Host = "https", t.host, ""
+	out.Header.Set("Authorization", "Bearer "+t.token)
+	return t.next.RoundTrip(out)
 }
 
 // Local returns a client of the authority whose data directory this is, over its

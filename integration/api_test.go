@@ -109,6 +109,7 @@ func TestAPI(t *testing.T) {
 	}
 	t.Run("watch", func(t *testing.T) { watchAPI(t, c, admin, proxy.Field("listen")) })
 	t.Run("explain", func(t *testing.T) { explainRoles(t, c, admin) })
+	t.Run("https", func(t *testing.T) { tokenAPI(t, c, auditor, proxy) })
 }
 
 // watchAPI follows users and sessions, until the watcher may not any more.

@@ -2,23 +2,18 @@ package integration
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/sha256"
 	"crypto/tls"
-	"encoding/base64"
 	"encoding/json"
 	"maps"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/accessd/accessd/integration/harness"
+	"github.com/accessd/accessd/integration/impostor"
 	"github.com/accessd/accessd/lib/fault"
 )
 
@@ -106,69 +101,12 @@ func TestBotsAndTheirCopies(t *testing.T) {
 	wantEvent(t, c, map[string]string{"message": "this bot's key was copied"}, "--event", "lock.created")
 }
 
-// issuer is an OpenID provider of a CI system, as far as who checks its tokens
-// sees of it.
-type issuer struct {
-	*httptest.Server
-
-	key *ecdsa.PrivateKey
-}
-
-func newIssuer(t *testing.T) *issuer {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	i := &issuer{key: key}
-	mux := http.NewServeMux()
-	reply := func(w http.ResponseWriter, v any) {
-		w.Header().Set("Content-Type", "application/json")
-		if err := json.NewEncoder(w).Encode(v); err != nil {
-			t.Error(err)
-		}
-	}
-	mux.HandleFunc("/.well-known/openid-configuration", func(w http.ResponseWriter, _ *http.Request) {
-		reply(w, map[string]any{
-			"issuer": i.URL, "jwks_uri": i.URL + "/keys", "authorization_endpoint": i.URL + "/none", "token_endpoint": i.URL + "/none",
-			"id_token_signing_alg_values_supported": []string{"ES256"},
-		})
-	})
-	mux.HandleFunc("/keys", func(w http.ResponseWriter, _ *http.Request) {
-		public, err := key.PublicKey.Bytes()
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		reply(w, map[string]any{"keys": []any{map[string]string{
-			"kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": "1",
-			"x": base64.RawURLEncoding.EncodeToString(public[1:33]), "y": base64.RawURLEncoding.EncodeToString(public[33:]),
-		}}})
-	})
-	i.Server = httptest.NewServer(mux)
-	t.Cleanup(i.Close)
-	return i
-}
-
-// token signs claims, over those of a token that is good (RFC 7519).
-func (i *issuer) token(t *testing.T, claims map[string]any) string {
-	t.Helper()
-	all := map[string]any{
-		"iss": i.URL, "aud": "accessd", "sub": "repo:org/app:ref:refs/heads/main", "iat": time.Now().Unix(), "exp": time.Now().Add(5 * time.Minute).Unix(),
-		"repository": "org/app", "ref": "refs/heads/main",
-	}
+// jobToken is an ID token of a job of the CI system ci, with some claims in place of
+// its own.
+func jobToken(ci *impostor.Provider, claims map[string]any) string {
+	all := map[string]any{"sub": "repo:org/app:ref:refs/heads/main", "repository": "org/app", "ref": "refs/heads/main"}
 	maps.Copy(all, claims)
-	body, err := json.Marshal(all)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text := base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"ES256","kid":"1","typ":"JWT"}`)) + "." + base64.RawURLEncoding.EncodeToString(body)
-	sum := sha256.Sum256([]byte(text))
-	r, s, err := ecdsa.Sign(rand.Reader, i.key, sum[:])
-	if err != nil {
-		t.Fatal(err)
-	}
-	return text + "." + base64.RawURLEncoding.EncodeToString(append(r.FillBytes(make([]byte, 32)), s.FillBytes(make([]byte, 32))...))
+	return ci.Sign(all)
 }
 
 // A job of a CI system has a certificate for the price of one HTTPS request with its
@@ -177,7 +115,7 @@ func TestBotsOfCI(t *testing.T) {
 	t.Parallel()
 	c := harness.New(t)
 	c.Node("n1")
-	ci := newIssuer(t)
+	ci := impostor.New(t, time.Now)
 	c.Admin("bots", "add", "ci", "--roles", "access", "--logins", c.Login, "--issuer", ci.URL, "--audience", "accessd",
 		"--claim", "repository=org/app", "--claim", "ref=refs/heads/*")
 	b := bot{c, "ci", c.Key("ci")}
@@ -200,11 +138,11 @@ func TestBotsOfCI(t *testing.T) {
 		}
 		return resp.StatusCode, text.String()
 	}
-	other := newIssuer(t)
+	other := impostor.New(t, time.Now)
 	for name, token := range map[string]string{
-		"another repository": ci.token(t, map[string]any{"repository": "org/other"}),
-		"another ref":        ci.token(t, map[string]any{"ref": "refs/pull/1/merge"}),
-		"another's key":      other.token(t, map[string]any{"iss": ci.URL}),
+		"another repository": jobToken(ci, map[string]any{"repository": "org/other"}),
+		"another ref":        jobToken(ci, map[string]any{"ref": "refs/pull/1/merge"}),
+		"another's key":      jobToken(other, map[string]any{"iss": ci.URL}),
 	} {
 		// Failures of one source slow it down; each comes when it may again.
 		harness.Eventually(t, "the answer to "+name, func() bool {
@@ -217,7 +155,7 @@ func TestBotsOfCI(t *testing.T) {
 	}
 	var cert string
 	harness.Eventually(t, "a certificate", func() bool {
-		status, text := ask("ci", ci.token(t, nil))
+		status, text := ask("ci", jobToken(ci, nil))
 		cert = text
 		return status == http.StatusOK
 	})

@@ -172,6 +172,8 @@ func TestFactorForEachConnection(t *testing.T) {
 			t.Errorf("a session without a factor ended well\n%s", r.Stderr)
 		}
 	})
+	t.Run("a security key", func(t *testing.T) { c.touch(t) })
+	t.Run("a security key with a maker's word", func(t *testing.T) { c.attested(t) })
 	t.Run("taking part and playing", func(t *testing.T) { c.takePart(t, next) })
 	t.Run("another password", func(t *testing.T) {
 		const fresh = "another horse, another battery"

@@ -249,6 +249,21 @@ func signedApprovals(t *testing.T, c *harness.Cluster, alice, bob, carol *harnes
 		t.Fatalf("signed by an agent: exit %d %q %q", r.Code, r.Stdout, r.Stderr)
 	}
 
+	held := func() int {
+		return strings.Count(must(t, harness.Run(t, nil, "env", "SSH_AUTH_SOCK="+sock, "ssh-add", "-L")), "\n")
+	}
+	with := func(words ...string) string {
+		return must(t, harness.Run(t, nil, "env", append([]string{"SSH_AUTH_SOCK=" + sock, "ssh", "-A", "-F", alice.Config, "-o", "BatchMode=yes", "accessd-proxy", "requests", "assume", id}, words...)...))
+	}
+	before := held()
+	printed := c.File("printed-cert.pub", with("--print"))
+	if shown := must(t, harness.Run(t, nil, "ssh-keygen", "-L", "-f", printed)); held() != before || !strings.Contains(shown, strings.Fields(must(t, harness.Run(t, nil, "ssh-keygen", "-l", "-f", alice.Key)))[1]) {
+		t.Errorf("with an agent, --print leaves %d keys there, want %d, and prints a certificate of\n%s", held(), before, shown)
+	}
+	if out := with(); out != "" || held() <= before {
+		t.Errorf("with an agent: %q, %d keys there, want nothing and more than %d", out, held(), before)
+	}
+
 	for _, reviewer := range []string{"bob", "carol"} {
 		e := wantEvent(t, c, map[string]string{"request": id, "user": reviewer, "proof": "signature", "success": "true"}, "--event", "access_request.review")
 		signers := c.File("signers-"+reviewer, reviewer+" "+e.Str("public_key")+"\n")

@@ -153,12 +153,13 @@ func TestSingleSignOn(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "config.yaml")
 	harness.WriteFile(t, file, "limits: {no_penalties: true}\n")
 	c := harness.New(t, "--config", file)
+	c.Node("n1")
 	issuer := startProvider(t, c)
 	c.Admin("users", "add", "carol", "--roles", "access", "--logins", c.Login)
 	harness.Secret("the client's secret", providerSecret)
 	secret := c.File("client-secret", providerSecret+"\n")
 	document := "kind: connector\nname: NAME\nissuer: " + issuer + "\nclient_id: accessd\nscopes: [profile, groups]\ngrace: 10m\n" +
-		"traits: {team: team}\nrules:\n- claim: groups\n  values: [ops]\n  roles: [admin]\n  logins: [" + c.Login + "]\n"
+		"traits: {team: team}\nrules:\n- claim: groups\n  values: [ops]\n  roles: [admin, access]\n  logins: [" + c.Login + "]\n"
 	c.Admin("connectors", "apply", "-f", c.File("corp.yaml", strings.Replace(document, "NAME", "corp", 1)), "--client-secret-file", secret)
 	if got := c.Admin("connectors", "get", "corp"); strings.Contains(got, "secret") || !strings.Contains(got, issuer) {
 		t.Errorf("connectors get = %s", got)
@@ -268,6 +269,7 @@ func TestSingleSignOn(t *testing.T) {
 			t.Errorf("the link after three wrong codes = %d", page.status)
 		}
 	})
+	t.Run("a visitor", func(t *testing.T) { visitorSignsIn(t, c) })
 	t.Run("our program", func(t *testing.T) { programSignsIn(t, c) })
 	t.Run("another connector", func(t *testing.T) {
 		c.Admin("connectors", "apply", "-f", c.File("other.yaml", strings.Replace(document, "NAME", "other", 1)), "--client-secret-file", secret)
@@ -279,6 +281,41 @@ func TestSingleSignOn(t *testing.T) {
 		refused(t, k.Wait(), "Permission denied")
 	})
 	c.Verify()
+}
+
+// visitorSignsIn has somebody come to a node as "ssh LOGIN@NODE@PROXY" with nothing
+// but a name at the provider: no certificate, no password here, no key that is known.
+func visitorSignsIn(t *testing.T, c *harness.Cluster) {
+	t.Helper()
+	visit := func(more ...string) *harness.Terminal {
+		hosts := c.File("visitor-hosts", c.Admin("ca", "export", "--type", "host", "--format", "known-hosts"))
+		_, port, _ := strings.Cut(c.Addr, ":")
+		args := []string{"-F", "none", "-o", "UserKnownHostsFile=" + hosts, "-o", "GlobalKnownHostsFile=none", "-o", "PreferredAuthentications=keyboard-interactive", "-o", "NumberOfPasswordPrompts=1", "-p", port}
+		k := harness.Type(t, "ssh", append(args, c.Login+"@n1@127.0.0.1", "echo in")...)
+		k.Expect(`User: `)
+		k.Send("bob")
+		k.Expect(`Password, invite or join token \(empty: single sign-on[^)]*\): `)
+		k.Send("")
+		return k
+	}
+	k := visit()
+	m := k.Expect(`(?s)(https://\S+/sso\?link=\S+)\s+and type this code there:\s+([A-Z-]+)\s`)
+	b := newSurfer(t)
+	if back := b.identify(b.confirm(m[1], m[2]).onward, "bob"); back.status != http.StatusOK || !strings.Contains(back.text, "Signed in as bob") {
+		t.Errorf("back = %d %s", back.status, back.text)
+	}
+	if r := k.Wait(); r.Code != 0 || r.Stdout != "in\n" {
+		t.Errorf("as a visitor = %d %q\n%s", r.Code, r.Stdout, r.Stderr)
+	}
+	wantEvent(t, c, map[string]string{"user": "bob", "login": c.Login, "node_name": "n1", "kind": "exec"}, "--event", "session.start")
+
+	k = visit() // and one whom the provider calls otherwise
+	m = k.Expect(`(?s)(https://\S+/sso\?link=\S+)\s+and type this code there:\s+([A-Z-]+)\s`)
+	b = newSurfer(t)
+	if back := b.identify(b.confirm(m[1], m[2]).onward, "alice"); back.status != http.StatusForbidden {
+		t.Errorf("as somebody else = %d %s", back.status, back.text)
+	}
+	refused(t, k.Wait(), "Permission denied")
 }
 
 // accessd login opens the browser and takes what it brings on a port of its own
@@ -329,7 +366,8 @@ func programSignsIn(t *testing.T, c *harness.Cluster) {
 		t.Errorf("status after logout = %q", r.Stdout)
 	}
 
-	k = harness.Type(t, "env", accessd("login", "--user", "bob", "--headless")...) // knows the cluster by now
+	token := filepath.Join(home, "token")
+	k = harness.Type(t, "env", accessd("login", "--user", "bob", "--headless", "--api-token", token)...) // knows the cluster by now
 	m := k.Expect(`(?s)(https://\S+/sso\?link=\S+)\s+and type this code there:\s+([A-Z-]+)`)
 	b = newSurfer(t)
 	if back := b.identify(b.confirm(m[1], m[2]).onward, "bob"); back.status != http.StatusOK {
@@ -337,5 +375,9 @@ func programSignsIn(t *testing.T, c *harness.Cluster) {
 	}
 	if r := k.Wait(); r.Code != 0 {
 		t.Errorf("login --headless = %d %s %s", r.Code, r.Stdout, r.Stderr)
+	}
+	harness.Secret("an API token of bob", strings.TrimSpace(read(t, token)))
+	if status, answer := (site{t, c.Addr, filepath.Join(c.Dir, "tls", "tls.crt")}).curl("APITokenService/ListAPITokens", strings.TrimSpace(read(t, token)), "{}"); status != "200" || !strings.Contains(answer, `"bob"`) {
+		t.Errorf("with the token of the sign-in: %s %s", status, answer)
 	}
 }

@@ -49,6 +49,7 @@ var layers = map[string]int{
 	"lib/relay":   1,
 	"lib/seal":    1,
 	"lib/sshca":   1,
+	"lib/passkey": 1,
 	"lib/sshsig":  1,
 	"lib/store":   1,
 

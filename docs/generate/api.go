@@ -45,7 +45,8 @@ and methods of version 1 are added to, never changed or taken away; what is not 
 |---|---|
 | ` + "`DATA_DIR/admin.sock`" + ` of an authority | the user it runs as, and root |
 | an ` + "`accessd-api`" + ` channel (HTTP/2, cleartext inside SSH) at a proxy | a person, with a certificate |
-| the same, at a proxy or on an ` + "`accessd-authority`" + ` channel | a member, with its certificate |
+| ` + "`https://PROXY/accessd.v1.SERVICE/METHOD`" + ` | a person's program, with an API token |
+| the same channels, at a proxy or on an ` + "`accessd-authority`" + ` channel | a member, with its certificate |
 
 ` + "```go" + `
 hosts, err := client.HostCA(keys) // what "accessd ca export --type host" prints
@@ -54,8 +55,31 @@ res, err := c.Nodes().ListNodes(ctx, connect.NewRequest(&accessdv1.ListNodesRequ
 for update, err := range c.Watch(ctx, "node", "session") { … }
 ` + "```" + `
 
+## Over HTTPS
+
+` + "```sh" + `
+TOKEN=$(ssh -p 3022 alice@proxy api-tokens add --ttl 1h --quiet)
+curl -H "Authorization: Bearer $TOKEN" --json '{"filter": {"user": "bob"}}' https://proxy:3022/accessd.v1.AuditService/ListEvents
+` + "```" + `
+
+` + "```go" + `
+c, err := client.DialHTTPS(client.HTTPSConfig{Address: "proxy:3022", Token: token})
+` + "```" + `
+
+"accessd login --api-token FILE" leaves a token in a file. Any client of Connect, gRPC or gRPC-Web may call; a request is at most
+1 MiB, one token has at most 16 calls under way (status 429 beyond), streams among them. The answer to a wrong or missing token is
+401 ` + "`unauthenticated`" + `, to what the roles do not allow 403 ` + "`permission_denied`" + `; both are in the log.
+
+A token is the certificate that it was made with, at every call: it ends with that, is good from where that is good, is locked out
+as that is, and loses what its person loses. It is weaker in two ways. Whoever has it is the person, so it makes no certificate
+and no other token ("key" below); and a second factor, which is for one connection, does not come along, so what a role with
+` + "`mfa: session`" + ` gives is not for tokens. The proxy sees tokens, as every end of TLS does, and can use what passes through it; the
+authority has their hashes only. At most 20 of a person's are good at a time.
+
+## Who may call what
+
 Each call is decided by the caller's roles and is an access.decision event. Below, *people* is what a role must allow under
-` + "`resources`" + `; "own" means that everybody may call for what is their own. *Others* are the admin socket (local) and the
+` + "`resources`" + `; "own" means that everybody may call for what is their own, "key" that an API token is not enough. *Others* are the admin socket (local) and the
 kinds of members, each for its own data. Whoever is not named may not; a test walks every method with every kind of
 identity.
 `
@@ -64,6 +88,8 @@ func people(m auth.Method) string {
 	switch {
 	case m.Resource == "":
 		return ""
+	case m.Own && m.Proven:
+		return "`" + m.Resource + ": " + m.Verb + "`, own; key"
 	case m.Own:
 		return "`" + m.Resource + ": " + m.Verb + "`, own"
 	}

@@ -26,6 +26,7 @@ type rule struct {
 	members        []sshca.Kind // members, each for its own data
 	joiner         bool         // whoever proved a key and nothing else
 	locked         bool         // members also while they are locked: what they tell is of what they did
+	proven         bool         // people who have proven their key; an API token is not enough
 
 	// own lets every person call, for what is the person's own; whose roles allow
 	// resource and verb may for everybody, which caller.all says.
@@ -51,6 +52,11 @@ func accessTable() map[string]rule { //nolint:funlen // one table, which is read
 		accessdv1connect.UserServiceAddUserKeyProcedure:    admin("users", "update"),
 		accessdv1connect.UserServiceListUserKeysProcedure:  admin("users", "read"),
 		accessdv1connect.UserServiceRemoveUserKeyProcedure: admin("users", "update"),
+
+		accessdv1connect.UserServiceNewKeyChallengeProcedure: admin("users", "update"),
+		// They are part of what roles ask for.
+		accessdv1connect.UserServiceSetAuthenticatorsProcedure: admin("roles", "update"),
+		accessdv1connect.UserServiceGetAuthenticatorsProcedure: admin("roles", "read"),
 
 		accessdv1connect.RoleServiceApplyRolesProcedure: admin("roles", "update"),
 		accessdv1connect.RoleServiceListRolesProcedure:  admin("roles", "read"),
@@ -101,7 +107,12 @@ func accessTable() map[string]rule { //nolint:funlen // one table, which is read
 		accessdv1connect.RequestServicePrepareReviewProcedure: {resource: "requests", verb: "read", own: true},
 		accessdv1connect.RequestServiceReviewRequestProcedure: {resource: "requests", verb: "read", own: true},
 		accessdv1connect.RequestServiceDropRequestProcedure:   {local: true, resource: "requests", verb: "delete", own: true},
-		accessdv1connect.RequestServiceAssumeRequestProcedure: {resource: "requests", verb: "create", own: true},
+		// A token shall not become a certificate, nor a token that lasts longer.
+		accessdv1connect.RequestServiceAssumeRequestProcedure: {resource: "requests", verb: "create", own: true, proven: true},
+
+		accessdv1connect.APITokenServiceAddAPITokenProcedure:    {resource: "users", verb: "update", own: true, proven: true},
+		accessdv1connect.APITokenServiceListAPITokensProcedure:  {local: true, resource: "users", verb: "read", own: true},
+		accessdv1connect.APITokenServiceRemoveAPITokenProcedure: {local: true, resource: "users", verb: "update", own: true},
 
 		accessdv1connect.RecordingServiceUploadPartProcedure:        telling,
 		accessdv1connect.RecordingServiceCompleteRecordingProcedure: telling,
@@ -151,7 +162,11 @@ func accessTable() map[string]rule { //nolint:funlen // one table, which is read
 		accessdv1connect.SignOnServiceShowProcedure:    proxy,
 		accessdv1connect.SignOnServiceConfirmProcedure: proxy,
 		accessdv1connect.SignOnServiceFinishProcedure:  proxy,
-		accessdv1connect.SignOnServiceResumeProcedure:  proxy,
+
+		accessdv1connect.SignOnServiceBeginPasskeyProcedure:  proxy,
+		accessdv1connect.SignOnServiceFinishPasskeyProcedure: proxy,
+
+		accessdv1connect.SignOnServiceResumeProcedure: proxy,
 
 		// A node has a code checked for a connection to itself, a proxy for any.
 		accessdv1connect.FactorServiceVerifyFactorProcedure: member,
@@ -217,7 +232,7 @@ func (g gatekeeper) WrapStreamingHandler(next connect.StreamingHandlerFunc) conn
 		if err := conn.Send(nil); err != nil {
 			return err
 		}
-		return next(ctx, conn)
+		return g.whileGood(ctx, conn, next)
 	}
 }
 
@@ -231,6 +246,13 @@ func (g gatekeeper) admit(ctx context.Context, procedure string) (context.Contex
 	peer, ok := rpc.PeerFrom(ctx)
 	if !ok {
 		return nil, fault.New(fault.Denied, "permission denied")
+	}
+	if b, passedOn := rpc.BearerFrom(ctx); passedOn {
+		var err error
+		if ctx, err = g.bear(ctx, peer, procedure, b); err != nil {
+			return nil, err
+		}
+		peer, _ = rpc.PeerFrom(ctx)
 	}
 	c, err := g.callerFor(ctx, peer, procedure, g.access[procedure])
 	if err != nil {
@@ -269,12 +291,11 @@ func (g gatekeeper) admitPerson(ctx context.Context, peer rpc.Peer, procedure st
 	if !g.cfg.Now().Before(peer.Identity.ValidBefore) {
 		return false, g.refuse(ctx, peer, procedure, "the certificate has expired")
 	}
-	d := g.cfg.Engine.Resource(peer.Identity, r.resource, r.verb)
-	all = d.Allow
-	if !d.Allow && r.own {
-		d = g.own(peer.Identity, d)
+	if _, held := tokenOf(ctx); held && r.proven {
+		return false, g.refuse(ctx, peer, procedure, "not with an API token")
 	}
-	ev := decision(peer, procedure)
+	d, all := g.ask(peer.Identity, r)
+	ev := decision(ctx, peer, procedure)
 	ev.Success = d.Allow
 	ev.Fields["resource"], ev.Fields["verb"] = r.resource, r.verb
 	set(ev, "rule", d.Rule)
@@ -289,6 +310,15 @@ func (g gatekeeper) admitPerson(ctx context.Context, peer rpc.Peer, procedure st
 		return false, fault.New(fault.Denied, "you may not %s %s", r.verb, r.resource)
 	}
 	return all, g.record(ctx, ev)
+}
+
+// ask asks the roles whether id may what r is about, and whether for everybody.
+func (g gatekeeper) ask(id *sshca.Identity, r rule) (d authz.Decision, all bool) {
+	d = g.cfg.Engine.Resource(id, r.resource, r.verb)
+	if !d.Allow && r.own {
+		return g.own(id, d), false
+	}
+	return d, d.Allow
 }
 
 // own allows id what refused does not, for itself, as long as it may do anything
@@ -324,7 +354,7 @@ func (g gatekeeper) admitMember(ctx context.Context, peer rpc.Peer, procedure st
 		return nil, g.refuse(ctx, peer, procedure, "the member has another key or name by now")
 	}
 	if l, locked := g.cfg.Cache.Locked(lockSubject(id), g.cfg.Now()); locked && !r.locked {
-		ev := decision(peer, procedure)
+		ev := decision(ctx, peer, procedure)
 		ev.Fields["reason"], ev.Fields["lock"] = l.Sentence(), l.ID
 		g.note(ctx, ev)
 		return nil, l.Refusal()
@@ -363,16 +393,19 @@ func nodeRecord(n services.Node) *record {
 
 // refuse records that peer asked for what is not its to ask.
 func (g gatekeeper) refuse(ctx context.Context, peer rpc.Peer, procedure, reason string) error {
-	ev := decision(peer, procedure)
+	ev := decision(ctx, peer, procedure)
 	ev.Fields["reason"] = reason
 	g.note(ctx, ev)
 	return fault.New(fault.Denied, "permission denied")
 }
 
-func decision(peer rpc.Peer, procedure string) events.Event {
+func decision(ctx context.Context, peer rpc.Peer, procedure string) events.Event {
 	ev := events.Event{Name: events.AccessDecision, Proto: "api", Fields: map[string]any{"action": procedure}}
 	if peer.Addr.IsValid() {
 		ev.AddrRemote = peer.Addr.String()
+	}
+	if t, held := tokenOf(ctx); held {
+		ev.Proto, ev.Fields["api_token"] = protoHTTPS, t.ID
 	}
 	if id := peer.Identity; id != nil {
 		ev.User = id.User
@@ -402,6 +435,7 @@ type Method struct {
 	Local          bool     // over the admin socket
 	Resource, Verb string   // people whose roles allow this; "" when none
 	Own            bool     // every person, for what is the person's own
+	Proven         bool     // people with their key, not with an API token
 	Members        []string // kinds of members
 	Joiner         bool     // whoever joins
 }
@@ -412,7 +446,7 @@ func Methods() []Method {
 	out := make([]Method, 0, len(table))
 	for _, procedure := range slices.Sorted(maps.Keys(table)) {
 		r := table[procedure]
-		m := Method{Procedure: procedure, Local: r.local, Resource: r.resource, Verb: r.verb, Own: r.own, Joiner: r.joiner}
+		m := Method{Procedure: procedure, Local: r.local, Resource: r.resource, Verb: r.verb, Own: r.own, Proven: r.proven, Joiner: r.joiner}
 		for _, k := range r.members {
 			m.Members = append(m.Members, string(k))
 		}

@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"context"
 	"maps"
 	"net/http"
 	"slices"
@@ -23,70 +24,77 @@ import (
 // wantAccess is the written table: who gets past the gatekeeper. L is the admin
 // socket, A a person with role admin, R one with role auditor, U one with role
 // access, N a node, P a proxy, H an authority, J a joiner, D an administrator as
-// a proxy goes on with; a plain sshd node is in no row.
+// a proxy goes on with, T one's API token at a proxy. A plain sshd node is in no row,
+// and nor is a node with that token.
 const wantAccess = `
-UserService/AddUser            L A D
-UserService/ListUsers          L A D
-UserService/RemoveUser         L A D
-UserService/ResetUser          L A D
-UserService/SignUser           L A D
-UserService/AddUserKey         L A D
-UserService/ListUserKeys       L A D
-UserService/RemoveUserKey      L A D
-RoleService/ApplyRoles         L A D
-RoleService/ListRoles          L A D
-RoleService/GetRole            L A D
-RoleService/RemoveRole         L A D
-ConnectorService/ApplyConnectors L A D
-ConnectorService/ListConnectors  L A D
-ConnectorService/GetConnector    L A D
-ConnectorService/RemoveConnector L A D
-BotService/AddBot              L A D
-BotService/ListBots            L A D
+UserService/AddUser            L A D T
+UserService/ListUsers          L A D T
+UserService/RemoveUser         L A D T
+UserService/ResetUser          L A D T
+UserService/SignUser           L A D T
+UserService/AddUserKey         L A D T
+UserService/ListUserKeys       L A D T
+UserService/RemoveUserKey      L A D T
+UserService/NewKeyChallenge    L A D T
+UserService/SetAuthenticators  L A D T
+UserService/GetAuthenticators  L A D T
+RoleService/ApplyRoles         L A D T
+RoleService/ListRoles          L A D T
+RoleService/GetRole            L A D T
+RoleService/RemoveRole         L A D T
+ConnectorService/ApplyConnectors L A D T
+ConnectorService/ListConnectors  L A D T
+ConnectorService/GetConnector    L A D T
+ConnectorService/RemoveConnector L A D T
+BotService/AddBot              L A D T
+BotService/ListBots            L A D T
 BotSignInService/RenewBot      P H
 BotSignInService/ExchangeToken P H
-PolicyService/Explain          L A D R U
-WatchService/Watch             L A D R U
-TokenService/AddToken          L A D
-TokenService/ListTokens        L A D
-TokenService/RemoveToken       L A D
-NodeService/ListNodes          L A D R
-NodeService/RemoveNode         L A D
-NodeService/AddNode            L A D
-NodeService/SignHostKey        L A D
-SessionService/ListSessions    L A D R
-SessionService/KillSession     L A D
-RequestService/CreateRequest   A D
-RequestService/ListRequests    L A D R U
-RequestService/GetRequest      L A D R U
-RequestService/WatchRequests   L A D R U
-RequestService/PrepareReview   A D R U
-RequestService/ReviewRequest   A D R U
-RequestService/DropRequest     L A D R U
+PolicyService/Explain          L A D R U T
+WatchService/Watch             L A D R U T
+TokenService/AddToken          L A D T
+TokenService/ListTokens        L A D T
+TokenService/RemoveToken       L A D T
+NodeService/ListNodes          L A D R T
+NodeService/RemoveNode         L A D T
+NodeService/AddNode            L A D T
+NodeService/SignHostKey        L A D T
+SessionService/ListSessions    L A D R T
+SessionService/KillSession     L A D T
+RequestService/CreateRequest   A D T
+RequestService/ListRequests    L A D R U T
+RequestService/GetRequest      L A D R U T
+RequestService/WatchRequests   L A D R U T
+RequestService/PrepareReview   A D R U T
+RequestService/ReviewRequest   A D R U T
+RequestService/DropRequest     L A D R U T
 RequestService/AssumeRequest   A D R U
+APITokenService/AddAPIToken    A D R U
+APITokenService/ListAPITokens  L A D R U T
+APITokenService/RemoveAPIToken L A D R U T
 RecordingService/UploadPart        N P H
 RecordingService/CompleteRecording N P H
-ArchiveService/ListRecordings   L A D R
-ArchiveService/ReadRecording    L A D R
-ArchiveService/SearchRecordings L A D R
-ArchiveService/HoldRecording    L A D
-ArchiveService/RemoveRecording  L A D
-LockService/AddLock            L A D
-LockService/ListLocks          L A D
-LockService/RemoveLock         L A D
-LockService/ReadKRL            L A D P H
-AuditService/ListEvents        L A D R
-AuditService/TailEvents        L A D R
-AuditService/ExportEvents      L A D R
-AuditService/VerifyLog         L A D R
-AuditService/ProveEvent        L A D R
-AuditService/RotateLog         L A D
+ArchiveService/ListRecordings   L A D R T
+ArchiveService/ReadRecording    L A D R T
+ArchiveService/SearchRecordings L A D R T
+ArchiveService/HoldRecording    L A D T
+ArchiveService/RemoveRecording  L A D T
+LockService/AddLock            L A D T
+LockService/ListLocks          L A D T
+LockService/RemoveLock         L A D T
+LockService/ReadKRL            L A D P H T
+AuditService/ListEvents        L A D R T
+AuditService/TailEvents        L A D R T
+AuditService/ExportEvents      L A D R T
+AuditService/VerifyLog         L A D R T
+AuditService/ProveEvent        L A D R T
+AuditService/RotateLog         L A D T
 AuditService/ArchivePeriod     L
 PeerService/ReadEvents         H
 PeerService/ProvePeerEvent     H
-CAService/ExportCA             L A D P H
-RotationService/ListAuthorities L A D
-RotationService/RotateAuthority L A D
+CAService/ExportCA             L A D P H T
+RotationService/ListAuthorities L A D T
+RotationService/RotateAuthority L A D T
 RotationService/ReadTrust      P H
 JoinService/Join               J
 MemberService/WatchPolicy      N P H
@@ -104,11 +112,13 @@ GrantService/Redeem            P H
 SignOnService/Show             P H
 SignOnService/Confirm          P H
 SignOnService/Finish           P H
+SignOnService/BeginPasskey     P H
+SignOnService/FinishPasskey    P H
 SignOnService/Resume           P H
 FactorService/VerifyFactor     N P H
-FactorService/ListFactors      L A R U D
-FactorService/BeginChange      A R U D
-FactorService/ContinueChange   A R U D
+FactorService/ListFactors      L A R U D T
+FactorService/BeginChange      A R U D T
+FactorService/ContinueChange   A R U D T
 DelegationService/Delegate     P H
 DelegationService/SignSession  P H
 DelegationService/SignNodeHost P H
@@ -176,26 +186,36 @@ func TestWhoMayCallWhat(t *testing.T) {
 	delegated := must(t, proxy.Delegate, &accessdv1.DelegateRequest{
 		Credential: &accessdv1.DelegateRequest_Certificate{Certificate: w.sign("root")}, PublicKey: keyLine(proxyKey()), Client: clientAddr.String(),
 	})
+	await(t, w, func() bool {
+		_, r := w.policy.User("root")
+		_, a := w.policy.User("aud")
+		return r && a
+	})
+	admin := w.person("root")
+	token := rpc.Bearer{Token: w.addToken(admin, 0).GetSecret(), Addr: clientAddr}
 	peers := map[string]rpc.Peer{
 		"L": {Local: true},
-		"A": {Identity: w.person("root")}, "R": {Identity: w.person("aud")}, "U": {Identity: w.person("alice")},
+		"A": {Identity: admin}, "R": {Identity: w.person("aud")}, "U": {Identity: w.person("alice")},
 		"N": {Identity: node.identity}, "P": {Identity: proxy.identity},
 		"H": {Identity: w.identify(adm.Certificates.GetMember(), "auth-1")},
 		"J": {Joiner: self.key.PublicKey()},
 		"D": {Identity: w.identityOf(delegated.GetCertificate())},
 		"S": {Identity: plain},
 		"-": {}, // nobody
+		"T": {Identity: proxy.identity}, "B": {Identity: node.identity},
 	}
-	await(t, w, func() bool {
-		_, r := w.policy.User("root")
-		_, a := w.policy.User("aud")
-		return r && a
-	})
+	as := func(kind string) context.Context {
+		ctx := rpc.WithPeer(t.Context(), peers[kind])
+		if kind == "T" || kind == "B" {
+			ctx = rpc.WithBearer(ctx, token)
+		}
+		return ctx
+	}
 	gate := gatekeeper{w.Authority}
 	for procedure, allowed := range parseAccess(t) {
-		for kind, peer := range peers {
+		for kind := range peers {
 			w.rec.take()
-			_, err := gate.admit(rpc.WithPeer(t.Context(), peer), procedure)
+			_, err := gate.admit(as(kind), procedure)
 			want := strings.Contains(allowed, kind)
 			if (err == nil) != want {
 				t.Errorf("%s as %s: %v, want allowed %v", procedure, kind, err, want)
@@ -204,7 +224,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 				t.Errorf("%s as %s: %v, want a denial", procedure, kind, err)
 			}
 			decisions := named(w.rec.take(), events.AccessDecision)
-			if person := strings.Contains("ARUD", kind); err != nil || person {
+			if person := strings.Contains("ARUDT", kind); err != nil || person {
 				if len(decisions) != 1 || decisions[0].Success != want {
 					t.Errorf("%s as %s: events %+v, want one decision", procedure, kind, decisions)
 				}

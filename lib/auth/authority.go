@@ -61,6 +61,7 @@ type Config struct {
 
 	Argon2          Argon2        // cost of a password hash
 	MaxHashing      int           // passwords hashed at once; 0 means 2
+	PublicURL       string        // https://HOST[:PORT] where browsers find the proxies; "" means the proxy's own address
 	UserTTL         time.Duration // a person's certificate; 0 means defaults.UserCertTTL
 	MaxUserTTL      time.Duration // the longest one; 0 means defaults.MaxUserCertTTL
 	MemberTTL       time.Duration // a member's certificates; 0 means defaults.MemberCertTTL
@@ -153,8 +154,8 @@ func New(cfg Config) (*Authority, error) {
 		access:  accessTable(),
 		writers: writers(),
 		hasher:  newHasher(cfg.Argon2, cfg.MaxHashing),
-		backoff: newBackoff(cfg.Now),
-		codes:   newBackoff(cfg.Now),
+		backoff: newBackoff("sign-in", cfg.Store, cfg.Now, cfg.Log),
+		codes:   newBackoff("code", cfg.Store, cfg.Now, cfg.Log),
 		lobby:   newLobby(cfg.Now, cfg.Parked, cfg.ParkedPerSource),
 		grants:  newGrants(cfg.Now, cfg.Parked),
 		feed:    newFeed(),
@@ -197,7 +198,11 @@ func (a *Authority) Handler() http.Handler {
 	mux.Handle(accessdv1connect.NewArchiveServiceHandler(archiveService{a}, opts...))
 	mux.Handle(accessdv1connect.NewConnectorServiceHandler(connectorService{a}, opts...))
 	mux.Handle(accessdv1connect.NewSignOnServiceHandler(signOnService{a}, opts...))
-	return mux
+	mux.Handle(accessdv1connect.NewAPITokenServiceHandler(apiTokenService{a}, opts...))
+	all := http.NewServeMux()
+	all.Handle("/", mux)
+	all.Handle(rpc.TokenPrefix+"/", rpc.Bearers(mux))
+	return all
 }
 
 // sweepInterval is how often Run forgets sign-ins that nobody goes on with.

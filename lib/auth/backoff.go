@@ -1,19 +1,29 @@
 package auth
 
 import (
-	"hash/maphash"
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
 	"net/netip"
+	"strconv"
 	"sync"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
+	"github.com/accessd/accessd/lib/services"
 )
 
 // A gate makes whoever fails wait: after free failures for base, and twice as
 // long after each further one, up to most. Every forgive without a failure
 // takes one back.
 type gate struct {
+	name    string
 	free    int
 	base    time.Duration
 	most    time.Duration
@@ -28,41 +38,101 @@ type gate struct {
 //
 //nolint:gochecknoglobals // constants the language cannot write as such
 var (
-	pairGate   = gate{free: 4, base: 10 * time.Second, most: 15 * time.Minute, forgive: 10 * time.Minute}
-	userGate   = gate{free: 20, base: time.Second, most: 30 * time.Second, forgive: time.Minute}
-	sourceGate = gate{free: 30, base: time.Second, most: 5 * time.Minute, forgive: 20 * time.Second}
+	pairGate   = gate{name: "pair", free: 4, base: 10 * time.Second, most: 15 * time.Minute, forgive: 10 * time.Minute}
+	userGate   = gate{name: "user", free: 20, base: time.Second, most: 30 * time.Second, forgive: time.Minute}
+	sourceGate = gate{name: "source", free: 30, base: time.Second, most: 5 * time.Minute, forgive: 20 * time.Second}
 )
 
-// gateSlots is the number of counters of each gate. Names and addresses are
-// hashed onto them with a key of this process: the table can neither grow nor
-// be flushed by a guesser with many addresses, and the price is that two who
-// share a slot share their failures.
-const gateSlots = 1 << 13
+const (
+	// gateSlots is the number of counters of each gate. Names and addresses are
+	// hashed onto them with a key of the cluster's: the table, here and in the
+	// store, can neither grow nor be flushed by a guesser with many addresses, and
+	// the price is that two who share a slot share their failures.
+	gateSlots = 1 << 13
+	// maxDoublings keeps a gate's shift within its type; every gate is at its most
+	// long before.
+	maxDoublings = 20
+	// maxFailures bounds what is counted, so that a gate forgives within hours.
+	maxFailures = 64
+	// storeTime is how long a sign-in waits for the store's counters.
+	storeTime = time.Second
+	// verdictTime is how long it is believed that somebody has to wait before the
+	// store is asked again: in that time a guess costs it nothing.
+	verdictTime = 2 * time.Second
+	// toldFrom is the number of failures of which the store is told. Most people
+	// who sign in have none, or one.
+	toldFrom = 2
+)
 
-// maxDoublings keeps a gate's shift within its type; every gate is at its most
-// long before.
-const maxDoublings = 20
-
-type slot struct {
-	failures int
-	last     time.Time // when failures were last counted
-	until    time.Time // refused before this
+// until returns the end of the time in which a counter has everybody wait.
+func (g gate) until(c services.Guesses) time.Time {
+	over := c.Failures - g.free
+	if over < 0 {
+		return time.Time{}
+	}
+	return c.Last.Add(min(g.most, g.base<<min(over, maxDoublings)))
 }
 
-// A backoff counts failed sign-ins and says who has to wait. It lives in
-// memory: a restart forgives, and each of several authorities counts alone.
-type backoff struct {
-	now  func() time.Time
-	seed maphash.Seed
+// charge counts n failures at now.
+func (g gate) charge(c *services.Guesses, n int, now time.Time) {
+	if past := now.Sub(c.Last); past >= g.forgive {
+		c.Failures = max(0, c.Failures-int(min(past/g.forgive, maxFailures)))
+	}
+	c.Failures = min(c.Failures+n, maxFailures)
+	c.Last = now
+}
 
-	mu     sync.Mutex // guards the slots
+// A slot is a counter as this authority knows it: the cluster's when it was last
+// read, and what has happened here since.
+type slot struct {
+	services.Guesses
+
+	owed    int       // failures of which the store was not told
+	telling int       // those of which it is being told
+	read    time.Time // when it was read
+}
+
+// guessStore keeps the cluster's counters; *services.Store is one.
+type guessStore interface {
+	GuessKey(ctx context.Context) ([]byte, error)
+	Guesses(ctx context.Context, ids ...string) ([]services.Guesses, error)
+	UpdateGuesses(ctx context.Context, ids []string, change func([]services.Guesses) error) error
+}
+
+// A backoff counts failed sign-ins and says who has to wait, for the whole cluster:
+// a guesser who goes from one authority to the next, or waits for one to start
+// anew, gains nothing.
+//
+// Every failure counts here first, before its try is let in, so that tries at the
+// same time count, too. The store is told from a counter's second failure on, in one
+// step that also decides when several authorities count at once; so a cluster lets
+// in what one authority does, and at most one try more for each further authority.
+// Whoever is known to have to wait is refused without asking the store.
+//
+// When the store does not answer, the counters here go on alone and owe it what
+// they have counted: nobody waits for what was not their failure, and no guess is
+// free. (Little can be guessed then: passwords are in the same store.)
+type backoff struct {
+	now   func() time.Time
+	kind  string // of what is guessed
+	store guessStore
+	log   *zap.Logger
+	turn  chan struct{} // holds a token while nobody changes the store: sign-ins here need not get into each other's way
+
+	mu     sync.Mutex // guards what follows
+	key    []byte     // the cluster's
+	shared bool       // it is; else one of this process, until the store answers
 	pair   [gateSlots]slot
 	user   [gateSlots]slot
 	source [gateSlots]slot
 }
 
-func newBackoff(now func() time.Time) *backoff {
-	return &backoff{now: now, seed: maphash.MakeSeed()}
+// newBackoff returns counters of kind; without a store they are this process's own.
+func newBackoff(kind string, store guessStore, now func() time.Time, log *zap.Logger) *backoff {
+	b := &backoff{now: now, kind: kind, store: store, log: log, turn: make(chan struct{}, 1), key: make([]byte, sha256.Size)}
+	b.turn <- struct{}{}
+	_, _ = rand.Read(b.key) // never fails
+	return b
 }
 
 // sourceOf returns the network that answers for addr: an IPv4 address or an
@@ -80,58 +150,224 @@ func sourceOf(addr netip.Addr) netip.Prefix {
 	return p
 }
 
-// try charges one failure to user and to source, whatever is comparable and
-// stands for the place where it is made, beforehand, so that tries made
-// at the same time count too, or refuses while one of them has to wait. Whether
-// there is such a user makes no difference; known spares a person the second
-// gate. Call succeeded when the try was none of a guesser.
-func (b *backoff) try(user names.UserName, source any, known bool) (succeeded func(), err error) {
-	type place struct {
-		user   names.UserName
-		source any
-	}
-	pair := &b.pair[maphash.Comparable(b.seed, place{user, source})%gateSlots]
-	all := &b.user[maphash.Comparable(b.seed, user)%gateSlots]
-	from := &b.source[maphash.Comparable(b.seed, source)%gateSlots]
+// A counted is one counter that a try is about.
+type counted struct {
+	gate
+	*slot
 
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	now := b.now()
-	wait := max(pair.until.Sub(now), from.until.Sub(now))
-	if !known {
-		wait = max(wait, all.until.Sub(now))
-	}
-	if wait > 0 {
-		wait = max(wait.Round(time.Second), time.Second)
-		return nil, fault.New(fault.Denied, "too many failed sign-ins").WithHint("try again in %v", wait)
-	}
-	pair.charge(pairGate, now)
-	undoAll, undoFrom := all.charge(userGate, now), from.charge(sourceGate, now)
-	return func() {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		*pair = slot{}
-		undoAll()
-		undoFrom()
-	}, nil
+	id     string
+	waives bool // it asks nobody to wait, this time
 }
 
-// charge counts one failure and returns what takes it back.
-func (s *slot) charge(g gate, now time.Time) (undo func()) {
-	if past := now.Sub(s.last); past >= g.forgive {
-		s.failures = max(0, s.failures-int(min(past/g.forgive, gateSlots)))
-	}
-	s.failures++
-	s.last = now
-	before := s.until
-	if over := s.failures - g.free; over >= 0 {
-		s.until = now.Add(min(g.most, g.base<<min(over, maxDoublings)))
-	}
-	after := s.until
-	return func() {
-		s.failures = max(0, s.failures-1)
-		if s.until.Equal(after) {
-			s.until = before
+// counters returns those of a try, of the pair first.
+func (b *backoff) countersLocked(user names.UserName, source string, known bool) []counted {
+	slotOf := func(g gate, table *[gateSlots]slot, text ...string) counted {
+		mac := hmac.New(sha256.New, b.key)
+		for _, s := range append([]string{b.kind, g.name}, text...) {
+			fmt.Fprintf(mac, "%d:%s", len(s), s)
 		}
+		n := binary.BigEndian.Uint64(mac.Sum(nil)) % gateSlots
+		return counted{gate: g, slot: &table[n], id: b.kind + "/" + g.name + "/" + strconv.FormatUint(n, 10)}
+	}
+	all := slotOf(userGate, &b.user, string(user))
+	all.waives = known
+	return []counted{slotOf(pairGate, &b.pair, string(user), source), all, slotOf(sourceGate, &b.source, source)}
+}
+
+// tooMany is the refusal of who has to wait, or nil.
+func tooMany(list []counted, now time.Time, count func(i int) services.Guesses) error {
+	var wait time.Duration
+	for i, c := range list {
+		if !c.waives {
+			wait = max(wait, c.until(count(i)).Sub(now))
+		}
+	}
+	if wait <= 0 {
+		return nil
+	}
+	return fault.New(fault.Denied, "too many failed sign-ins").WithHint("try again in %v", max(wait.Round(time.Second), time.Second))
+}
+
+// try charges one failure to user and to source, whatever says where it is made,
+// beforehand, so that tries made at the same time count too, or refuses while one
+// of them has to wait. Whether there is such a user makes no difference; known
+// spares a person the second gate. Call succeeded when the try was none of a
+// guesser.
+func (b *backoff) try(ctx context.Context, user names.UserName, source any, known bool) (succeeded func(), err error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTime)
+	defer cancel()
+	b.learnKey(ctx)
+	b.mu.Lock()
+	list := b.countersLocked(user, fmt.Sprint(source), known)
+	here := func(i int) services.Guesses { return list[i].Guesses }
+	now := b.now()
+	fresh := true
+	for _, c := range list {
+		fresh = fresh && now.Sub(c.read) < verdictTime
+	}
+	if err := tooMany(list, now, here); err != nil && fresh {
+		b.mu.Unlock()
+		return nil, err
+	}
+	b.mu.Unlock()
+
+	counts, away := b.read(ctx, list)
+	b.mu.Lock()
+	for i, c := range list {
+		if away == nil {
+			c.adopt(counts[i], now)
+		}
+	}
+	if err := tooMany(list, now, here); err != nil {
+		b.mu.Unlock()
+		return nil, err
+	}
+	var tell []counted
+	var owed []int
+	for i, c := range list {
+		c.charge(&c.Guesses, 1, now)
+		c.owed = min(c.owed+1, maxFailures)
+		if away == nil && (c.owed+c.telling >= toldFrom || counts[i].Failures > 0) {
+			tell, owed = append(tell, c), append(owed, c.owed)
+			c.owed, c.telling = 0, c.telling+c.owed
+		}
+	}
+	b.mu.Unlock()
+	if err := b.tell(ctx, tell, owed, now); err != nil {
+		return nil, err
+	}
+	return func() { b.acquit(ctx, list) }, nil
+}
+
+// learnKey makes the counters those of the cluster, once the store says which those
+// are.
+func (b *backoff) learnKey(ctx context.Context) {
+	b.mu.Lock()
+	shared := b.shared || b.store == nil
+	b.mu.Unlock()
+	if shared {
+		return
+	}
+	key, err := b.store.GuessKey(ctx)
+	if err != nil {
+		b.log.Warn("failed sign-ins are counted by this authority alone for now", zap.Error(err))
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.shared { // and what was counted before is at the places of another key
+		b.key, b.shared = key, true
+		b.pair, b.user, b.source = [gateSlots]slot{}, [gateSlots]slot{}, [gateSlots]slot{}
+	}
+}
+
+// read returns the counters as the store has them, or why it does not say.
+func (b *backoff) read(ctx context.Context, list []counted) ([]services.Guesses, error) {
+	if b.store == nil {
+		return nil, fault.New(fault.Unavailable, "there is no store")
+	}
+	counts, err := b.store.Guesses(ctx, idsOf(list)...)
+	if err != nil {
+		b.log.Warn("failed sign-ins are counted by this authority alone for now", zap.Error(err))
+	}
+	return counts, err
+}
+
+func idsOf(list []counted) []string {
+	ids := make([]string, len(list))
+	for i, c := range list {
+		ids[i] = c.id
+	}
+	return ids
+}
+
+// adopt makes s what the store has, and what that was not told of.
+func (c counted) adopt(there services.Guesses, now time.Time) {
+	if there.Last.After(now) {
+		there.Last = now // a clock that is ahead shall not have anybody wait longer
+	}
+	last := c.Last
+	c.Guesses, c.read = there, now
+	if n := c.owed + c.telling; n > 0 { // the latter may be in there already: better twice than not at all
+		c.charge(&c.Guesses, n, last)
+		if there.Last.After(last) {
+			c.Last = there.Last
+		}
+	}
+}
+
+// tell has the store count what is owed, or refuses when others have made enough
+// failures meanwhile. What it was not told stays owed.
+func (b *backoff) tell(ctx context.Context, list []counted, owed []int, now time.Time) error {
+	if len(list) == 0 {
+		return nil
+	}
+	var refused error
+	err := b.update(ctx, list, func(counts []services.Guesses) error {
+		refused = tooMany(list, now, func(i int) services.Guesses { return counts[i] })
+		for i, c := range list {
+			c.charge(&counts[i], owed[i], now)
+		}
+		return refused
+	})
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i, c := range list {
+		c.telling -= owed[i]
+		if err != nil {
+			c.owed = min(c.owed+owed[i], maxFailures)
+		}
+		if refused != nil { // a try that was refused is no failure
+			c.owed, c.Failures = max(0, c.owed-1), max(0, c.Failures-1)
+		}
+	}
+	if err != nil && refused == nil {
+		b.log.Warn("failed sign-ins are counted by this authority alone for now", zap.Error(err))
+	}
+	return refused
+}
+
+// update changes the store's counters, when it is this sign-in's turn.
+func (b *backoff) update(ctx context.Context, list []counted, change func([]services.Guesses) error) error {
+	select {
+	case <-b.turn:
+		defer func() { b.turn <- struct{}{} }()
+		return b.store.UpdateGuesses(ctx, idsOf(list), change)
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// acquit takes a charge back, and forgives the person all failures at that place.
+func (b *backoff) acquit(ctx context.Context, list []counted) {
+	b.mu.Lock()
+	var tell []counted
+	for i, c := range list {
+		told := c.owed == 0 // this charge, or one that stands for it
+		c.Failures, c.owed = max(0, c.Failures-1), max(0, c.owed-1)
+		if i == 0 {
+			c.Guesses, c.owed = services.Guesses{}, 0
+		}
+		if told && b.store != nil {
+			tell = append(tell, c)
+		}
+	}
+	b.mu.Unlock()
+	if len(tell) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTime)
+	defer cancel()
+	err := b.update(ctx, tell, func(counts []services.Guesses) error {
+		for i, c := range tell {
+			counts[i].Failures = max(0, counts[i].Failures-1)
+			if c.name == pairGate.name {
+				counts[i].Failures = 0
+			}
+		}
+		return nil
+	})
+	if err != nil { // time forgives it, too
+		b.log.Warn("a good sign-in was not noted among the failed ones", zap.Error(err))
 	}
 }

@@ -1,6 +1,8 @@
 package auth
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"sync"
@@ -8,8 +10,12 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
+
+	"github.com/accessd/accessd/lib/backend/backendtest"
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
+	"github.com/accessd/accessd/lib/services"
 )
 
 // A clock is a time that a test sets.
@@ -40,7 +46,7 @@ var (
 // fail makes n failed tries and returns how many were let in.
 func fail(b *backoff, user names.UserName, from netip.Prefix, n int) (allowed int) {
 	for range n {
-		if _, err := b.try(user, from, false); err == nil {
+		if _, err := b.try(context.Background(), user, from, false); err == nil {
 			allowed++
 		}
 	}
@@ -51,7 +57,7 @@ func fail(b *backoff, user names.UserName, from netip.Prefix, n int) (allowed in
 // holds the guesser only, and ends.
 func TestGuesserHasToWait(t *testing.T) {
 	c := newClock()
-	b := newBackoff(c.Now)
+	b := newBackoff("sign-in", nil, c.Now, zap.NewNop())
 	if got := fail(b, "alice", here, 100); got != pairGate.free {
 		t.Fatalf("%d tries at once were let in, want %d", got, pairGate.free)
 	}
@@ -83,9 +89,9 @@ func TestGuesserHasToWait(t *testing.T) {
 
 func TestGuesserReadsHowLong(t *testing.T) {
 	c := newClock()
-	b := newBackoff(c.Now)
+	b := newBackoff("sign-in", nil, c.Now, zap.NewNop())
 	fail(b, "alice", here, 10)
-	_, err := b.try("alice", here, false)
+	_, err := b.try(context.Background(), "alice", here, false)
 	if !fault.Is(err, fault.Denied) || fault.Public(err) != "too many failed sign-ins" || fault.Hint(err) != "try again in 10s" {
 		t.Errorf("try = %v (hint %q), want a denial that says when to try again", err, fault.Hint(err))
 	}
@@ -96,7 +102,7 @@ func TestGuesserReadsHowLong(t *testing.T) {
 // before, and nobody for more than half a minute.
 func TestGuessersCannotKeepThePersonOut(t *testing.T) {
 	c := newClock()
-	b := newBackoff(c.Now)
+	b := newBackoff("sign-in", nil, c.Now, zap.NewNop())
 	allowed := 0
 	for i := range 200 {
 		allowed += fail(b, "alice", sourceOf(netip.AddrFrom4([4]byte{10, 0, byte(i), 1})), 1)
@@ -104,14 +110,14 @@ func TestGuessersCannotKeepThePersonOut(t *testing.T) {
 	if allowed != userGate.free {
 		t.Errorf("%d guesses from 200 places were let in, want %d", allowed, userGate.free)
 	}
-	if _, err := b.try("alice", here, false); err == nil {
+	if _, err := b.try(context.Background(), "alice", here, false); err == nil {
 		t.Error("a new place with an unknown key does not have to wait")
 	}
-	if _, err := b.try("alice", here, true); err != nil {
+	if _, err := b.try(context.Background(), "alice", here, true); err != nil {
 		t.Errorf("a known key has to wait: %v", err)
 	}
 	c.advance(userGate.most)
-	if _, err := b.try("alice", there, false); err != nil {
+	if _, err := b.try(context.Background(), "alice", there, false); err != nil {
 		t.Errorf("after %v a new place still has to wait: %v", userGate.most, err)
 	}
 }
@@ -119,7 +125,7 @@ func TestGuessersCannotKeepThePersonOut(t *testing.T) {
 // TestSprayerHasToWait: one place that tries many names is held for all of them.
 func TestSprayerHasToWait(t *testing.T) {
 	c := newClock()
-	b := newBackoff(c.Now)
+	b := newBackoff("sign-in", nil, c.Now, zap.NewNop())
 	allowed := 0
 	for i := range 500 {
 		allowed += fail(b, names.UserName(fmt.Sprintf("u%d", i)), here, 1)
@@ -133,16 +139,16 @@ func TestSprayerHasToWait(t *testing.T) {
 // everybody signs in never has to wait.
 func TestSuccessForgives(t *testing.T) {
 	c := newClock()
-	b := newBackoff(c.Now)
+	b := newBackoff("sign-in", nil, c.Now, zap.NewNop())
 	for i := range 200 {
-		acquit, err := b.try(names.UserName(fmt.Sprintf("u%d", i)), here, false)
+		acquit, err := b.try(context.Background(), names.UserName(fmt.Sprintf("u%d", i)), here, false)
 		if err != nil {
 			t.Fatalf("sign-in %d: %v", i, err)
 		}
 		acquit()
 	}
 	fail(b, "alice", here, pairGate.free-1)
-	acquit, err := b.try("alice", here, false)
+	acquit, err := b.try(context.Background(), "alice", here, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,7 +162,7 @@ func TestSuccessForgives(t *testing.T) {
 // more than one who waits for each answer.
 func TestTriesAtOnceCount(t *testing.T) {
 	c := newClock()
-	b := newBackoff(c.Now)
+	b := newBackoff("sign-in", nil, c.Now, zap.NewNop())
 	var wg sync.WaitGroup
 	var allowed atomic.Int64
 	for range 100 {
@@ -181,5 +187,178 @@ func TestSourceOf(t *testing.T) {
 	}
 	if got := sourceOf(netip.Addr{}); got.IsValid() {
 		t.Errorf("sourceOf(nobody) = %v, want the zero prefix", got)
+	}
+}
+
+// A guarded store counts what it is asked, and is away when told so.
+type guarded struct {
+	guessStore
+
+	away           atomic.Bool
+	reads, changes atomic.Int64
+}
+
+var errAway = fault.Wrap(fault.Unavailable, errors.New("no leader"), "the state store is away")
+
+func (g *guarded) GuessKey(ctx context.Context) ([]byte, error) {
+	if g.away.Load() {
+		return nil, errAway
+	}
+	return g.guessStore.GuessKey(ctx)
+}
+
+func (g *guarded) Guesses(ctx context.Context, ids ...string) ([]services.Guesses, error) {
+	g.reads.Add(1)
+	if g.away.Load() {
+		return nil, errAway
+	}
+	return g.guessStore.Guesses(ctx, ids...)
+}
+
+func (g *guarded) UpdateGuesses(ctx context.Context, ids []string, change func([]services.Guesses) error) error {
+	g.changes.Add(1)
+	if g.away.Load() {
+		return errAway
+	}
+	return g.guessStore.UpdateGuesses(ctx, ids, change)
+}
+
+// authorities returns the counters of n authorities on one store, and the store.
+func authorities(t *testing.T, n int) (*clock, *guarded, []*backoff) {
+	t.Helper()
+	c := newClock()
+	store := &guarded{guessStore: services.NewStore(backendtest.Open(t), c.Now)}
+	list := make([]*backoff, n)
+	for i := range list {
+		list[i] = newBackoff("sign-in", store, c.Now, zap.NewNop())
+	}
+	return c, store, list
+}
+
+// TestGuesserGoesFromAuthorityToAuthority: F08 with two of them. Going back and
+// forth gains one try, once; waiting for one to start anew gains none.
+func TestGuesserGoesFromAuthorityToAuthority(t *testing.T) {
+	c, store, as := authorities(t, 2)
+	allowed := 0
+	for i := range 100 {
+		allowed += fail(as[i%2], "alice", here, 1)
+	}
+	if most := pairGate.free + len(as) - 1; allowed < pairGate.free || allowed > most {
+		t.Errorf("%d tries were let in, want %d to %d", allowed, pairGate.free, most)
+	}
+	anew := newBackoff("sign-in", store, c.Now, zap.NewNop())
+	if fail(anew, "alice", here, 1) != 0 {
+		t.Error("an authority that starts anew has forgotten")
+	}
+	if fail(anew, "alice", there, 1) != 1 || fail(anew, "bob", here, 1) != 1 {
+		t.Error("others have to wait with the guesser")
+	}
+	for range 5 { // each wait is for both, and twice as long as the one before
+		before := c.Now()
+		for fail(as[0], "alice", here, 1)+fail(as[1], "alice", here, 1) == 0 {
+			c.advance(10 * time.Second)
+		}
+		if waited := c.Now().Sub(before); waited < pairGate.base {
+			t.Errorf("a further try after %v, want at least %v", waited, pairGate.base)
+		}
+	}
+	if waited := c.Now().Sub(newClock().Now()); waited < (1+2+4+8)*pairGate.base {
+		t.Errorf("five more tries took %v, want at least %v", waited, 15*pairGate.base)
+	}
+}
+
+// TestTriesAtOnceCountAtEveryAuthority: nor do many at the same time gain any.
+func TestTriesAtOnceCountAtEveryAuthority(t *testing.T) {
+	_, _, as := authorities(t, 2)
+	var wg sync.WaitGroup
+	var allowed atomic.Int64
+	for i := range 60 {
+		wg.Go(func() { allowed.Add(int64(fail(as[i%2], "alice", here, 1))) })
+	}
+	wg.Wait()
+	if got, most := int(allowed.Load()), pairGate.free+len(as)-1; got > most {
+		t.Errorf("%d of 60 tries at once were let in, want at most %d", got, most)
+	}
+}
+
+// TestGuessesAreCheapForTheStore: who has to wait is refused without it, and who
+// signs in at once changes nothing there.
+func TestGuessesAreCheapForTheStore(t *testing.T) {
+	c, store, as := authorities(t, 1)
+	for i := range 20 {
+		acquit, err := as[0].try(t.Context(), names.UserName(fmt.Sprintf("u%d", i)), here, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		acquit()
+	}
+	if n := store.changes.Load(); n != 0 {
+		t.Errorf("20 good sign-ins changed the store %d times, want never", n)
+	}
+	fail(as[0], "alice", here, pairGate.free)
+	reads, changes := store.reads.Load(), store.changes.Load()
+	if changes > int64(pairGate.free) {
+		t.Errorf("%d failures changed the store %d times", pairGate.free, changes)
+	}
+	fail(as[0], "alice", here, 1000)
+	if r, w := store.reads.Load()-reads, store.changes.Load()-changes; r > 1 || w != 0 {
+		t.Errorf("1000 refused tries asked the store %d times and changed it %d times", r, w)
+	}
+	c.advance(time.Second)
+}
+
+// TestSuccessForgivesEverywhere: who signs in at one authority need not wait at
+// another for what they got wrong there.
+func TestSuccessForgivesEverywhere(t *testing.T) {
+	c, _, as := authorities(t, 2)
+	fail(as[0], "alice", here, pairGate.free-1)
+	acquit, err := as[1].try(t.Context(), "alice", here, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	acquit()
+	c.advance(verdictTime)
+	if got := fail(as[0], "alice", here, 100); got != pairGate.free {
+		t.Errorf("after a good sign-in elsewhere %d tries were let in, want %d", got, pairGate.free)
+	}
+}
+
+// TestStoreThatIsAway: each authority goes on alone, nobody waits for nothing, no
+// guess is free, and what was counted meanwhile is the cluster's afterwards.
+func TestStoreThatIsAway(t *testing.T) {
+	c, store, as := authorities(t, 2)
+	fail(as[0], "zoe", there, 1) // it has the cluster's key
+	fail(as[1], "zoe", there, 1)
+	store.away.Store(true)
+	if got := fail(as[0], "alice", here, 100); got != pairGate.free {
+		t.Errorf("without the store %d tries were let in, want %d", got, pairGate.free)
+	}
+	acquit, err := as[0].try(t.Context(), "bob", there, false)
+	if err != nil {
+		t.Fatalf("somebody without failures has to wait: %v", err)
+	}
+	acquit()
+	c.advance(pairGate.base)
+	store.away.Store(false)
+	if fail(as[0], "alice", here, 1) != 1 {
+		t.Error("the wait does not end")
+	}
+	if fail(as[1], "alice", here, 1) != 0 {
+		t.Error("the other authority was not told of what was counted meanwhile")
+	}
+}
+
+// TestClockThatIsAhead: an authority whose clock is wrong has nobody wait at the
+// others for longer than the gate says.
+func TestClockThatIsAhead(t *testing.T) {
+	c, store, as := authorities(t, 1)
+	ahead := newBackoff("sign-in", store, func() time.Time { return c.Now().Add(48 * time.Hour) }, zap.NewNop())
+	fail(ahead, "alice", here, pairGate.free)
+	if fail(as[0], "alice", here, 1) != 0 {
+		t.Fatal("what the other counted does not count")
+	}
+	_, err := as[0].try(t.Context(), "alice", here, false)
+	if fault.Hint(err) != "try again in 10s" {
+		t.Errorf("hint = %q, want 10s", fault.Hint(err))
 	}
 }

@@ -263,7 +263,7 @@ func (s botSignInService) ExchangeToken(ctx context.Context, req *connect.Reques
 		return nil, err
 	}
 	ask := botAsk{key, client, methodBotOIDC}
-	acquit, wait := s.backoff.try(name, sourceOf(client.Addr()), false)
+	acquit, wait := s.backoff.try(ctx, name, sourceOf(client.Addr()), false)
 	if wait != nil {
 		return nil, s.refuseBot(ctx, ask, name, wait.Error())
 	}

@@ -145,6 +145,11 @@ func (a *Authority) issueUser(ctx context.Context, r userCert) (*ssh.Certificate
 	if r.ValidAfter.IsZero() {
 		r.ValidAfter = a.cfg.Now().Add(-defaults.ClockSkew)
 	}
+	if r.SecurityKey == "" {
+		if r.SecurityKey, err = a.securityKey(ctx, r.User, r.Key); err != nil {
+			return nil, err
+		}
+	}
 	if err := a.bound(ctx, &r.UserRequest); err != nil {
 		return nil, err
 	}

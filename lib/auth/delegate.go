@@ -130,7 +130,7 @@ func (s delegationService) ofCertificate(ctx context.Context, line string, clien
 		return delegation{}, err
 	}
 	d := delegation{method: "publickey", fingerprint: id.Fingerprint, client: client.String(), ask: sshca.UserRequest{
-		User: id.User, Logins: id.Logins, Traits: id.Traits, MFA: id.MFA, Factor: id.Factor,
+		User: id.User, Logins: id.Logins, Traits: id.Traits, MFA: id.MFA, Factor: id.Factor, SecurityKey: id.SecurityKey,
 		ValidAfter: id.ValidAfter, ValidBefore: id.ValidBefore, SourceAddresses: id.SourceAddresses,
 	}}
 	u, err := s.cfg.Store.User(ctx, id.User)
@@ -226,6 +226,9 @@ func (s delegationService) ofKey(ctx context.Context, line string, client netip.
 	}
 	d.ask = sub.request()
 	d.ask.SourceAddresses, d.ask.ValidBefore = sources, s.cfg.Now().Add(s.cfg.UserTTL)
+	if d.ask.SecurityKey, err = s.securityKey(ctx, sub.Name, key); err != nil {
+		return d, err
+	}
 	if len(d.ask.Roles) == 0 {
 		return d, s.rejectCredential(ctx, d, "no role of the user takes enrolled keys")
 	}

@@ -93,6 +93,6 @@ func explained(d authz.Decision) *connect.Response[accessdv1.ExplainResponse] {
 func limitsMessage(o services.RoleOptions) *accessdv1.Limits {
 	return &accessdv1.Limits{
 		SessionTtl: durationpb.New(o.SessionTTL), IdleTimeout: durationpb.New(o.IdleTimeout), MaxSessions: int32(o.MaxSessions),
-		PinSource: o.PinSource, Mfa: string(o.MFA), Record: string(o.Recording()), RecordInput: o.RecordInput,
+		PinSource: o.PinSource, Mfa: string(o.MFA), Key: string(o.Key), Record: string(o.Recording()), RecordInput: o.RecordInput,
 	}
 }

@@ -107,7 +107,12 @@ func (s factorService) VerifyFactor(ctx context.Context, req *connect.Request[ac
 	if err := s.mayAsk(ctx, who, m.GetNode(), ev); err != nil {
 		return nil, s.refuseFactor(ctx, ev, err)
 	}
-	method, err := s.useFactor(ctx, who, m.GetCode(), sourceAt{caller.ID, sourceOf(client.Addr())})
+	method := methodTouch
+	if m.GetTouchedKey() != "" {
+		err = s.useTouch(ctx, who, m.GetTouchedKey(), ev)
+	} else {
+		method, err = s.useFactor(ctx, who, m.GetCode(), sourceAt{caller.ID, sourceOf(client.Addr())})
+	}
 	if err != nil {
 		return nil, s.refuseFactor(ctx, ev, err)
 	}
@@ -180,6 +185,36 @@ func (s factorService) mayAsk(ctx context.Context, who holder, node string, ev e
 	return nil
 }
 
+// methodTouch is a security key that was touched for the connection, in events.
+const methodTouch = "touch"
+
+// useTouch takes a security key that was touched for the connection of who: the
+// one that was proven there, or another that is enrolled. That the signature says
+// so, and is of this connection, the member has seen.
+func (s factorService) useTouch(ctx context.Context, who holder, line string, ev events.Event) error {
+	key, err := parseKeyLine(line)
+	if err != nil {
+		return err
+	}
+	fingerprint := ssh.FingerprintSHA256(key)
+	ev.Fields["touched"] = fingerprint
+	u, err := s.cfg.Store.User(ctx, who.user)
+	if fault.Is(err, fault.NotFound) {
+		return refusal("the user was removed")
+	}
+	if err != nil {
+		return err
+	}
+	if _, ok := u.SecurityKey(fingerprint); !ok && fingerprint != who.fingerprint {
+		return refusal("the security key is not enrolled for you")
+	}
+	kind, err := s.securityKey(ctx, who.user, key)
+	if err == nil && kind == "" {
+		err = refusal("the key is no security key, or none that the cluster takes")
+	}
+	return err
+}
+
 // sourceAt is where a code is tried: at which member, and from where, as far as
 // that member tells. A member that lies charges itself.
 type sourceAt struct {
@@ -189,7 +224,7 @@ type sourceAt struct {
 
 // useFactor checks answer and uses it up.
 func (s factorService) useFactor(ctx context.Context, who holder, answer string, at any) (method string, err error) {
-	acquit, err := s.codes.try(who.user, at, false)
+	acquit, err := s.codes.try(ctx, who.user, at, false)
 	if err != nil {
 		return "", err
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
 	"github.com/accessd/accessd/lib/events"
@@ -41,6 +42,13 @@ func (s factorService) ListFactors(ctx context.Context, req *connect.Request[acc
 		return nil, err
 	}
 	res := &accessdv1.ListFactorsResponse{}
+	for _, p := range creds.Passkeys {
+		f := &accessdv1.Factor{Kind: methodPasskey, Name: p.Name, Host: p.RP, Created: timestamppb.New(p.Created)}
+		if !p.Used.IsZero() {
+			f.Used = timestamppb.New(p.Used)
+		}
+		res.Factors = append(res.Factors, f)
+	}
 	for _, f := range []struct {
 		kind string
 		has  bool
@@ -63,17 +71,15 @@ func changer(user names.UserName) string { return "user " + string(user) }
 
 // BeginChange begins a conversation:
 //
-//	password and code ── what is new ── confirmed
+//	password and code ─┬─ what is new ── confirmed
+//	or a passkey ──────┘
 //
 // The certificate that brought the person here is not enough: whoever has a
 // machine that was left open shall not be able to make it theirs.
 func (s factorService) BeginChange(ctx context.Context, req *connect.Request[accessdv1.BeginChangeRequest]) (*connect.Response[accessdv1.LoginStep], error) {
 	c := callerOf(ctx)
-	in := &signIn{owner: changer(c.user), user: c.user, change: req.Msg.GetChange()}
-	switch in.change {
-	case accessdv1.BeginChangeRequest_CHANGE_PASSWORD, accessdv1.BeginChangeRequest_CHANGE_TOTP,
-		accessdv1.BeginChangeRequest_CHANGE_RECOVERY, accessdv1.BeginChangeRequest_CHANGE_RECOVERY_REMOVE:
-	default:
+	in := &signIn{owner: changer(c.user), user: c.user, change: req.Msg.GetChange(), passkey: req.Msg.GetName()}
+	if _, known := accessdv1.BeginChangeRequest_Change_name[int32(in.change)]; !known || in.change == accessdv1.BeginChangeRequest_CHANGE_UNSPECIFIED {
 		return nil, fault.New(fault.BadInput, "there is no change %d", in.change)
 	}
 	if client, err := netip.ParseAddrPort(c.addr); err == nil {
@@ -83,11 +89,18 @@ func (s factorService) BeginChange(ctx context.Context, req *connect.Request[acc
 	if err != nil {
 		return nil, err
 	}
-	if creds.PasswordHash == "" {
+	if creds.PasswordHash == "" && len(creds.Passkeys) == 0 {
 		return nil, fault.New(fault.Conflict, "you have no password here").WithHint("who signs in elsewhere changes it there; an administrator gives out an invite with \"accessd users reset\"")
 	}
-	first := in.ask("", s.takeProof, &accessdv1.Prompt{Text: "Password: "}, &accessdv1.Prompt{Text: "Code: "})
+	if err := s.checkPasskeyChange(ctx, in, creds); err != nil {
+		return nil, err
+	}
 	if err := s.lobby.admit(in); err != nil {
+		return nil, err
+	}
+	first, err := s.askProof(ctx, in, creds)
+	if err != nil {
+		s.lobby.forget(in)
 		return nil, err
 	}
 	first.Id = in.id
@@ -117,8 +130,42 @@ func (s factorService) ContinueChange(ctx context.Context, req *connect.Request[
 	return connect.NewResponse(out), nil
 }
 
+// askProof asks a person for what they sign in with.
+func (s factorService) askProof(ctx context.Context, in *signIn, c services.Credentials) (*accessdv1.LoginStep, error) {
+	text := "Password: "
+	switch {
+	case c.PasswordHash == "":
+		return s.parkProof(ctx, in, s.takePasskeyProof)
+	case len(c.Passkeys) > 0:
+		text, in.sso = "Password (empty: passkey): ", true
+	}
+	return in.ask("", s.takeProof, &accessdv1.Prompt{Text: text}, &accessdv1.Prompt{Text: "Code: "}), nil
+}
+
+// takePasskeyProof takes a passkey instead of password and code.
+func (s factorService) takePasskeyProof(ctx context.Context, in *signIn, o services.SignOn) (*accessdv1.LoginStep, error) {
+	ev := events.Event{Name: events.FactorVerify, User: in.user, AddrRemote: callerOf(ctx).addr, Proto: "ssh", Success: true, Fields: map[string]any{
+		"by": callerOf(ctx).by, "reason": "to change how they sign in", "method": o.MFA,
+	}}
+	if err := s.record(ctx, ev); err != nil {
+		return nil, err
+	}
+	c, err := s.cfg.Store.Credentials(ctx, in.user)
+	if err == nil {
+		err = hasPasskey(c, o.PasskeyID)
+	}
+	if err != nil {
+		return nil, err
+	}
+	in.creds, in.proven = c, o.PasskeyID
+	return s.goOn(ctx, in)
+}
+
 // takeProof takes the password and a second factor, which it uses up.
 func (s factorService) takeProof(ctx context.Context, in *signIn, answers []string) (*accessdv1.LoginStep, error) {
+	if in.sso && answers[0] == "" {
+		return s.parkProof(ctx, in, s.takePasskeyProof)
+	}
 	ev := events.Event{Name: events.FactorVerify, User: in.user, AddrRemote: callerOf(ctx).addr, Proto: "ssh", Fields: map[string]any{
 		"by": callerOf(ctx).by, "reason": "to change how they sign in",
 	}}
@@ -131,7 +178,16 @@ func (s factorService) takeProof(ctx context.Context, in *signIn, answers []stri
 	if err := s.record(ctx, ev); err != nil {
 		return nil, err
 	}
+	return s.goOn(ctx, in)
+}
+
+// goOn goes on with a change once the person has shown that it is them.
+func (s factorService) goOn(ctx context.Context, in *signIn) (*accessdv1.LoginStep, error) {
 	switch in.change {
+	case accessdv1.BeginChangeRequest_CHANGE_PASSKEY:
+		return s.parkEnrol(ctx, in, in.creds, s.addPasskey)
+	case accessdv1.BeginChangeRequest_CHANGE_PASSKEY_REMOVE:
+		return s.removePasskey(ctx, in)
 	case accessdv1.BeginChangeRequest_CHANGE_PASSWORD:
 		return in.ask(fmt.Sprintf("Choose a password of at least %d characters.", minPassword), s.changePassword, newPassword()...), nil
 	case accessdv1.BeginChangeRequest_CHANGE_TOTP:
@@ -147,7 +203,7 @@ func (s factorService) takeProof(ctx context.Context, in *signIn, answers []stri
 // prove checks the password and the second factor of who has a certificate. Who
 // was wrong waits as who signs in does, and is not told which it was.
 func (s factorService) prove(ctx context.Context, in *signIn, password, code string) (method string, err error) {
-	acquit, err := s.backoff.try(in.user, in.source, false)
+	acquit, err := s.backoff.try(ctx, in.user, in.source, false)
 	if err != nil {
 		return "", err
 	}
@@ -182,7 +238,7 @@ func (s factorService) prove(ctx context.Context, in *signIn, password, code str
 
 // alter changes the credentials after an event that says so, if they are still
 // those that the person has proven to know.
-func (s factorService) alter(ctx context.Context, in *signIn, ev events.Event, apply func(*services.Credentials)) error {
+func (s factorService) alter(ctx context.Context, in *signIn, ev events.Event, apply func(*services.Credentials) error) error {
 	ev.User, ev.AddrRemote, ev.Proto = in.user, callerOf(ctx).addr, "ssh"
 	if ev.Fields == nil {
 		ev.Fields = map[string]any{}
@@ -197,7 +253,14 @@ func (s factorService) alter(ctx context.Context, in *signIn, ev events.Event, a
 			if c.PasswordHash != in.creds.PasswordHash || !bytes.Equal(c.TOTPSecret, in.creds.TOTPSecret) {
 				return refusal("it was changed meanwhile")
 			}
-			apply(&c)
+			if in.proven != nil {
+				if err := hasPasskey(c, in.proven); err != nil {
+					return err
+				}
+			}
+			if err := apply(&c); err != nil {
+				return err
+			}
 			_, err = s.cfg.Store.UpdateCredentials(ctx, in.user, c)
 			return err
 		})
@@ -224,7 +287,7 @@ func (s factorService) changePassword(ctx context.Context, in *signIn, answers [
 	if err != nil {
 		return nil, err
 	}
-	if err := s.alter(ctx, in, events.Event{Name: events.PasswordUpdate}, func(c *services.Credentials) { c.PasswordHash = hash }); err != nil {
+	if err := s.alter(ctx, in, events.Event{Name: events.PasswordUpdate}, func(c *services.Credentials) error { c.PasswordHash = hash; return nil }); err != nil {
 		return nil, err
 	}
 	return in.changed("Your password is changed.")
@@ -244,7 +307,10 @@ func (s factorService) changeTOTP(ctx context.Context, in *signIn, answers []str
 		return nil, err
 	}
 	ev := events.Event{Name: events.FactorCreate, Fields: map[string]any{"method": methodTOTP}}
-	err = s.alter(ctx, in, ev, func(c *services.Credentials) { c.TOTPSecret, c.TOTPLastStep = sealed, at })
+	err = s.alter(ctx, in, ev, func(c *services.Credentials) error {
+		c.TOTPSecret, c.TOTPLastStep = sealed, at
+		return nil
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -254,7 +320,7 @@ func (s factorService) changeTOTP(ctx context.Context, in *signIn, answers []str
 func (s factorService) changeRecovery(ctx context.Context, in *signIn) (*accessdv1.LoginStep, error) {
 	codes, hashes := newRecovery()
 	ev := events.Event{Name: events.FactorCreate, Fields: map[string]any{"method": methodRecovery}}
-	if err := s.alter(ctx, in, ev, func(c *services.Credentials) { c.Recovery = hashes }); err != nil {
+	if err := s.alter(ctx, in, ev, func(c *services.Credentials) error { c.Recovery = hashes; return nil }); err != nil {
 		return nil, err
 	}
 	return in.changed("Each of these is good once, in place of a code. Keep them where nobody finds them; they are not shown again.\n\n" + strings.Join(codes, "\n"))
@@ -262,7 +328,7 @@ func (s factorService) changeRecovery(ctx context.Context, in *signIn) (*accessd
 
 func (s factorService) removeRecovery(ctx context.Context, in *signIn) (*accessdv1.LoginStep, error) {
 	ev := events.Event{Name: events.FactorDelete, Fields: map[string]any{"method": methodRecovery}}
-	if err := s.alter(ctx, in, ev, func(c *services.Credentials) { c.Recovery = nil }); err != nil {
+	if err := s.alter(ctx, in, ev, func(c *services.Credentials) error { c.Recovery = nil; return nil }); err != nil {
 		return nil, err
 	}
 	return in.changed("Your recovery codes are of no use any more.")

@@ -3,7 +3,6 @@ package auth
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -67,8 +66,10 @@ type signIn struct {
 	loopback  string                 // where a program beside the browser listens, which
 	challenge string                 // keeps the secret of this
 
-	ours   bool                                // the key is the proxy's, for one connection
-	change accessdv1.BeginChangeRequest_Change // of how they sign in, by who has
+	ours    bool                                // the key is the proxy's, for one connection
+	change  accessdv1.BeginChangeRequest_Change // of how they sign in, by who has
+	passkey string                              // the name of the one that changes
+	proven  []byte                              // id of the passkey that they have shown for it
 
 	creds    services.Credentials // as read when the first secret was checked
 	refused  error                // why it will be refused, whatever comes
@@ -177,7 +178,7 @@ func (s loginService) verdict(ctx context.Context, in *signIn, err error) error 
 		return err
 	}
 	denied := fault.Wrap(fault.Denied, err, "permission denied")
-	if in.method == methodSSO {
+	if in.method == methodSSO || in.method == methodPasskey {
 		return denied.WithHint("the page in the browser says why")
 	}
 	if in.method == methodInvite {
@@ -212,7 +213,7 @@ func (s loginService) takeFirst(ctx context.Context, in *signIn, answers []strin
 	known := slices.Contains(in.creds.KnownKeys, ssh.FingerprintSHA256(in.key))
 	invite, noInvite := parseInvite(answers[0])
 	token, secret, noToken := parseToken(answers[0])
-	in.acquit, in.refused = s.backoff.try(in.user, in.source, known)
+	in.acquit, in.refused = s.backoff.try(ctx, in.user, in.source, known)
 	switch {
 	case in.refused != nil: // it has to wait; nothing is checked
 	case noInvite == nil:
@@ -239,7 +240,7 @@ func (s loginService) takeFirst(ctx context.Context, in *signIn, answers []strin
 			in.method = methodBotToken
 			return s.admitBot(ctx, in)
 		}
-		return in.ask(fmt.Sprintf("Welcome, %s. Choose a password of at least %d characters.", in.user, minPassword), s.takeNewPassword, newPassword()...), nil
+		return in.ask(s.inviteWords(ctx, in), s.takeNewPassword, newPassword()...), nil
 	}
 	return in.ask("", s.takeCode, &accessdv1.Prompt{Text: "Code: "}), nil
 }
@@ -306,8 +307,13 @@ func newPassword() []*accessdv1.Prompt {
 	return []*accessdv1.Prompt{{Text: "New password: "}, {Text: "New password again: "}}
 }
 
-// takeNewPassword takes the new password, twice.
+// takeNewPassword takes the new password, twice, or the wish for a passkey instead.
 func (s loginService) takeNewPassword(ctx context.Context, in *signIn, answers []string) (*accessdv1.LoginStep, error) {
+	if answers[0]+answers[1] == "" {
+		if out, err := s.parkEnrol(ctx, in, services.Credentials{}, s.takeFirstPasskey); err == nil || !fault.Is(err, fault.Conflict) {
+			return out, err
+		}
+	}
 	err := checkPassword(answers[0])
 	if err == nil && answers[0] != answers[1] {
 		err = fault.New(fault.BadInput, "the two are not the same")
@@ -341,18 +347,27 @@ func (s loginService) takeFirstCode(ctx context.Context, in *signIn, answers []s
 	if err != nil {
 		return nil, err
 	}
+	return s.useInvite(ctx, in, func(c *services.Credentials) error {
+		c.PasswordHash, c.TOTPSecret, c.TOTPLastStep = in.password, sealed, at
+		return nil
+	})
+}
+
+// useInvite ends the first sign-in: the invite is used up, and what fill puts into
+// empty credentials is what the person has from then on.
+func (s loginService) useInvite(ctx context.Context, in *signIn, fill func(*services.Credentials) error) (*accessdv1.LoginStep, error) {
 	used := events.Event{
 		Name: events.InviteUse, User: in.user, AddrRemote: in.client.String(), Proto: "ssh",
 		Fields: map[string]any{"fingerprint": ssh.FingerprintSHA256(in.key)},
 	}
 	var out *accessdv1.LoginStep
-	err = s.change(ctx, used, func() error {
+	err := s.change(ctx, used, func() (err error) {
 		out, err = s.finish(ctx, in, func(c *services.Credentials) error {
 			if !sameHash(c.InviteHash, in.creds.InviteHash) {
 				return refusal("the invite was used or replaced meanwhile")
 			}
-			*c = services.Credentials{PasswordHash: in.password, TOTPSecret: sealed, TOTPLastStep: at, Revision: c.Revision}
-			return nil
+			*c = services.Credentials{Revision: c.Revision}
+			return fill(c)
 		})
 		return err
 	})

@@ -280,6 +280,39 @@ func TestReplayedCode(t *testing.T) {
 	}
 }
 
+// TestLockOutAtEveryAuthority: F08, F38. Whoever guesses at two authorities of a
+// cluster waits at both, and so does who restarts one.
+func TestLockOutAtEveryAuthority(t *testing.T) {
+	dir := t.TempDir()
+	one := newWorld(t, plan{dir: dir})
+	two := newWorld(t, plan{dir: dir, backend: one.back})
+	proxies := []*member{one.join(sshca.KindProxy, "edge-1"), two.join(sshca.KindProxy, "edge-2")}
+	first := one.desk(proxies[0], "alice")
+	first.enrol(one.addUser("alice", "access"))
+	checked := 0
+	for i := range 3 * pairGate.free {
+		w := []*world{one, two}[i%2]
+		d := w.desk(proxies[i%2], "alice")
+		d.secret = first.secret
+		if _, err := d.signIn("wrong password", "000000"); !fault.Is(err, fault.Denied) {
+			t.Fatalf("a guess: %v", err)
+		}
+		if evs := named(w.rec.take(), events.UserLogin); len(evs) == 1 && evs[0].Error == "wrong password" {
+			checked++
+		}
+	}
+	if checked < pairGate.free || checked > pairGate.free+1 {
+		t.Errorf("%d guesses were looked at, want %d and at most one more", checked, pairGate.free)
+	}
+	three := newWorld(t, plan{dir: dir, backend: one.back})
+	d := three.desk(three.join(sshca.KindProxy, "edge-3"), "alice")
+	d.secret = first.secret
+	_, err := d.signIn(goodPassword, d.code())
+	if evs := named(three.rec.take(), events.UserLogin); err == nil || len(evs) != 1 || evs[0].Error != "too many failed sign-ins" {
+		t.Errorf("an authority that starts: %v, %v; want it to remember", err, evs)
+	}
+}
+
 // TestLockOut: F38, brute force. The guesser waits, whatever he sends; the
 // person elsewhere does not; a stranger's name is treated the same.
 func TestLockOut(t *testing.T) {
@@ -564,7 +597,7 @@ func FuzzFirstAnswer(f *testing.F) {
 	f.Add("password")
 	f.Add(invite[:20])
 	f.Fuzz(func(t *testing.T, s string) {
-		w.backoff = newBackoff(w.clock.Now)
+		w.backoff = newBackoff("sign-in", nil, w.clock.Now, w.cfg.Log)
 		w.t = t
 		d := w.desk(p, "alice")
 		first := d.begin()

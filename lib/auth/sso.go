@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,12 +24,13 @@ import (
 	"github.com/accessd/accessd/lib/services"
 )
 
-// A sign-in through a browser has two halves. The terminal's half is a step of a
-// [signIn], which shows a link and waits. The browser's half comes over
-// [signOnService] from whichever proxy, at whichever authority, so the two meet
-// in the store, in a [services.SignOn]. What is granted is for the key that the
-// terminal has proven, and only after the browser's person has seen that key's
-// fingerprint and the terminal's address and typed the code the terminal shows.
+// A sign-in through a browser, at a provider or with a passkey, has two halves. The
+// terminal's half is a step of a [signIn], which shows a link and waits. The
+// browser's half comes over [signOnService] from whichever proxy, at whichever
+// authority, so the two meet in the store, in a [services.SignOn]. What is granted
+// is for the key that the terminal has proven, and only after the browser's person
+// has seen that key's fingerprint and the terminal's address and typed the code the
+// terminal shows.
 const methodSSO = "sso"
 
 const (
@@ -48,11 +50,31 @@ func (s loginService) begin(ctx context.Context, in *signIn) (*accessdv1.LoginSt
 	if err != nil {
 		return nil, err
 	}
-	text := "Password, invite or join token: "
-	if in.sso = len(connectors) > 0; in.sso {
-		text = "Password, invite or join token (empty: single sign-on): "
+	passkeys, err := s.passkeysAt(ctx, nil)
+	if err != nil {
+		return nil, err
 	}
+	text := "Password, invite or join token: "
+	switch {
+	case len(connectors) > 0 && passkeys:
+		text = "Password, invite or join token (empty: single sign-on or passkey): "
+	case len(connectors) > 0:
+		text = "Password, invite or join token (empty: single sign-on): "
+	case passkeys:
+		text = "Password, invite or join token (empty: passkey): "
+	}
+	in.sso = len(connectors) > 0 || passkeys
 	return in.ask("", s.takeFirst, &accessdv1.Prompt{Text: text}), nil
+}
+
+// passkeysAt reports whether passkeys are of use where a sign-in through c, or
+// with none, leads: whether the page has a name, and anybody a passkey.
+func (s loginService) passkeysAt(ctx context.Context, c *services.Connector) (bool, error) {
+	base, err := s.publicBase(c, callerOf(ctx))
+	if err != nil || rpOf(base) == "" {
+		return false, nil //nolint:nilerr // then there is no page, which is said where one is asked for
+	}
+	return s.cfg.Store.Passkeys(ctx)
 }
 
 // A program of ours may ask for single sign-on with this answer: the connector,
@@ -79,23 +101,33 @@ func (s loginService) takeSSO(ctx context.Context, in *signIn, answer string) (*
 	switch {
 	case want != "":
 		return s.takeConnector(ctx, in, []string{want})
+	case len(list) == 0:
+		return s.park(ctx, in, nil)
 	case len(list) == 1:
-		return s.park(ctx, in, list[0])
+		return s.park(ctx, in, &list[0])
 	}
 	var text strings.Builder
 	for _, c := range list {
 		text.WriteString(" " + string(c.Name))
 	}
+	if passkeys, err := s.passkeysAt(ctx, nil); err == nil && passkeys {
+		text.WriteString(" " + methodPasskey)
+	}
 	return in.ask("Where you can sign in:"+text.String(), s.takeConnector, &accessdv1.Prompt{Text: "Where: ", Echo: true}), nil
 }
 
-// takeConnector takes the name of a connector.
+// takeConnector takes the name of a connector, or "passkey" where none is called
+// so.
 func (s loginService) takeConnector(ctx context.Context, in *signIn, answers []string) (*accessdv1.LoginStep, error) {
-	c, err := s.connector(ctx, strings.TrimSpace(answers[0]))
-	if err != nil {
-		return nil, refusal("no such connector")
+	name := strings.TrimSpace(answers[0])
+	c, err := s.connector(ctx, name)
+	switch {
+	case err == nil:
+		return s.park(ctx, in, &c)
+	case name == methodPasskey:
+		return s.park(ctx, in, nil)
 	}
-	return s.park(ctx, in, c)
+	return nil, refusal("no such connector")
 }
 
 // codeLetters have no vowels, which would make words, and nothing that looks
@@ -132,63 +164,122 @@ func codeHash(link, code string) string {
 	return hashSecret(link + " " + code)
 }
 
-// park makes a link and has the terminal wait for its browser.
-func (s loginService) park(ctx context.Context, in *signIn, c services.Connector) (*accessdv1.LoginStep, error) {
-	base, err := baseURL(c, callerOf(ctx))
+// park makes a link for a sign-in through c, or with a passkey only, and has the
+// terminal wait for its browser.
+func (s loginService) park(ctx context.Context, in *signIn, c *services.Connector) (*accessdv1.LoginStep, error) {
+	base, err := s.publicBase(c, callerOf(ctx))
 	if err != nil {
 		return nil, err
 	}
-	link, code := names.NewSecret(), ""
-	o := services.SignOn{
-		ID: hashSecret(link), State: services.SignOnOpen, Connector: c.Name, User: in.user,
-		Fingerprint: ssh.FingerprintSHA256(in.key), Client: in.client.String(), Base: base, Loopback: in.loopback,
-		Expires: s.cfg.Now().Add(signOnTTL).UTC(),
-	}
-	if in.loopback == "" {
-		code = newCode()
-		o.Code = codeHash(link, code)
-	}
-	if _, err := s.cfg.Store.CreateSignOn(ctx, o); err != nil {
+	passkeys, err := s.passkeysAt(ctx, c)
+	if err != nil {
 		return nil, err
 	}
-	in.signOn, in.connector = o.ID, c.Name
-	where := base + "/sso?" + url.Values{"link": {link}}.Encode()
+	o := services.SignOn{User: in.user, Fingerprint: ssh.FingerprintSHA256(in.key), Client: in.client.String(), Base: base, Loopback: in.loopback}
+	if passkeys {
+		o.RP = rpOf(base)
+	}
+	switch {
+	case c != nil:
+		o.Connector, in.connector = c.Name, c.Name
+	case !passkeys:
+		return nil, refusal("no passkey can be used here")
+	default:
+		in.method = methodPasskey
+	}
+	l, err := s.newLink(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	in.signOn = l.id
 	if in.loopback != "" {
-		return in.ask(where, s.takeReceipt, &accessdv1.Prompt{Text: "Receipt: "}), nil
+		return in.ask(l.url, s.takeReceipt, &accessdv1.Prompt{Text: "Receipt: "}), nil
 	}
-	return in.ask(fmt.Sprintf("Open this link in a browser:\n\n  %s\n\nand type this code there:  %s\n\nYour key:     %s\nYour address: %s\n\nWaiting ...",
-		where, code, o.Fingerprint, in.client.Addr().Unmap()), s.await), nil
+	return in.ask(l.words(o), s.await), nil
 }
 
-// baseURL returns where browsers find the proxy that carries the sign-in.
-func baseURL(c services.Connector, carrier caller) (string, error) {
-	if c.PublicURL != "" {
+// A link is what a person opens in a browser, and what they type there.
+type link struct{ id, url, code string }
+
+// newLink makes a link for o, whose id, state and end it fills in. Without a
+// program that waits for the browser there is a code.
+func (a *Authority) newLink(ctx context.Context, o services.SignOn) (link, error) {
+	secret := names.NewSecret()
+	l := link{id: hashSecret(secret), url: o.Base + "/sso?" + url.Values{"link": {secret}}.Encode()}
+	o.ID, o.State, o.Expires = l.id, services.SignOnOpen, a.cfg.Now().Add(signOnTTL).UTC()
+	if o.Loopback == "" {
+		l.code = newCode()
+		o.Code = codeHash(secret, l.code)
+	}
+	_, err := a.cfg.Store.CreateSignOn(ctx, o)
+	return l, err
+}
+
+// words are what a terminal shows of l, and of o for its person to compare.
+func (l link) words(o services.SignOn) string {
+	var compare string
+	if client, err := netip.ParseAddrPort(o.Client); err == nil && o.Fingerprint != "" {
+		compare = "\n\nYour key:     " + o.Fingerprint + "\nYour address: " + client.Addr().Unmap().String()
+	}
+	return fmt.Sprintf("Open this link in a browser:\n\n  %s\n\nand type this code there:  %s%s\n\nWaiting ...", l.url, l.code, compare)
+}
+
+// publicBase returns where browsers find the proxy that carries a sign-in: where
+// the connector or the configuration says, or at its own address. For passkeys,
+// which need one, an address that has a name comes first.
+func (a *Authority) publicBase(c *services.Connector, carrier caller) (string, error) {
+	switch {
+	case c != nil && c.PublicURL != "":
 		return strings.TrimRight(c.PublicURL, "/"), nil
+	case a.cfg.PublicURL != "":
+		return a.cfg.PublicURL, nil
+	case carrier.member == nil || len(carrier.member.Addresses) == 0:
+		return "", fault.New(fault.Unavailable, "the proxy has no address for browsers").WithHint("set auth.public_url, or give the connector a public_url")
 	}
-	if len(carrier.member.Addresses) == 0 {
-		return "", fault.New(fault.Unavailable, "the proxy has no address for browsers").WithHint("give the connector a public_url")
+	list := carrier.member.Addresses
+	if i := slices.IndexFunc(list, func(at string) bool { return rpOf("https://"+at) != "" }); c == nil && i >= 0 {
+		return "https://" + list[i], nil
 	}
-	return "https://" + carrier.member.Addresses[0], nil
+	return "https://" + list[0], nil
 }
 
-// await waits for the browser, in rounds.
+// await waits for the browser of a sign-in.
 func (s loginService) await(ctx context.Context, in *signIn, _ []string) (*accessdv1.LoginStep, error) {
+	return s.awaitLink(ctx, in, s.take)
+}
+
+// A taker goes on with what a browser has approved.
+type taker func(ctx context.Context, s *signIn, o services.SignOn) (*accessdv1.LoginStep, error)
+
+// awaitLink waits for the browser, in rounds, and then goes on with next, once.
+func (a *Authority) awaitLink(ctx context.Context, in *signIn, next taker) (*accessdv1.LoginStep, error) {
 	wait, stop := context.WithTimeout(ctx, signOnWait)
 	defer stop()
-	o, err := s.cfg.Store.AwaitSignOn(wait, in.signOn)
+	o, err := a.cfg.Store.AwaitSignOn(wait, in.signOn)
 	switch {
 	case ctx.Err() != nil:
 		return nil, fault.Wrap(fault.Unavailable, context.Cause(ctx), "the sign-in was given up")
-	case fault.Is(err, fault.NotFound) || (err == nil && !s.cfg.Now().Before(o.Expires)):
+	case fault.Is(err, fault.NotFound) || (err == nil && !a.cfg.Now().Before(o.Expires)):
 		return nil, refusal("nobody confirmed the sign-in in time")
 	case err != nil:
 		return nil, err
 	case o.State == services.SignOnRefused:
 		return nil, refusal(o.Why)
 	case o.State == services.SignOnApproved:
-		return s.take(ctx, in, o)
+		return a.taken(ctx, in, o, next)
 	}
-	return in.ask("", s.await), nil
+	return in.ask("", func(ctx context.Context, in *signIn, _ []string) (*accessdv1.LoginStep, error) {
+		return a.awaitLink(ctx, in, next)
+	}), nil
+}
+
+// taken makes what was approved the terminal's, once.
+func (a *Authority) taken(ctx context.Context, in *signIn, o services.SignOn, next taker) (*accessdv1.LoginStep, error) {
+	o.State = services.SignOnTaken
+	if _, err := a.cfg.Store.UpdateSignOn(ctx, o); err != nil {
+		return nil, err
+	}
+	return next(ctx, in, o)
 }
 
 // takeReceipt takes what the browser brought to the program on its machine, and
@@ -211,14 +302,13 @@ func (s loginService) takeReceipt(ctx context.Context, in *signIn, answers []str
 	case subtle.ConstantTimeCompare([]byte(base64.RawURLEncoding.EncodeToString(sum[:])), []byte(in.challenge)) != 1:
 		return nil, refusal("the receipt is another program's")
 	}
-	return s.take(ctx, in, o)
+	return s.taken(ctx, in, o, s.take)
 }
 
-// take makes an approved sign-in the terminal's, once.
+// take ends an approved sign-in.
 func (s loginService) take(ctx context.Context, in *signIn, o services.SignOn) (*accessdv1.LoginStep, error) {
-	o.State = services.SignOnTaken
-	if _, err := s.cfg.Store.UpdateSignOn(ctx, o); err != nil {
-		return nil, err
+	if len(o.PasskeyID) > 0 {
+		return s.takePasskey(ctx, in, o)
 	}
 	sub, err := s.ssoSubject(ctx, in, o.Origin)
 	if err != nil {

@@ -43,21 +43,51 @@ func (s signOnService) Show(ctx context.Context, req *connect.Request[accessdv1.
 	return connect.NewResponse(&accessdv1.ShowResponse{
 		Cluster: s.cfg.Keys.ClusterName(), User: string(o.User), Connector: string(o.Connector), Fingerprint: o.Fingerprint,
 		Client: o.Client, Code: o.Code != "", Expires: timestamppb.New(o.Expires),
+		Passkey: o.RP != "", Purpose: string(o.Purpose),
 	}), nil
+}
+
+// word is a person's word that a link is theirs.
+type word interface {
+	GetLink() string
+	GetCode() string
+	GetBrowser() string
+	GetClient() string
+}
+
+// confirmed returns the sign-in of a link if the person's word for it is good.
+func (s signOnService) confirmed(ctx context.Context, m word) (services.SignOn, error) {
+	o, err := s.byLink(ctx, m.GetLink())
+	if err != nil {
+		return o, err
+	}
+	if len(m.GetBrowser()) < minBrowser || len(m.GetBrowser()) > maxText || len(m.GetCode()) > maxText {
+		return o, fault.New(fault.BadInput, "a browser or a code of this length is none")
+	}
+	if o.Browser != "" && !sameHash(o.Browser, hashSecret(m.GetBrowser())) {
+		return o, s.otherBrowser(ctx, o, m.GetClient(), "the link was opened in another browser than the one it was confirmed in")
+	}
+	if o.Code != "" && !sameHash(o.Code, codeHash(m.GetLink(), m.GetCode())) {
+		return o, s.wrongCode(ctx, o, m.GetClient())
+	}
+	return o, nil
+}
+
+// otherBrowser refuses a browser that is not the one in which it was begun.
+func (s signOnService) otherBrowser(ctx context.Context, o services.SignOn, client, why string) error {
+	s.tell(ctx, o, client, why)
+	return fault.New(fault.Denied, "the sign-in was begun in another browser").WithHint("open the link and finish in one browser")
 }
 
 // Confirm takes the person's word that the sign-in is theirs.
 func (s signOnService) Confirm(ctx context.Context, req *connect.Request[accessdv1.ConfirmRequest]) (*connect.Response[accessdv1.ConfirmResponse], error) {
 	m := req.Msg
-	o, err := s.byLink(ctx, m.GetLink())
+	o, err := s.confirmed(ctx, m)
 	if err != nil {
 		return nil, err
 	}
-	if len(m.GetBrowser()) < minBrowser || len(m.GetBrowser()) > maxText || len(m.GetCode()) > maxText {
-		return nil, fault.New(fault.BadInput, "a browser or a code of this length is none")
-	}
-	if o.Code != "" && !sameHash(o.Code, codeHash(m.GetLink(), m.GetCode())) {
-		return nil, s.wrongCode(ctx, o, m.GetClient())
+	if o.Connector == "" {
+		return nil, fault.New(fault.Denied, "there is no provider to go to").WithHint("use a passkey; that takes JavaScript")
 	}
 	c, err := s.cfg.Store.Connector(ctx, o.Connector)
 	if fault.Is(err, fault.NotFound) {
@@ -72,7 +102,7 @@ func (s signOnService) Confirm(ctx context.Context, req *connect.Request[accessd
 	if err != nil {
 		return nil, err
 	}
-	o.State, o.Answer, o.Browser = services.SignOnSent, hashSecret(secret), hashSecret(m.GetBrowser())
+	o.State, o.Answer, o.Browser, o.Challenge = services.SignOnSent, hashSecret(secret), hashSecret(m.GetBrowser()), ""
 	if _, err := s.cfg.Store.UpdateSignOn(ctx, o); err != nil {
 		return nil, err
 	}
@@ -112,8 +142,7 @@ func (s signOnService) Finish(ctx context.Context, req *connect.Request[accessdv
 	case !sameHash(o.Answer, hashSecret(secret)) || !s.cfg.Now().Before(o.Expires):
 		return nil, errNoSignOn()
 	case !sameHash(o.Browser, hashSecret(m.GetBrowser())):
-		s.tell(ctx, o, m.GetClient(), "the provider's answer came from another browser than the confirmation")
-		return nil, fault.New(fault.Denied, "the sign-in was begun in another browser").WithHint("open the link and finish in one browser")
+		return nil, s.otherBrowser(ctx, o, m.GetClient(), "the provider's answer came from another browser than the confirmation")
 	case o.State != services.SignOnSent:
 		s.tell(ctx, o, m.GetClient(), "the provider's answer was used before")
 		return nil, errNoSignOn()
@@ -126,7 +155,12 @@ func (s signOnService) Finish(ctx context.Context, req *connect.Request[accessdv
 	if err != nil {
 		return nil, s.refuse(ctx, o, m.GetClient(), err)
 	}
-	return connect.NewResponse(&accessdv1.FinishResponse{User: string(o.User), Fingerprint: o.Fingerprint, Onward: onward}), nil
+	return connect.NewResponse(finished(o, onward)), nil
+}
+
+// finished is what the page shows at the end.
+func finished(o services.SignOn, onward string) *accessdv1.FinishResponse {
+	return &accessdv1.FinishResponse{User: string(o.User), Fingerprint: o.Fingerprint, Onward: onward, Purpose: string(o.Purpose)}
 }
 
 // cmpID returns id, or what no sign-in has when it cannot be one.
@@ -176,6 +210,11 @@ func (s signOnService) approve(ctx context.Context, o *services.SignOn, m *acces
 	if err := s.admitUser(ctx, o, u); err != nil {
 		return "", err
 	}
+	return s.settle(ctx, o)
+}
+
+// settle approves o, whose person the browser has shown to be there.
+func (s signOnService) settle(ctx context.Context, o *services.SignOn) (onward string, err error) {
 	if o.Loopback != "" {
 		receipt := names.NewSecret()
 		o.Receipt = hashSecret(receipt)
@@ -248,8 +287,14 @@ func (s signOnService) refuse(ctx context.Context, o services.SignOn, client str
 	o.State, o.Why = services.SignOnRefused, why.Error()
 	s.put(ctx, o)
 	s.tell(ctx, o, client, why.Error())
-	return fault.Wrap(fault.Denied, why, "the sign-in was refused").
-		WithHint("sign in at %q as the person whom the terminal named, or ask an administrator", string(o.Connector))
+	denied := fault.Wrap(fault.Denied, why, "the sign-in was refused")
+	switch {
+	case o.Purpose == services.SignOnEnrol:
+		return fault.Wrap(fault.Denied, why, "the passkey was refused").WithHint("begin again in the terminal")
+	case o.Challenge != "":
+		return denied.WithHint("use a passkey of the person whom the terminal named, or ask an administrator")
+	}
+	return denied.WithHint("sign in at %q as the person whom the terminal named, or ask an administrator", string(o.Connector))
 }
 
 // put keeps o where nothing depends on it: what is not approved is refused.
@@ -261,9 +306,28 @@ func (s signOnService) put(ctx context.Context, o services.SignOn) {
 
 // tell records what went wrong in the browser.
 func (s signOnService) tell(ctx context.Context, o services.SignOn, client, why string) {
+	if o.Purpose != services.SignOnLogin {
+		name, method := events.FactorVerify, methodSSO
+		if o.Purpose == services.SignOnEnrol {
+			name = events.FactorCreate
+		}
+		if o.RP != "" {
+			method = methodPasskey
+		}
+		s.note(ctx, events.Event{Name: name, User: o.User, AddrRemote: addrOf(client), Proto: "https", Error: why, Fields: map[string]any{
+			"method": method, "reason": why,
+		}})
+		return
+	}
 	ev := events.Event{Name: events.UserLogin, User: o.User, AddrRemote: o.Client, Proto: "https", Error: why, Fields: map[string]any{
-		"method": methodSSO, "connector": string(o.Connector), "fingerprint": o.Fingerprint,
+		"method": methodSSO,
 	}}
+	if o.Connector == "" || o.Challenge != "" {
+		ev.Fields["method"] = methodPasskey
+	} else {
+		ev.Fields["connector"] = string(o.Connector)
+	}
+	set(ev, "fingerprint", o.Fingerprint)
 	set(ev, "addr.browser", addrOf(client))
 	if o.Origin != nil {
 		ev.Fields["subject"] = o.Origin.Subject

@@ -1,13 +1,6 @@
 package auth
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"encoding/json"
-	"maps"
-	"net/http"
-	"net/http/httptest"
 	"net/netip"
 	"net/url"
 	"regexp"
@@ -15,103 +8,17 @@ import (
 	"testing"
 	"time"
 
-	"github.com/go-jose/go-jose/v4"
 	"golang.org/x/crypto/ssh"
 
 	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
 	"github.com/accessd/accessd/api/accessd/v1/accessdv1connect"
+	"github.com/accessd/accessd/integration/impostor"
 	"github.com/accessd/accessd/lib/events"
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/rpc"
 	"github.com/accessd/accessd/lib/services"
 	"github.com/accessd/accessd/lib/sshca"
 )
-
-// An impostor is an OpenID provider that says what a test wants it to: the honest one
-// is in integration/.
-type impostor struct {
-	t      *testing.T
-	now    func() time.Time
-	url    string
-	key    *ecdsa.PrivateKey // the one it publishes
-	signer *ecdsa.PrivateKey // the one it signs with
-	claims map[string]any    // in place of the right ones; nil takes one out
-	token  string            // in place of an ID token of its own
-	info   map[string]any    // what the userinfo endpoint says
-	nonce  string            // of the authorization request
-}
-
-func ecKey(t *testing.T) *ecdsa.PrivateKey {
-	t.Helper()
-	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return k
-}
-
-func newImpostor(t *testing.T, w *world) *impostor {
-	t.Helper()
-	key := ecKey(t)
-	l := &impostor{t: t, now: w.clock.Now, key: key, signer: key}
-	mux := http.NewServeMux()
-	reply := func(path string, v func() any) {
-		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Content-Type", "application/json")
-			_ = json.NewEncoder(w).Encode(v())
-		})
-	}
-	reply("/.well-known/openid-configuration", func() any {
-		return map[string]any{
-			"issuer": l.url, "authorization_endpoint": l.url + "/authorize", "token_endpoint": l.url + "/token", "jwks_uri": l.url + "/keys",
-			"userinfo_endpoint": l.url + "/userinfo", "id_token_signing_alg_values_supported": []string{"ES256"},
-		}
-	})
-	reply("/keys", func() any {
-		return jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: key.Public(), KeyID: "1", Algorithm: "ES256", Use: "sig"}}}
-	})
-	reply("/userinfo", func() any { return l.info })
-	reply("/token", func() any {
-		return map[string]any{"access_token": "a", "token_type": "Bearer", "expires_in": 60, "id_token": l.idToken()}
-	})
-	s := httptest.NewServer(mux)
-	t.Cleanup(s.Close)
-	l.url = s.URL
-	return l
-}
-
-func (l *impostor) idToken() string {
-	if l.token != "" {
-		return l.token
-	}
-	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: l.signer, KeyID: "1"}}, nil)
-	if err != nil {
-		l.t.Error(err)
-		return ""
-	}
-	now := l.now()
-	claims := map[string]any{
-		"iss": l.url, "aud": "accessd", "sub": "s-1", "iat": now.Unix(), "exp": now.Add(time.Minute).Unix(), "nonce": l.nonce,
-		"preferred_username": "alice", "groups": []string{"ops"},
-	}
-	maps.Copy(claims, l.claims)
-	maps.DeleteFunc(claims, func(_ string, v any) bool { return v == nil })
-	body, err := json.Marshal(claims)
-	if err != nil {
-		l.t.Error(err)
-		return ""
-	}
-	signed, err := signer.Sign(body)
-	if err != nil {
-		l.t.Error(err)
-		return ""
-	}
-	out, err := signed.CompactSerialize()
-	if err != nil {
-		l.t.Error(err)
-	}
-	return out
-}
 
 // A counter is a proxy with its pages.
 type counter struct {
@@ -127,12 +34,12 @@ func (w *world) counter(name string) counter {
 	return counter{m, accessdv1connect.NewSignOnServiceClient(h, rpc.BaseURL, rpc.ClientOptions()...), w}
 }
 
-// connector makes the impostor's people ours.
-func (w *world) connector(l *impostor, more string) {
+// connector makes the provider's people ours.
+func (w *world) connector(l *impostor.Provider, more string) {
 	w.t.Helper()
 	h := rpc.Local(w.Handler(), rpc.Peer{Local: true})
 	admin := accessdv1connect.NewConnectorServiceClient(h, rpc.BaseURL, rpc.ClientOptions()...)
-	must(w.t, admin.ApplyConnectors, &accessdv1.ApplyConnectorsRequest{Yaml: []byte("kind: connector\nname: corp\nissuer: " + l.url + `
+	must(w.t, admin.ApplyConnectors, &accessdv1.ApplyConnectorsRequest{Yaml: []byte("kind: connector\nname: corp\nissuer: " + l.URL + `
 client_id: accessd
 client_secret: hush, it is one
 public_url: https://login.example
@@ -169,14 +76,14 @@ func (c counter) waiting(user string) *waiting {
 }
 
 // confirm confirms in a browser and returns the state for the provider.
-func (c counter) confirm(w *waiting, l *impostor, browser string) string {
+func (c counter) confirm(w *waiting, l *impostor.Provider, browser string) string {
 	c.w.t.Helper()
 	res := must(c.w.t, c.Confirm, &accessdv1.ConfirmRequest{Link: w.link, Code: w.code, Browser: browser, Client: "203.0.113.9:1"})
 	u, err := url.Parse(res.GetUrl())
 	if err != nil {
 		c.w.t.Fatal(err)
 	}
-	l.nonce = u.Query().Get("nonce")
+	l.Nonce = u.Query().Get("nonce")
 	if u.Query().Get("code_challenge_method") != "S256" || u.Query().Get("redirect_uri") != "https://login.example/sso/callback" {
 		c.w.t.Errorf("authorize = %v", u)
 	}
@@ -185,10 +92,10 @@ func (c counter) confirm(w *waiting, l *impostor, browser string) string {
 
 func TestSignOnThroughABrowser(t *testing.T) {
 	w := newWorld(t, plan{})
-	l := newImpostor(t, w)
+	l := impostor.New(t, w.clock.Now)
 	w.connector(l, "grace: 5m\nrequire_amr: [mfa]\n")
 	c := w.counter("edge-1")
-	l.claims = map[string]any{"amr": []string{"pwd", "mfa"}}
+	l.Claims = map[string]any{"amr": []string{"pwd", "mfa"}}
 	term := c.waiting("alice")
 	shown := must(t, c.Show, &accessdv1.ShowRequest{Link: term.link})
 	if shown.GetFingerprint() != ssh.FingerprintSHA256(term.key.PublicKey()) || shown.GetClient() != term.client || !shown.GetCode() || shown.GetUser() != "alice" {
@@ -212,7 +119,7 @@ func TestSignOnThroughABrowser(t *testing.T) {
 		t.Errorf("identity = %+v", id)
 	}
 	u, err := w.cfg.Store.User(t.Context(), "alice")
-	if want := (services.UserOrigin{Connector: "corp", Issuer: l.url, Subject: "s-1"}); err != nil || u.Origin == nil || *u.Origin != want {
+	if want := (services.UserOrigin{Connector: "corp", Issuer: l.URL, Subject: "s-1"}); err != nil || u.Origin == nil || *u.Origin != want {
 		t.Errorf("user = %+v, %v", u, err)
 	}
 	evs := named(w.rec.take(), events.UserLogin)
@@ -254,12 +161,12 @@ func TestSignOnThroughABrowser(t *testing.T) {
 // What goes wrong, in one cluster.
 func TestSignOnGoesWrong(t *testing.T) {
 	w := newWorld(t, plan{})
-	l := newImpostor(t, w)
+	l := impostor.New(t, w.clock.Now)
 	w.connector(l, "")
 	c := w.counter("edge-1")
 	for _, part := range []struct {
 		name string
-		run  func(*testing.T, counter, *impostor)
+		run  func(*testing.T, counter, *impostor.Provider)
 	}{
 		{"the provider lies", lyingProvider},
 		{"parts of a sign-in", partsOfASignOn},
@@ -268,7 +175,7 @@ func TestSignOnGoesWrong(t *testing.T) {
 		{"the client's secret", keepsItsSecret},
 	} {
 		t.Run(part.name, func(t *testing.T) {
-			defer func() { l.signer, l.claims, l.token = l.key, nil, "" }()
+			defer func() { l.Signer, l.Claims, l.Token = l.Key, nil, "" }()
 			part.run(t, c, l)
 		})
 	}
@@ -276,34 +183,34 @@ func TestSignOnGoesWrong(t *testing.T) {
 
 // THREATS: an ID token is nobody's word until its signature, issuer, audience,
 // time and nonce are right, and nobody's twice.
-func lyingProvider(t *testing.T, c counter, l *impostor) {
+func lyingProvider(t *testing.T, c counter, l *impostor.Provider) {
 	t.Helper()
 	w := c.w
 	c.confirm(c.waiting("alice"), l, browserOne)
-	earlier := l.idToken()
+	earlier := l.IDToken()
 	for name, lie := range map[string]struct {
 		tell func()
 		why  string
 	}{
-		"another key":       {func() { l.signer = ecKey(t) }, "failed to verify signature"},
-		"unsigned":          {func() { l.token = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJzLTEifQ." }, "the provider's token"},
-		"no token":          {func() { l.token = " " }, "the provider's token"},
-		"another nonce":     {func() { l.claims = map[string]any{"nonce": "x"} }, "another sign-in"},
-		"no nonce":          {func() { l.claims = map[string]any{"nonce": nil} }, "another sign-in"},
-		"another client's":  {func() { l.claims = map[string]any{"aud": "somebody"} }, "audience"},
-		"another issuer's":  {func() { l.claims = map[string]any{"iss": "https://evil.example"} }, "different provider"},
-		"expired":           {func() { l.claims = map[string]any{"exp": l.now().Add(-time.Hour).Unix()} }, "expired"},
-		"an earlier one":    {func() { l.token = earlier }, "another sign-in"},
-		"a name of no form": {func() { l.claims = map[string]any{"preferred_username": "a,b"} }, "user name"},
-		"a name of no text": {func() { l.claims = map[string]any{"preferred_username": []string{"alice"}} }, "no claim"},
-		"no subject":        {func() { l.claims = map[string]any{"sub": ""} }, "origin"},
-		"nobody's group":    {func() { l.claims = map[string]any{"groups": []string{"ops2"}} }, "gives"},
+		"another key":       {func() { l.Signer = impostor.Key(t) }, "failed to verify signature"},
+		"unsigned":          {func() { l.Token = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJzLTEifQ." }, "the provider's token"},
+		"no token":          {func() { l.Token = " " }, "the provider's token"},
+		"another nonce":     {func() { l.Claims = map[string]any{"nonce": "x"} }, "another sign-in"},
+		"no nonce":          {func() { l.Claims = map[string]any{"nonce": nil} }, "another sign-in"},
+		"another client's":  {func() { l.Claims = map[string]any{"aud": "somebody"} }, "audience"},
+		"another issuer's":  {func() { l.Claims = map[string]any{"iss": "https://evil.example"} }, "different provider"},
+		"expired":           {func() { l.Claims = map[string]any{"exp": l.Now().Add(-time.Hour).Unix()} }, "expired"},
+		"an earlier one":    {func() { l.Token = earlier }, "another sign-in"},
+		"a name of no form": {func() { l.Claims = map[string]any{"preferred_username": "a,b"} }, "user name"},
+		"a name of no text": {func() { l.Claims = map[string]any{"preferred_username": []string{"alice"}} }, "no claim"},
+		"no subject":        {func() { l.Claims = map[string]any{"sub": ""} }, "origin"},
+		"nobody's group":    {func() { l.Claims = map[string]any{"groups": []string{"ops2"}} }, "gives"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			term := c.waiting("alice")
 			state := c.confirm(term, l, browserOne)
 			lie.tell()
-			defer func() { l.signer, l.claims, l.token = l.key, nil, "" }()
+			defer func() { l.Signer, l.Claims, l.Token = l.Key, nil, "" }()
 			w.rec.take()
 			_, err := call(t, c.Finish, &accessdv1.FinishRequest{State: state, Code: "c", Browser: browserOne})
 			wantFault(t, err, fault.Denied, "the sign-in was refused")
@@ -322,7 +229,7 @@ func lyingProvider(t *testing.T, c counter, l *impostor) {
 
 // Who has part of a sign-in has nothing: not the answer without the browser that
 // confirmed, not the link without the code, not anything twice, nothing late.
-func partsOfASignOn(t *testing.T, c counter, l *impostor) {
+func partsOfASignOn(t *testing.T, c counter, l *impostor.Provider) {
 	t.Helper()
 	w := c.w
 	term := c.waiting("alice")
@@ -374,7 +281,7 @@ func partsOfASignOn(t *testing.T, c counter, l *impostor) {
 
 // The receipt that the browser brings to a program on its machine is worth
 // nothing to another program, or before it was confirmed.
-func loopbacks(t *testing.T, c counter, l *impostor) {
+func loopbacks(t *testing.T, c counter, l *impostor.Provider) {
 	t.Helper()
 	w := c.w
 	const verifier = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk" // RFC 7636, appendix B
@@ -428,11 +335,11 @@ func loopbacks(t *testing.T, c counter, l *impostor) {
 
 // The conversation is the same for every name, and a user of ours cannot be
 // taken over by a provider's person of that name.
-func tellsNoNames(t *testing.T, c counter, l *impostor) {
+func tellsNoNames(t *testing.T, c counter, l *impostor.Provider) {
 	t.Helper()
 	w := c.w
 	w.addUser("carol", "access")
-	l.claims = map[string]any{"preferred_username": "carol"}
+	l.Claims = map[string]any{"preferred_username": "carol"}
 	var said []string
 	for _, name := range []string{"carol", "dave"} {
 		term := c.waiting(name)
@@ -454,7 +361,7 @@ func tellsNoNames(t *testing.T, c counter, l *impostor) {
 }
 
 // A secret is kept for whom it was given, and shown to nobody.
-func keepsItsSecret(t *testing.T, c counter, l *impostor) {
+func keepsItsSecret(t *testing.T, c counter, l *impostor.Provider) {
 	t.Helper()
 	w := c.w
 	before, err := w.cfg.Store.Connector(t.Context(), "corp")
@@ -472,7 +379,7 @@ func keepsItsSecret(t *testing.T, c counter, l *impostor) {
 	if err != nil || string(after.Secret) != string(before.Secret) {
 		t.Errorf("applied again: the secret is another, %v", err)
 	}
-	elsewhere := strings.Replace(yaml, l.url, "https://evil.example", 1)
+	elsewhere := strings.Replace(yaml, l.URL, "https://evil.example", 1)
 	if _, err := call(t, admin.ApplyConnectors, &accessdv1.ApplyConnectorsRequest{Yaml: []byte(elsewhere)}); !fault.Is(err, fault.BadInput) {
 		t.Errorf("the secret for another issuer = %v", err)
 	}

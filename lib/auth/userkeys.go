@@ -2,6 +2,7 @@ package auth
 
 import (
 	"context"
+	"strings"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -25,6 +26,10 @@ func (s userService) AddUserKey(ctx context.Context, req *connect.Request[access
 	}
 	u, err := s.user(ctx, req.Msg.GetUser())
 	if err != nil {
+		return nil, err
+	}
+	if err := s.attest(ctx, u.Name, &k, req.Msg.GetAttestation(), req.Msg.GetChallenge()); err != nil {
+		s.note(ctx, failed(userKeyEvent(ctx, events.UserKeyCreate, u.Name, k), err))
 		return nil, err
 	}
 	err = s.change(ctx, userKeyEvent(ctx, events.UserKeyCreate, u.Name, k), func() error {
@@ -81,17 +86,72 @@ func (s userService) RemoveUserKey(ctx context.Context, req *connect.Request[acc
 		WithHint("\"accessd users keys ls %s\" lists them", u.Name)
 }
 
+// NewKeyChallenge returns what a security key of a person is to be made with.
+func (s userService) NewKeyChallenge(ctx context.Context, req *connect.Request[accessdv1.NewKeyChallengeRequest]) (*connect.Response[accessdv1.NewKeyChallengeResponse], error) {
+	u, err := s.user(ctx, req.Msg.GetUser())
+	if err != nil {
+		return nil, err
+	}
+	challenge, expires, err := s.newChallenge(ctx, u.Name)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&accessdv1.NewKeyChallengeResponse{Challenge: challenge, Expires: timestamppb.New(expires)}), nil
+}
+
+// SetAuthenticators says which security keys count from now on. Those that are
+// enrolled stay, and count while their model does.
+func (s userService) SetAuthenticators(ctx context.Context, req *connect.Request[accessdv1.SetAuthenticatorsRequest]) (*connect.Response[accessdv1.SetAuthenticatorsResponse], error) {
+	m := req.Msg.GetAuthenticators()
+	old, err := s.cfg.Store.Authenticators(ctx)
+	if err != nil {
+		return nil, err
+	}
+	now := services.Authenticators{AAGUIDs: m.GetAaguids(), Roots: m.GetRoots(), Revision: old.Revision}
+	if err := now.Check(); err != nil {
+		return nil, err
+	}
+	err = s.change(ctx, events.Event{Name: events.AuthenticatorsUpdate, AddrRemote: callerOf(ctx).addr, Fields: map[string]any{
+		"by": callerOf(ctx).by, "before": authenticatorWords(old), "after": authenticatorWords(now),
+	}}, func() error { return s.cfg.Store.PutAuthenticators(ctx, now) })
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&accessdv1.SetAuthenticatorsResponse{}), nil
+}
+
+// authenticatorWords returns what a says, for an event.
+func authenticatorWords(a services.Authenticators) string {
+	return strings.TrimSpace("aaguids: " + strings.Join(a.AAGUIDs, " ") + "\n" + a.Roots)
+}
+
+// GetAuthenticators returns which security keys count.
+func (s userService) GetAuthenticators(ctx context.Context, _ *connect.Request[accessdv1.GetAuthenticatorsRequest]) (*connect.Response[accessdv1.GetAuthenticatorsResponse], error) {
+	a, err := s.cfg.Store.Authenticators(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&accessdv1.GetAuthenticatorsResponse{
+		Authenticators: &accessdv1.Authenticators{Aaguids: a.AAGUIDs, Roots: a.Roots},
+	}), nil
+}
+
 func userKeyEvent(ctx context.Context, name events.Name, user names.UserName, k services.UserKey) events.Event {
 	c := callerOf(ctx)
 	ev := events.Event{Name: name, User: user, AddrRemote: c.addr, Fields: map[string]any{
 		"by": c.by, "name": string(user), "fingerprint": k.Fingerprint,
 	}}
 	set(ev, "comment", k.Comment)
+	set(ev, "aaguid", k.AAGUID)
+	if k.PIN {
+		ev.Fields["pin"] = true
+	}
 	return ev
 }
 
 func userKeyMessage(user names.UserName, k services.UserKey) *accessdv1.UserKey {
 	return &accessdv1.UserKey{
 		User: string(user), Fingerprint: k.Fingerprint, PublicKey: k.Public, Comment: k.Comment, Added: timestamppb.New(k.Added),
+		Aaguid: k.AAGUID, Pin: k.PIN,
 	}
 }

@@ -144,11 +144,16 @@ func (s userService) RemoveUser(ctx context.Context, req *connect.Request[access
 	if err != nil {
 		return nil, err
 	}
-	err = s.change(ctx, userEvent(ctx, events.UserDelete, u), func() error { return s.cfg.Store.DeleteUser(ctx, u.Name) })
+	err = s.change(ctx, userEvent(ctx, events.UserDelete, u), func() error {
+		if err := s.cfg.Store.DeleteAPITokens(ctx, u.Name); err != nil {
+			return err
+		}
+		return s.cfg.Store.DeleteUser(ctx, u.Name)
+	})
 	return connect.NewResponse(&accessdv1.RemoveUserResponse{}), err
 }
 
-// ResetUser forgets a person's password, second factor and recovery codes.
+// ResetUser forgets a person's password, second factor, recovery codes and passkeys.
 func (s userService) ResetUser(ctx context.Context, req *connect.Request[accessdv1.ResetUserRequest]) (*connect.Response[accessdv1.ResetUserResponse], error) {
 	u, err := s.user(ctx, req.Msg.GetName())
 	if err != nil {
@@ -162,7 +167,7 @@ func (s userService) ResetUser(ctx context.Context, req *connect.Request[accessd
 		return nil, err
 	}
 	ev := userEvent(ctx, events.UserUpdate, u)
-	ev.Fields["reason"] = "reset: password, second factor and recovery codes forgotten"
+	ev.Fields["reason"] = "reset: password, second factor, recovery codes and passkeys forgotten"
 	err = s.change(ctx, ev, func() error {
 		return retryConflict(func() error {
 			old, err := s.cfg.Store.Credentials(ctx, u.Name)
@@ -267,7 +272,7 @@ func userEvent(ctx context.Context, name events.Name, u services.User) events.Ev
 func userMessage(u services.User, c services.Credentials) *accessdv1.User {
 	m := &accessdv1.User{
 		Name: string(u.Name), Created: timestamppb.New(u.Created),
-		HasPassword: c.PasswordHash != "", HasTotp: len(c.TOTPSecret) > 0,
+		HasPassword: c.PasswordHash != "", HasTotp: len(c.TOTPSecret) > 0, HasPasskey: len(c.Passkeys) > 0,
 		Traits: valuesOf(u.Traits),
 	}
 	for _, r := range u.Roles {

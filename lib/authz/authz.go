@@ -26,7 +26,8 @@
 //
 // A role's options bind only where that role grants: a decision carries the
 // strictest of those whose allow rules grant it. Where one of these asks for a
-// second factor for each connection, nothing is allowed to an identity without;
+// second factor for each connection, or for a security key to begin it with,
+// nothing is allowed to an identity without;
 // what may be reached, [Engine.Reach], is no secret from who will be asked.
 //
 // # How casbin is used
@@ -264,9 +265,13 @@ func (e *Engine) Decide(r Request) Decision {
 	return e.answer(r.Identity, a, (*ruleSet).decide).held(r.Identity)
 }
 
-// held returns d for id, which needs a second factor for its connection where a
-// role that grants asks for one.
+// held returns d for id, which needs a security key, or a second factor for its
+// connection, where a role that grants asks for one.
 func (d Decision) held(id *sshca.Identity) Decision {
+	if d.Allow && !id.SecurityKey.Is(d.Options.Key) {
+		why := "sign in with a security key: a role takes connections with no others (key: " + string(d.Options.Key) + ")"
+		return Decision{Role: d.Role, Rule: d.Rule, Reason: why}
+	}
 	if d.Allow && d.Options.MFA == services.MFASession && id.Factor == "" {
 		return Decision{Role: d.Role, Rule: d.Rule, NeedsFactor: true, Reason: "a second factor is needed for this connection"}
 	}

@@ -219,6 +219,7 @@ func (e *Engine) limits(r Request, d Decision) []limit {
 		{"max_sessions", fmt.Sprint(o.MaxSessions)},
 		{"pin_source", fmt.Sprint(o.PinSource)},
 		{"mfa", string(o.MFA)},
+		{"key", string(o.Key)},
 		{"locks", string(o.Locks)},
 		{"record", string(o.Record)},
 		{"record_input", fmt.Sprint(o.RecordInput)},

@@ -1,10 +1,13 @@
 package authz_test
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/accessd/accessd/lib/authz"
+	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/services"
+	"github.com/accessd/accessd/lib/sshca"
 )
 
 // TestFactorForEachConnection: what a role with mfa: session grants is refused
@@ -53,5 +56,37 @@ func TestFactorForEachConnection(t *testing.T) {
 	}
 	if d := e.Reach(id, n1); !d.Allow {
 		t.Errorf("Reach = %+v, want the node reached: it is the node that asks", d)
+	}
+}
+
+// TestSecurityKeyForConnections: what a role with key: touch or pin grants is
+// refused to an identity whose connection was begun with less, for every action
+// and resource, while another role beside it does not take the demand away.
+func TestSecurityKeyForConnections(t *testing.T) {
+	p := newPolicy()
+	everywhere := selector(t, map[string][]string{"*": {"*"}})
+	rules := func(login string) []services.Rule {
+		return []services.Rule{{Nodes: everywhere, Logins: []string{login}, Actions: []string{"*"}}, {Resources: map[string][]string{"*": {"*"}}}}
+	}
+	base := p.give("alice",
+		services.Role{Name: "touched", Allow: rules("app"), Options: services.RoleOptions{Key: sshca.SecurityKeyTouch}},
+		services.Role{Name: "pinned", Allow: rules("root"), Options: services.RoleOptions{Key: sshca.SecurityKeyPIN}},
+		services.Role{Name: "easy", Allow: rules("guest")[:1]},
+	)
+	e := engine(t, p)
+	for _, key := range []sshca.SecurityKey{"", sshca.SecurityKeyTouch, sshca.SecurityKeyPIN} {
+		id := *base.WithFactor("totp")
+		id.SecurityKey = key
+		for login, want := range map[string]bool{"guest": true, "app": key != "", "root": key == sshca.SecurityKeyPIN} {
+			for _, action := range services.Actions() {
+				d := e.Decide(authz.Request{Identity: &id, Node: n1, Login: names.Login(login), Action: authz.Action(action)})
+				if d.Allow != want || d.NeedsFactor || (!want && !strings.Contains(d.Reason, "security key")) {
+					t.Errorf("key %q, %s as %s = %+v, want allowed: %t", key, action, login, d, want)
+				}
+			}
+		}
+		if d := e.Resource(&id, "nodes", "read"); d.Allow != (key == sshca.SecurityKeyPIN) {
+			t.Errorf("key %q: reading nodes = %+v, want it with a PIN alone, which one of the roles asks for", key, d)
+		}
 	}
 }

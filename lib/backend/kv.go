@@ -33,6 +33,29 @@ func (b *Backend) Get(ctx context.Context, key string) (Item, error) {
 	return Item{Key: key, Value: kv.Value, Revision: kv.ModRevision}, nil
 }
 
+// GetAll returns the items of keys as they stood at one revision of the store. One
+// that is not there has the revision 0 and no value.
+func (b *Backend) GetAll(ctx context.Context, keys ...string) ([]Item, error) {
+	octx, cancel := b.limit(ctx)
+	defer cancel()
+	reads := make([]clientv3.Op, len(keys))
+	for i, key := range keys {
+		reads[i] = clientv3.OpGet(b.prefix + key)
+	}
+	r, err := b.client.Txn(octx).Then(reads...).Commit()
+	if err != nil {
+		return nil, classify(ctx, fmt.Sprintf("get %q", keys), err)
+	}
+	items := make([]Item, len(keys))
+	for i, key := range keys {
+		items[i].Key = key
+		if kvs := r.Responses[i].GetResponseRange().Kvs; len(kvs) > 0 {
+			items[i].Value, items[i].Revision = kvs[0].Value, kvs[0].ModRevision
+		}
+	}
+	return items, nil
+}
+
 // List returns the items whose keys begin with dir, by key, and the store's
 // revision at which they stood so. dir ends in "/", so that "role/ops" cannot
 // come with "role/ops-admin".

@@ -129,7 +129,7 @@ func tree(e *env) *cobra.Command {
 // nouns are the verbs that need no more than the services.
 func nouns(e *env) []*cobra.Command {
 	return []*cobra.Command{
-		usersCommand(e), factorsCommand(e), passwordCommand(e), connectorsCommand(e), botsCommand(e), rolesCommand(e), tokensCommand(e), nodesCommand(e),
+		usersCommand(e), factorsCommand(e), passwordCommand(e), connectorsCommand(e), botsCommand(e), rolesCommand(e), tokensCommand(e), apiTokensCommand(e), nodesCommand(e),
 		sessionsCommand(e), requestsCommand(e), locksCommand(e), recordingsCommand(e), auditCommand(e), caCommand(e), versionCommand(e),
 	}
 }

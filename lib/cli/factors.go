@@ -35,13 +35,13 @@ func factorsList(e *env) *cobra.Command {
 				return err
 			}
 			return list[*accessdv1.Factor]{
-				head: []string{"FACTOR", "LEFT"}, rows: res.Msg.GetFactors(),
+				head: []string{"FACTOR", "NAME", "FOR", "LEFT", "LAST USED"}, rows: res.Msg.GetFactors(),
 				row: func(f *accessdv1.Factor) []string {
 					left := ""
 					if n := f.GetLeft(); n > 0 {
 						left = strconv.Itoa(int(n))
 					}
-					return []string{f.GetKind(), left}
+					return []string{f.GetKind(), f.GetName(), f.GetHost(), left, localTime(f.GetUsed())}
 				},
 			}.print(e.stdout, f)
 		}),
@@ -52,39 +52,51 @@ func factorsList(e *env) *cobra.Command {
 
 func factorsAdd(e *env) *cobra.Command {
 	return &cobra.Command{
-		Use:   "add totp|recovery",
-		Short: "Set up an authenticator app or recovery codes, in place of those before",
-		Long: "Set up an authenticator app or recovery codes, in place of those before. Your\n" +
-			"password and a code are asked for first, on the terminal (ssh -t) or as lines\n" +
-			"of the input. A recovery code is good once, wherever a code is asked for.",
-		Args:      want("totp|recovery"),
-		ValidArgs: []string{"totp", "recovery"},
+		Use:   "add totp|recovery|passkey [NAME]",
+		Short: "Set up an authenticator app, recovery codes or a passkey",
+		Long: "Set up an authenticator app or recovery codes, in place of those before, or a\n" +
+			"further passkey, which is made in a browser and signs in there. Your password\n" +
+			"and a code are asked for first, on the terminal (ssh -t) or as lines of the\n" +
+			"input, or a passkey that you have. A recovery code is good once, wherever a\n" +
+			"code is asked for.",
+		Args:      cobra.RangeArgs(1, 2),
+		ValidArgs: []string{"totp", "recovery", "passkey"},
 		RunE: verb(func(ctx context.Context, args []string) error {
+			req := &accessdv1.BeginChangeRequest{}
 			switch args[0] {
 			case "totp":
-				return e.change(ctx, accessdv1.BeginChangeRequest_CHANGE_TOTP)
+				req.Change = accessdv1.BeginChangeRequest_CHANGE_TOTP
 			case "recovery":
-				return e.change(ctx, accessdv1.BeginChangeRequest_CHANGE_RECOVERY)
+				req.Change = accessdv1.BeginChangeRequest_CHANGE_RECOVERY
+			case "passkey":
+				req.Change = accessdv1.BeginChangeRequest_CHANGE_PASSKEY
+			default:
+				return fault.New(fault.BadInput, "there is no factor %q: want totp, recovery or passkey", args[0])
 			}
-			return fault.New(fault.BadInput, "there is no factor %q: want totp or recovery", args[0])
+			return e.changeNamed(ctx, req, args[1:])
 		}),
 	}
 }
 
 func factorsRemove(e *env) *cobra.Command {
 	return &cobra.Command{
-		Use:       "rm recovery",
-		Short:     "Give up your recovery codes",
-		Args:      want("recovery"),
-		ValidArgs: []string{"recovery"},
+		Use:       "rm recovery|passkey [NAME]",
+		Short:     "Give up your recovery codes or a passkey",
+		Args:      cobra.RangeArgs(1, 2),
+		ValidArgs: []string{"recovery", "passkey"},
 		RunE: verb(func(ctx context.Context, args []string) error {
 			switch args[0] {
 			case "recovery":
-				return e.change(ctx, accessdv1.BeginChangeRequest_CHANGE_RECOVERY_REMOVE)
+				return e.changeNamed(ctx, &accessdv1.BeginChangeRequest{Change: accessdv1.BeginChangeRequest_CHANGE_RECOVERY_REMOVE}, args[1:])
+			case "passkey":
+				if len(args) < 2 {
+					return fault.New(fault.BadInput, "which passkey?").WithHint("factors rm passkey NAME; \"factors ls\" lists them")
+				}
+				return e.changeNamed(ctx, &accessdv1.BeginChangeRequest{Change: accessdv1.BeginChangeRequest_CHANGE_PASSKEY_REMOVE}, args[1:])
 			case "totp":
 				return fault.New(fault.BadInput, "nobody signs in without a second factor").WithHint("\"factors add totp\" sets up another app in its place")
 			}
-			return fault.New(fault.BadInput, "there is no factor %q to remove: want recovery", args[0])
+			return fault.New(fault.BadInput, "there is no factor %q to remove: want recovery or passkey", args[0])
 		}),
 	}
 }
@@ -97,19 +109,32 @@ func passwordCommand(e *env) *cobra.Command {
 			"terminal (ssh -t) or as lines of the input.",
 		Args: cobra.NoArgs,
 		RunE: verb(func(ctx context.Context, _ []string) error {
-			return e.change(ctx, accessdv1.BeginChangeRequest_CHANGE_PASSWORD)
+			return e.change(ctx, &accessdv1.BeginChangeRequest{Change: accessdv1.BeginChangeRequest_CHANGE_PASSWORD})
 		}),
 	}
+}
+
+// changeNamed is change for what may have a name, which only passkeys have.
+func (e *env) changeNamed(ctx context.Context, what *accessdv1.BeginChangeRequest, name []string) error {
+	if len(name) > 0 {
+		switch what.Change {
+		case accessdv1.BeginChangeRequest_CHANGE_PASSKEY, accessdv1.BeginChangeRequest_CHANGE_PASSKEY_REMOVE:
+			what.Name = name[0]
+		default:
+			return fault.New(fault.BadInput, "only passkeys have a name: what is %q?", name[0])
+		}
+	}
+	return e.change(ctx, what)
 }
 
 // change has the person answer what the authority asks before it changes how they
 // sign in. What is typed is not shown: on a terminal at a proxy nothing is, and
 // lines of an input have no terminal.
-func (e *env) change(ctx context.Context, what accessdv1.BeginChangeRequest_Change) error {
+func (e *env) change(ctx context.Context, what *accessdv1.BeginChangeRequest) error {
 	if e.call == nil {
 		return fault.New(fault.BadInput, "people change how they sign in at a proxy").WithHint("ssh -t USER@PROXY password, or factors add")
 	}
-	step, err := e.factors().BeginChange(ctx, connect.NewRequest(&accessdv1.BeginChangeRequest{Change: what}))
+	step, err := e.factors().BeginChange(ctx, connect.NewRequest(what))
 	for err == nil && !step.Msg.GetDone() {
 		if text := step.Msg.GetInstruction(); text != "" {
 			e.say("%s", text)

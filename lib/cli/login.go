@@ -48,6 +48,9 @@ type loginOptions struct {
 	proxy, user, connector, identity string
 	pins                             []string
 	headless                         bool
+
+	token    string // file for an API token
+	tokenTTL time.Duration
 }
 
 func loginCommand(e *env) *cobra.Command {
@@ -67,6 +70,8 @@ func loginCommand(e *env) *cobra.Command {
 	c.Flags().StringVar(&o.connector, "connector", "", "where to sign in, when the cluster has several connectors")
 	c.Flags().StringSliceVar(&o.pins, "ca-pin", nil, "pin of the cluster's host CA, as \"accessd ca pin\" prints it")
 	c.Flags().BoolVar(&o.headless, "headless", false, "show a link and a code instead of opening a browser")
+	c.Flags().StringVar(&o.token, "api-token", "", "also make a token for calls over HTTPS and keep it in this file")
+	c.Flags().DurationVar(&o.tokenTTL, "api-token-ttl", time.Hour, "how long that may be used")
 	identityFlag(c, &o.identity)
 	return c
 }
@@ -122,6 +127,9 @@ func (e *env) login(ctx context.Context, o loginOptions) error {
 	}
 	e.say("signed in as %s until %s", cert.KeyId, certEnd(cert).Local().Format(time.DateTime))
 	e.say("the certificate is in %s-cert.pub", identity)
+	if o.token != "" {
+		return s.keepAPIToken(ctx, key, cert)
+	}
 	return nil
 }
 
@@ -334,6 +342,12 @@ func (s *signingIn) answer(ctx context.Context, instruction string, questions []
 	switch {
 	case len(questions) == 1 && !s.offered && strings.Contains(questions[0], "single sign-on"):
 		s.offered = true
+		return s.signOn(ctx)
+	case len(questions) == 1 && !s.offered && strings.Contains(questions[0], "(empty: passkey)"):
+		s.offered = true // who signs in with a password types it
+		if a, err := s.ask(questions[0], echos[0]); a != "" || err != nil {
+			return []string{a}, err
+		}
 		return s.signOn(ctx)
 	case len(questions) == 1 && s.browser != nil && strings.HasPrefix(questions[0], "Receipt"):
 		return s.browser.visit(ctx, s.env, strings.TrimSpace(instruction))

@@ -68,9 +68,12 @@ func remoteVerbs() map[string]remoteVerb {
 		"factors add": {},
 		"factors rm":  {},
 
-		"users keys add": {flags: []string{"format"}, use: "add USER -"},
+		"users keys add": {flags: []string{"format"}, none: []string{"attestation", "challenge"}, use: "add USER -"},
 		"users keys ls":  list,
 		"users keys rm":  {},
+
+		"users keys challenge":      {},
+		"users authenticators show": {},
 
 		"bots ls":  list,
 		"bots add": {flags: []string{"roles", "logins", "ttl", "token-ttl", "issuer", "audience", "claim", "format"}, none: []string{"issuer-ca"}},
@@ -86,9 +89,14 @@ func remoteVerbs() map[string]remoteVerb {
 		"connectors rm":    {},
 		"connectors apply": {stdin: []string{"file"}, none: []string{"client-secret-file"}, use: "apply -f -"},
 
-		"tokens ls":     list,
-		"tokens add":    {flags: []string{"role", "ttl", "uses", "names", "labels", "quiet", "format"}},
-		"tokens rm":     {},
+		"tokens ls":  list,
+		"tokens add": {flags: []string{"role", "ttl", "uses", "names", "labels", "quiet", "format"}},
+		"tokens rm":  {},
+
+		"api-tokens add": {flags: []string{"ttl", "note", "quiet", "format"}},
+		"api-tokens ls":  {flags: []string{"all", "format"}},
+		"api-tokens rm":  {},
+
 		"sessions ls":   list,
 		"sessions kill": {flags: []string{"reason"}},
 

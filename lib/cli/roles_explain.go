@@ -100,6 +100,7 @@ func explanation(m *accessdv1.ExplainResponse) string {
 			{"max_sessions", fmt.Sprint(l.GetMaxSessions())},
 			{"pin_source", fmt.Sprint(l.GetPinSource())},
 			{"mfa", l.GetMfa()},
+			{"key", l.GetKey()},
 			{"record", l.GetRecord()},
 			{"record_input", fmt.Sprint(l.GetRecordInput())},
 		} {

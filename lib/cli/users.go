@@ -18,7 +18,7 @@ import (
 
 func usersCommand(e *env) *cobra.Command {
 	return noun("users", "Manage the people of the cluster",
-		usersAdd(e), usersList(e), usersRemove(e), usersReset(e), usersSign(e), usersKeysCommand(e))
+		usersAdd(e), usersList(e), usersRemove(e), usersReset(e), usersSign(e), usersKeysCommand(e), authenticatorsCommand(e))
 }
 
 func usersAdd(e *env) *cobra.Command {
@@ -95,10 +95,14 @@ func usersList(e *env) *cobra.Command {
 // signIn says in a word how u can sign in.
 func signIn(u *accessdv1.User) string {
 	switch {
-	case u.GetHasTotp():
+	case u.GetHasPassword() && u.GetHasTotp() && u.GetHasPasskey():
+		return "password+totp, passkey"
+	case u.GetHasPassword() && u.GetHasTotp():
 		return "password+totp"
 	case u.GetHasPassword():
 		return "password"
+	case u.GetHasPasskey():
+		return "passkey"
 	case u.GetInviteExpires() != nil:
 		return "invited"
 	}

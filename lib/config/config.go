@@ -106,6 +106,7 @@ type Auth struct {
 	UserTTL       time.Duration `yaml:"user_ttl" doc:"Lifetime of a person's certificate unless asked otherwise." default:"12h"`
 	MaxUserTTL    time.Duration `yaml:"max_user_ttl" doc:"The longest that may be asked for." default:"720h"`
 	MemberTTL     time.Duration `yaml:"member_ttl" doc:"Lifetime of a node's or proxy's certificates; renewed at half." default:"24h"`
+	PublicURL     string        `yaml:"public_url" doc:"https://HOST[:PORT] where people's browsers find the proxies. Passkeys are for its host name, so all authorities of a cluster have the same." default:"the proxy's own address"`
 	ParkedPerAddr int           `yaml:"parked_per_address" doc:"Interactive sign-ins under way per source address." default:"10"`
 	Parked        int           `yaml:"parked" doc:"Interactive sign-ins under way in all." default:"1000"`
 }

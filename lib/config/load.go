@@ -178,6 +178,13 @@ func (c *Config) checkAddresses(m *mistakes) {
 		}
 		m.hostPort(fmt.Sprintf("public_addresses[%d]", i), a)
 	}
+	if c.Auth.PublicURL != "" {
+		u, err := url.Parse(c.Auth.PublicURL)
+		if err != nil || u.Scheme != "https" || u.Host == "" || strings.Trim(u.Path, "/")+u.RawQuery+u.Fragment != "" || u.User != nil {
+			m.add("auth.public_url: %q: want https://HOST[:PORT]", c.Auth.PublicURL)
+		}
+		c.Auth.PublicURL = strings.TrimRight(c.Auth.PublicURL, "/")
+	}
 	if (c.TLS.CertFile == "") != (c.TLS.KeyFile == "") {
 		m.add("tls: cert_file and key_file come together")
 	}

@@ -109,7 +109,7 @@ func (d *Daemon) authConfig(keys *auth.Keys, store *services.Store, sealer *seal
 		Keys: keys, Store: store, Sealer: sealer, Cache: d.cache, Engine: d.engine, Events: d.events, Audit: log, AuditDir: d.path("audit"),
 		Argon2:     auth.Argon2{Time: c.Argon2.Time, MemoryKiB: c.Argon2.MemoryKiB, Threads: c.Argon2.Threads},
 		MaxHashing: c.MaxHashing, UserTTL: c.UserTTL, MaxUserTTL: c.MaxUserTTL, MemberTTL: c.MemberTTL,
-		Parked: c.Parked, ParkedPerSource: c.ParkedPerAddr, Log: d.log,
+		PublicURL: c.PublicURL, Parked: c.Parked, ParkedPerSource: c.ParkedPerAddr, Log: d.log,
 	}
 }
 

@@ -2,11 +2,16 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"net"
+	"net/http"
+	"net/http/httputil"
 	"net/netip"
 	"sync/atomic"
 	"time"
 
+	"connectrpc.com/connect"
+	"go.uber.org/zap"
 	"golang.org/x/crypto/ssh"
 
 	"github.com/accessd/accessd/api/accessd/v1/accessdv1connect"
@@ -182,6 +187,7 @@ func (d *Daemon) serveEdge(ctx context.Context, e *edge, link *reversetunnel.Age
 	pages := web.Config{Unready: d.unready, Gatherer: d.metrics, Grace: d.cfg.Grace, Log: d.log}
 	if cfg.People != nil {
 		pages.SignOn, pages.Bots = cfg.People.SignOn, cfg.People.Bots
+		pages.API, pages.Events = d.passOn(), d.events
 	}
 	site, err := web.New(pages)
 	if err != nil {
@@ -236,6 +242,24 @@ func (d *Daemon) proxyConfig(e *edge, link *reversetunnel.Agent) proxy.Config {
 		}
 	}
 	return cfg
+}
+
+// passOn returns what answers calls that this proxy passes on for others.
+func (d *Daemon) passOn() http.Handler {
+	if d.authority != nil {
+		return asMember(d.authority.handler, d.server.member, d.trust)
+	}
+	return &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.Out.URL.Scheme, r.Out.URL.Host = "http", "accessd" // the connection decides where it goes
+			r.Out.Host = ""
+		},
+		Transport: d.server.calls.Transport, FlushInterval: -1, ErrorLog: zap.NewStdLog(d.log.Named("api")),
+		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
+			d.log.Info("a call was not passed on", zap.Error(err))
+			_ = connect.NewErrorWriter().Write(w, r, connect.NewError(connect.CodeUnavailable, errors.New("the authority is away"))) // the client has gone, or not
+		},
+	}
 }
 
 // joinCluster gives this process its place as authority or proxy: from the

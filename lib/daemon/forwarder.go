@@ -59,6 +59,7 @@ func (d *Daemon) startForwarder(ctx context.Context, tunnels *reversetunnel.Serv
 	f.server, err = node.New(node.Config{
 		Name: "forwarder", Trust: d.trust, Engine: d.engine, Changed: d.cache.Changed, Events: d.events, Ledger: ledger, Recorder: recorder,
 		Factors: rpc.Service(d.server.calls, accessdv1connect.NewFactorServiceClient),
+		User:    d.cache.User,
 		Grace:   d.cfg.Grace, Algorithms: sshserver.Algorithms{Ciphers: d.cfg.SSH.Ciphers}, Registerer: d.metrics, Log: d.log,
 	})
 	if err != nil {

@@ -99,7 +99,7 @@ func (d *Daemon) newNode(ctx context.Context, n *nodeRole, m *member, recorder *
 	}
 	return node.New(node.Config{
 		Host: host, Trust: d.trust, Engine: d.engine, Changed: d.cache.Changed,
-		Events: d.events, Ledger: ledger, Recorder: recorder, Factors: nodeFactors{n}, MaxSessions: d.cfg.Node.MaxSessions,
+		Events: d.events, Ledger: ledger, Recorder: recorder, Factors: nodeFactors{n}, User: d.cache.User, MaxSessions: d.cfg.Node.MaxSessions,
 		OutliveCertificate: d.cfg.Node.OutliveCert, Grace: d.cfg.Grace, Registerer: d.metrics, Log: d.log,
 	})
 }

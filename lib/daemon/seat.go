@@ -58,6 +58,18 @@ func localCalls(h http.Handler, m *member, trust func() sshca.Trust) *http.Clien
 	})}
 }
 
+// asMember returns a handler whose calls are m's, as of [localCalls].
+func asMember(h http.Handler, m *member, trust func() sshca.Trust) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		id, err := m.identity(trust(), time.Now())
+		if err != nil {
+			http.Error(w, "internal error", http.StatusInternalServerError)
+			return
+		}
+		h.ServeHTTP(w, r.WithContext(rpc.WithPeer(r.Context(), rpc.Peer{Identity: id})))
+	})
+}
+
 type roundTrip func(*http.Request) (*http.Response, error)
 
 // RoundTrip implements [http.RoundTripper].

@@ -60,13 +60,18 @@ const (
 	ConnectorCreate   Name = "connector.create"
 	ConnectorUpdate   Name = "connector.update"
 	ConnectorDelete   Name = "connector.delete"
-	CARotate          Name = "ca.rotate"
-	AuditRotate       Name = "audit.rotate"
-	AuditArchive      Name = "audit.archive"
-	ProcessStart      Name = "process.start"
-	ProcessStop       Name = "process.stop"
-	LockCreate        Name = "lock.created"
-	LockDelete        Name = "lock.deleted"
+
+	AuthenticatorsUpdate Name = "authenticators.update"
+	CARotate             Name = "ca.rotate"
+	AuditRotate          Name = "audit.rotate"
+	AuditArchive         Name = "audit.archive"
+	ProcessStart         Name = "process.start"
+	ProcessStop          Name = "process.stop"
+	LockCreate           Name = "lock.created"
+	LockDelete           Name = "lock.deleted"
+
+	APITokenCreate Name = "api_token.create"
+	APITokenDelete Name = "api_token.delete"
 
 	AccessRequestCreate Name = "access_request.create"
 	AccessRequestReview Name = "access_request.review"
@@ -238,7 +243,7 @@ func people() []Spec {
 		{
 			Name: UserLogin, Code: "A1000", Outcome: Either, Meaning: "somebody signed in, or tried to",
 			Fields: fields(
-				Field{Name: "method", Type: String, Meaning: "certificate, key (an enrolled one), password, totp, invite, sso", Example: "certificate"},
+				Field{Name: "method", Type: String, Meaning: "certificate, key (an enrolled one), password, totp, invite, sso, passkey", Example: "certificate"},
 				Field{Name: "connector", Type: String, Meaning: "the connector somebody signed in through", Example: "corp"},
 				Field{Name: "subject", Type: String, Meaning: "who the connector's provider says it was", Example: "248289761001"},
 				Field{Name: "addr.browser", Type: String, Meaning: "where the browser of the sign-in was", Example: "203.0.113.7:50122"},
@@ -253,7 +258,7 @@ func people() []Spec {
 				Field{Name: "method", Type: String, Meaning: "how the peer tried: publickey, key (an enrolled one), password, ...", Example: "publickey"},
 				Field{Name: "cert_type", Type: String, Meaning: "type of the certificate shown", Example: "user"},
 				Field{Name: "principals", Type: List, Meaning: "principals of the certificate shown", Example: "root"},
-				serial(), keyID(), fingerprint(), caFingerprint(), reason(), lock(), connection(),
+				serial(), keyID(), fingerprint(), caFingerprint(), reason(), lock(), apiToken(), connection(),
 			),
 		},
 		{
@@ -279,11 +284,13 @@ func people() []Spec {
 		{
 			Name: FactorVerify, Code: "A1010", Outcome: Either, Meaning: "a second factor was given for one connection, or tried",
 			Fields: fields(
-				factorMethod(), by(), fingerprint(), reason(), node(), connection(),
+				factorMethod(), by(), fingerprint(),
+				Field{Name: "touched", Type: String, Meaning: "fingerprint of the security key that was touched", Example: "SHA256:nThbg6kXUpJWGl7E1IGOCspRomTxdCARLviKw6E5SY8"},
+				reason(), node(), connection(),
 			),
 		},
 		{
-			Name: FactorCreate, Code: "A1011", Outcome: Either, Meaning: "a person set up a second factor, in place of the one of that kind before",
+			Name: FactorCreate, Code: "A1011", Outcome: Either, Meaning: "a person set up a second factor, in place of the one of that kind before, or a further passkey",
 			Fields: fields(factorMethod(), by(), reason()),
 		},
 		{
@@ -297,8 +304,12 @@ func people() []Spec {
 	}
 }
 
+func apiToken() Field {
+	return Field{Name: "api_token", Type: String, Meaning: "id of the API token, never its secret", Example: "mfrggzdfmztw"}
+}
+
 func factorMethod() Field {
-	return Field{Name: "method", Type: String, Meaning: "totp or recovery", Example: "totp"}
+	return Field{Name: "method", Type: String, Meaning: "totp, recovery, passkey or touch (of a security key)", Example: "totp"}
 }
 
 func members() []Spec {
@@ -416,12 +427,26 @@ func administration() []Spec {
 		reason(),
 	)
 	user := fields(change("user"), roles(), logins(), reason())
+	apiTokens := fields(
+		by(), apiToken(),
+		Field{Name: "expires", Type: String, Meaning: "when it ends", Example: "2026-03-01T10:30:00Z"},
+		Field{Name: "note", Type: String, Meaning: "what its person says it is for", Example: "nightly report"},
+		reason(),
+	)
 	role := fields(change("role"), reason())
 	key := fields(
 		by(),
 		Field{Name: "name", Type: String, Meaning: "the user whose key it is", Example: "alice"},
 		fingerprint(),
 		Field{Name: "comment", Type: String, Meaning: "the comment that came with the key", Example: "alice@router"},
+		Field{Name: "aaguid", Type: String, Meaning: "the model of a security key, for which its maker vouches", Example: "cb69481e-8ff7-4039-93ec-0a2729a154a8"},
+		Field{Name: "pin", Type: Bool, Meaning: "whether it signs only after it has made sure who touches it", Example: "true"},
+		reason(),
+	)
+	authenticators := fields(
+		by(),
+		Field{Name: "before", Type: String, Meaning: "models and makers' certificates before", Example: "aaguids:", Max: maxDocument},
+		Field{Name: "after", Type: String, Meaning: "the same now", Example: "aaguids: cb69481e-8ff7-4039-93ec-0a2729a154a8", Max: maxDocument},
 		reason(),
 	)
 	return []Spec{
@@ -434,7 +459,10 @@ func administration() []Spec {
 		{Name: ConnectorCreate, Code: "A5030", Outcome: Either, Meaning: "a connector was added", Fields: fields(change("connector"), reason())},
 		{Name: ConnectorUpdate, Code: "A5031", Outcome: Either, Meaning: "a connector was changed", Fields: fields(change("connector"), reason())},
 		{Name: ConnectorDelete, Code: "A5032", Outcome: Either, Meaning: "a connector was removed", Fields: fields(change("connector"), reason())},
+		{Name: AuthenticatorsUpdate, Code: "A5042", Outcome: Either, Meaning: "which security keys count was changed", Fields: authenticators},
 		{Name: TokenCreate, Code: "A5006", Outcome: Either, Meaning: "a join token was made", Fields: token},
+		{Name: APITokenCreate, Code: "A5040", Outcome: Either, Meaning: "a person made a token for calls over HTTPS", Fields: apiTokens},
+		{Name: APITokenDelete, Code: "A5041", Outcome: Either, Meaning: "a token for calls over HTTPS was removed", Fields: apiTokens},
 		{Name: TokenDelete, Code: "A5007", Outcome: Either, Meaning: "a join token was removed", Fields: token},
 		{
 			Name: CACreate, Code: "A5008", Outcome: Either, Meaning: "a certificate authority's key was made",

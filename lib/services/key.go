@@ -2,6 +2,7 @@ package services
 
 import (
 	"crypto/rsa"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -25,6 +26,32 @@ type UserKey struct {
 	Public      string    `json:"public"`      // authorized_keys format without a comment
 	Comment     string    `json:"comment,omitempty"`
 	Added       time.Time `json:"added"`
+
+	// Of a security key whose maker vouches for it: the model, and whether it signs
+	// only after it has made sure who touches it.
+	AAGUID string `json:"aaguid,omitempty"`
+	PIN    bool   `json:"pin,omitempty"`
+}
+
+// IsSecurityKey reports whether key, or the key of a certificate, is one of a FIDO
+// authenticator: it signs when somebody touches it (OpenSSH PROTOCOL.u2f).
+func IsSecurityKey(key ssh.PublicKey) bool {
+	if c, ok := key.(*ssh.Certificate); ok {
+		key = c.Key
+	}
+	return key.Type() == ssh.KeyAlgoSKED25519 || key.Type() == ssh.KeyAlgoSKECDSA256
+}
+
+// SecurityKey returns the security key with the fingerprint that is enrolled for
+// u or, when that is "", any.
+func (u User) SecurityKey(fingerprint string) (UserKey, bool) {
+	i := slices.IndexFunc(u.Keys, func(k UserKey) bool {
+		return strings.HasPrefix(k.Public, "sk-") && (fingerprint == "" || k.Fingerprint == fingerprint)
+	})
+	if i < 0 {
+		return UserKey{}, false
+	}
+	return u.Keys[i], true
 }
 
 // NewUserKey returns the key in a line of authorized_keys, as enrolled at now. It
@@ -48,6 +75,9 @@ func (k UserKey) Check() error {
 	}
 	if publicLine(key) != k.Public || ssh.FingerprintSHA256(key) != k.Fingerprint {
 		return fault.New(fault.BadInput, "key %q: not in its one form, or another's fingerprint", clip(k.Fingerprint))
+	}
+	if k.AAGUID != "" && !aaguidGrammar.MatchString(k.AAGUID) || k.AAGUID == "" && k.PIN {
+		return fault.New(fault.BadInput, "key %s: model %q is none", k.Fingerprint, clip(k.AAGUID))
 	}
 	if len(k.Comment) > maxKeyComment || strings.ContainsFunc(k.Comment, func(r rune) bool { return !unicode.IsPrint(r) }) {
 		return fault.New(fault.BadInput, "key %s: want a printable comment of at most %d bytes", k.Fingerprint, maxKeyComment)

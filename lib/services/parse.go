@@ -16,6 +16,7 @@ import (
 
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
+	"github.com/accessd/accessd/lib/sshca"
 )
 
 // Bounds of what [ParseRoles] reads.
@@ -493,6 +494,8 @@ func (p *roleParser) options(n *yaml.Node) RoleOptions {
 			o.RecordInput = p.boolean(value, "record_input")
 		case "mfa":
 			o.MFA = p.mfa(value)
+		case "key":
+			o.Key = p.securityKey(value)
 		case "locks":
 			o.Locks = p.lockMode(value)
 		default:
@@ -508,6 +511,15 @@ func (p *roleParser) mfa(n *yaml.Node) MFA {
 		p.fail(n, "mfa: want %s, got %q", MFASession, clip(s))
 	}
 	return MFA(s)
+}
+
+func (p *roleParser) securityKey(n *yaml.Node) sshca.SecurityKey {
+	s, ok := p.text(n, "key")
+	k := sshca.SecurityKey(s)
+	if ok && k != sshca.SecurityKeyTouch && k != sshca.SecurityKeyPIN {
+		p.fail(n, "key: want %s or %s, got %q", sshca.SecurityKeyTouch, sshca.SecurityKeyPIN, clip(s))
+	}
+	return k
 }
 
 func (p *roleParser) boolean(n *yaml.Node, what string) bool {

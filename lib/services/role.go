@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/accessd/accessd/lib/names"
+	"github.com/accessd/accessd/lib/sshca"
 )
 
 // Role says what its users may do. Nothing is allowed by default, and a deny
@@ -89,6 +90,8 @@ type RoleOptions struct {
 	PlainKeys   bool          `json:"plain_keys,omitempty"` // enrolled public keys will do; see [User.Keys]
 	MFA         MFA           `json:"mfa,omitempty"`
 
+	Key sshca.SecurityKey `json:"key,omitempty"` // connections must be begun with one
+
 	CreateAccount *CreateAccount `json:"create_account,omitempty"` // nil: accounts are there or not
 
 	Locks LockMode `json:"locks,omitempty"`
@@ -113,6 +116,7 @@ func (o RoleOptions) Strictest(p RoleOptions) RoleOptions {
 		MaxSessions: lower(o.MaxSessions, p.MaxSessions),
 		PinSource:   o.PinSource || p.PinSource,
 		MFA:         cmp.Or(o.MFA, p.MFA),
+		Key:         strictestKey(o.Key, p.Key),
 
 		CreateAccount: o.CreateAccount.strictest(p.CreateAccount),
 
@@ -121,6 +125,13 @@ func (o RoleOptions) Strictest(p RoleOptions) RoleOptions {
 		Record:      o.Record.strictest(p.Record),
 		RecordInput: o.RecordInput || p.RecordInput,
 	}
+}
+
+func strictestKey(a, b sshca.SecurityKey) sshca.SecurityKey {
+	if a.Is(b) {
+		return a
+	}
+	return b
 }
 
 // lower returns the lower limit, where zero is none.

@@ -28,6 +28,7 @@ import (
 //	standing/KIND/ID     what a member last got from the authorities
 //	holder/KEY/USER      until when a user has certificates of an authority's key
 //	key/FINGERPRINT      the user for whom a public key is enrolled; "_" is for "/"
+//	passkey/HASH         the user whose passkey has the id; passkeys: there are any
 //	name/NAME            the id of the node or member that has the name
 //	port/NUMBER          the id of the node that has the gateway port
 //	seen/ID              when a node was last seen
@@ -39,8 +40,11 @@ import (
 //	part/SESSION/end     there when the recording is complete
 //	retired/ID           an authority that is gone for good
 //	request/ID           an access request; with a lease once it has ended
+//	apitoken/ID          a token for calls over HTTPS, with a lease that ends with it
+//	apitokens/USER       the ids of a user's
+//	guess/GATE/N         a counter of failed sign-ins, with a lease
 //	requester/USER       changes with every access request of a user's
-//	cluster, serial
+//	cluster, serial, guess-key
 const (
 	dirLive        = "live/"
 	dirPolicy      = dirLive + "policy/"
@@ -62,6 +66,10 @@ const (
 	dirRetired     = "retired/"
 	dirRequest     = "request/"
 	dirRequester   = "requester/"
+	dirAPIToken    = "apitoken/"
+	dirAPITokens   = "apitokens/"
+	dirGuess       = "guess/"
+	keyGuessKey    = "guess-key"
 	keyCluster     = "cluster"
 	keySerial      = "serial"
 )
@@ -87,6 +95,8 @@ type Store struct {
 	now     func() time.Time
 	ports   portRange
 	serials chan serialBlock // holds the one block in use
+
+	guessLeases chan guessLease // holds the one in use
 }
 
 // NewStore returns a Store on b. now is the clock of expiry; nil means time.Now.
@@ -94,8 +104,12 @@ func NewStore(b *backend.Backend, now func() time.Time) *Store {
 	if now == nil {
 		now = time.Now
 	}
-	s := &Store{b: b, now: now, ports: portRange{firstGatewayPort, gatewayPorts}, serials: make(chan serialBlock, 1)}
+	s := &Store{
+		b: b, now: now, ports: portRange{firstGatewayPort, gatewayPorts},
+		serials: make(chan serialBlock, 1), guessLeases: make(chan guessLease, 1),
+	}
 	s.serials <- serialBlock{}
+	s.guessLeases <- guessLease{}
 	return s
 }
 

@@ -88,18 +88,32 @@ const (
 	SignOnRefused  SignOnState = "refused"
 )
 
-// A SignOn is one sign-in through a browser under way. Its secrets are hashed.
+// SignOnPurpose is what the person in the browser vouches for.
+type SignOnPurpose string
+
+// The purposes of links.
+const (
+	SignOnLogin  SignOnPurpose = ""       // a sign-in
+	SignOnEnrol  SignOnPurpose = "enrol"  // nothing yet: a passkey is made there
+	SignOnProve  SignOnPurpose = "prove"  // a change of how they sign in
+	SignOnFactor SignOnPurpose = "factor" // one connection, as a second factor
+)
+
+// A SignOn is one sign-in through a browser under way, or what else a link is for.
+// Its secrets are hashed.
 type SignOn struct {
 	ID          string         `json:"id"` // made of the link's secret
+	Purpose     SignOnPurpose  `json:"purpose,omitempty"`
 	State       SignOnState    `json:"state"`
-	Connector   ConnectorName  `json:"connector"`
-	User        names.UserName `json:"user"` // as typed
+	Connector   ConnectorName  `json:"connector,omitempty"` // "": a passkey only
+	User        names.UserName `json:"user"`                // as typed
 	Fingerprint string         `json:"fingerprint"`
 	Client      string         `json:"client"`         // where the terminal is
 	Code        string         `json:"code,omitempty"` // hash of what the terminal shows; empty: a loopback answers instead
 	Tries       int            `json:"tries,omitempty"`
 	Base        string         `json:"base"`               // where browsers find the proxy
 	Loopback    string         `json:"loopback,omitempty"` // URL of a program beside the browser (RFC 8252, section 7.3)
+	RP          string         `json:"rp,omitempty"`       // host name that passkeys are asked for; "": none are
 
 	Answer  string      `json:"answer,omitempty"`  // hash of the provider's state parameter
 	Browser string      `json:"browser,omitempty"` // hash of the browser's secret
@@ -107,6 +121,11 @@ type SignOn struct {
 	Origin  *UserOrigin `json:"origin,omitempty"`  // once approved
 	MFA     string      `json:"mfa,omitempty"`
 	Why     string      `json:"why,omitempty"` // once refused
+
+	Challenge string   `json:"challenge,omitempty"`  // for a passkey; good once
+	Handle    []byte   `json:"handle,omitempty"`     // of the user that a passkey is made for
+	PasskeyID []byte   `json:"passkey_id,omitempty"` // once approved by a passkey
+	Made      *Passkey `json:"made,omitempty"`       // once approved: the new passkey, without a name
 
 	Expires time.Time `json:"expires"`
 

@@ -135,8 +135,13 @@ func (s *Store) DeleteUser(ctx context.Context, name names.UserName) error {
 		if err != nil {
 			return err
 		}
-		key := userKey(name)
-		tx := s.b.Txn().At(key, u.Revision).Delete(key).Delete(credentialKey(name))
+		c, err := s.Credentials(ctx, name)
+		if err != nil {
+			return err
+		}
+		key, credential := userKey(name), credentialKey(name)
+		tx := s.b.Txn().At(key, u.Revision).At(credential, c.Revision).Delete(key).Delete(credential)
+		indexPasskeys(tx, name, c, Credentials{})
 		for _, k := range u.Keys {
 			tx.Delete(enrolledKey(k.Fingerprint))
 		}
@@ -156,10 +161,29 @@ func (s *Store) Credentials(ctx context.Context, name names.UserName) (Credentia
 
 // UpdateCredentials replaces the user's credentials at c.Revision;
 // [fault.Conflict] when they changed, so that of two sign-ins with one code only
-// one can note it as used; [fault.NotFound] when the user is gone.
+// one can note it as used; [fault.NotFound] when the user is gone; [fault.Denied]
+// when a new passkey is enrolled already.
 func (s *Store) UpdateCredentials(ctx context.Context, name names.UserName, c Credentials) (Credentials, error) {
+	if err := c.checkPasskeys(); err != nil {
+		return c, err
+	}
+	old, err := s.Credentials(ctx, name)
+	if err != nil {
+		return c, err
+	}
+	if old.Revision != c.Revision {
+		return c, changed(KindUser, string(name))
+	}
 	key := credentialKey(name)
-	revision, err := s.update(ctx, key, KindUser, s.b.Txn().At(key, c.Revision).Put(key, encode(storedCredentials(c))))
+	tx := s.b.Txn().At(key, c.Revision).Put(key, encode(storedCredentials(c)))
+	fresh := indexPasskeys(tx, name, old, c)
+	revision, err := tx.Commit(ctx)
+	if taken := conflicting(err); slices.Contains(fresh, taken) {
+		return c, fault.New(fault.Denied, "the passkey is enrolled already")
+	}
+	if fault.Is(err, fault.Conflict) {
+		return c, changed(KindUser, string(name))
+	}
 	c.Revision = revision
 	return c, err
 }

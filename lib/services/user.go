@@ -105,6 +105,8 @@ type Credentials struct {
 	Failures      int       `json:"failures,omitempty"` // failed sign-ins since the last good one
 	LastFailure   time.Time `json:"last_failure,omitzero"`
 	KnownKeys     []string  `json:"known_keys,omitempty"` // fingerprints of keys the user has signed in with
+	Passkeys      []Passkey `json:"passkeys,omitempty"`
+	Handle        []byte    `json:"handle,omitempty"` // what passkeys know the user by; made with the first one
 
 	Bot *BotState `json:"bot,omitempty"` // nil: it has no certificate that it could renew
 

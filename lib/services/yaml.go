@@ -37,6 +37,7 @@ type optionsDoc struct {
 	PinSource   bool   `yaml:"pin_source,omitempty"`
 	PlainKeys   bool   `yaml:"plain_keys,omitempty"`
 	MFA         string `yaml:"mfa,omitempty"`
+	Key         string `yaml:"key,omitempty"`
 
 	CreateAccount *accountDoc `yaml:"create_account,omitempty"`
 
@@ -57,7 +58,7 @@ func (r Role) YAML() []byte {
 	doc := roleDoc{Kind: KindRole, Name: string(r.Name), Allow: ruleDocs(r.Allow), Deny: ruleDocs(r.Deny)}
 	if o := r.Options; o != (RoleOptions{}) {
 		doc.Options = &optionsDoc{
-			shortDuration(o.SessionTTL), shortDuration(o.IdleTimeout), o.MaxSessions, o.PinSource, o.PlainKeys, string(o.MFA),
+			shortDuration(o.SessionTTL), shortDuration(o.IdleTimeout), o.MaxSessions, o.PinSource, o.PlainKeys, string(o.MFA), string(o.Key),
 			(*accountDoc)(o.CreateAccount), string(o.Record), o.RecordInput,
 		}
 	}

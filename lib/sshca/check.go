@@ -18,9 +18,15 @@ import (
 // whose clock is ahead. Its end has none.
 const Tolerance = time.Minute
 
-// optionSourceAddress is the one critical option known here; every other is
-// refused, force-command among them.
-const optionSourceAddress = "source-address"
+// The critical options known here; every other is refused, force-command among
+// them. That who signs is verified (PROTOCOL.certkeys, "verify-required") says the
+// flags of a signature, which x/crypto keeps to itself: the option is taken of a
+// certificate alone that also says that the key signs for nobody else, which the
+// authority knows from its maker.
+const (
+	optionSourceAddress  = "source-address"
+	optionVerifyRequired = "verify-required"
+)
 
 // Bounds on a certificate's lists.
 const (
@@ -280,7 +286,10 @@ func signedBytes(c *ssh.Certificate) []byte {
 // is refused, and so is a source-address that allows nothing or whose meaning
 // could be disputed: empty, with blanks, host bits, zones, IPv4 written as IPv6.
 func sources(c *ssh.Certificate) ([]netip.Prefix, error) {
-	for option := range c.CriticalOptions {
+	for option, value := range c.CriticalOptions {
+		if option == optionVerifyRequired && value == "" && verifies(c) {
+			continue
+		}
 		if option != optionSourceAddress {
 			return nil, refuse(CodeCriticalOption, "critical option %.80q is not supported", option)
 		}
@@ -302,6 +311,17 @@ func sources(c *ssh.Certificate) ([]netip.Prefix, error) {
 		prefixes[i] = p
 	}
 	return prefixes, nil
+}
+
+// verifies reports whether c says that its key makes sure who signs.
+func verifies(c *ssh.Certificate) bool {
+	k, err := decodeKey(c)
+	return err == nil && k == SecurityKeyPIN && isSecurityKey(c.Key)
+}
+
+// isSecurityKey reports whether key is one of a FIDO authenticator.
+func isSecurityKey(key ssh.PublicKey) bool {
+	return key.Type() == ssh.KeyAlgoSKED25519 || key.Type() == ssh.KeyAlgoSKECDSA256
 }
 
 // parseSource reads a network, or an address as the network of itself.

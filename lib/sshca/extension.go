@@ -20,6 +20,7 @@ const (
 	extTraits = "traits@accessd"   // JSON object of lists of texts
 	extMFA    = "mfa@accessd"      // JSON text
 	extFactor = "factor@accessd"   // JSON text
+	extKey    = "key@accessd"      // JSON text, a SecurityKey; absent of other keys
 	extReqs   = "requests@accessd" // JSON list of access requests, sorted; absent when there are none
 	extName   = "name@accessd"     // JSON text, the member's name
 	extKind   = "kind@accessd"     // JSON text, the member's kind
@@ -50,6 +51,9 @@ func encodeUser(c *ssh.Certificate, r UserRequest) error {
 	}
 	if r.Factor != "" {
 		set[extFactor] = r.Factor
+	}
+	if r.SecurityKey != "" {
+		set[extKey] = r.SecurityKey
 	}
 	if len(r.Requests) > 0 {
 		set[extReqs] = r.Requests
@@ -141,6 +145,20 @@ func decodeMethod(c *ssh.Certificate, ext string) (string, error) {
 		return "", refuse(CodeBadExtension, "%s: method %.80q is malformed", ext, method)
 	}
 	return method, nil
+}
+
+func decodeKey(c *ssh.Certificate) (SecurityKey, error) {
+	if _, ok := c.Extensions[extKey]; !ok {
+		return "", nil
+	}
+	var k SecurityKey
+	if err := decode(c, extKey, &k); err != nil {
+		return "", err
+	}
+	if k != SecurityKeyTouch && k != SecurityKeyPIN {
+		return "", refuse(CodeBadExtension, "%s: %.80q is unknown", extKey, string(k))
+	}
+	return k, nil
 }
 
 func decodeRequests(c *ssh.Certificate) ([]string, error) {

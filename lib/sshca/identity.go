@@ -55,6 +55,9 @@ func userIdentity(c *ssh.Certificate) (*Identity, error) {
 	if id.Factor, err = decodeMethod(c, extFactor); err != nil {
 		return nil, err
 	}
+	if id.SecurityKey, err = decodeKey(c); err != nil {
+		return nil, err
+	}
 	id.Requests, err = decodeRequests(c)
 	return id, err
 }

@@ -25,6 +25,10 @@ type UserRequest struct {
 	MFA    string // method of the second factor just given, or ""
 	Factor string // the same, if Key is good for the one connection at which it was given
 
+	// SecurityKey is what Key is or, of a key for one connection, the one with
+	// which that was begun.
+	SecurityKey SecurityKey
+
 	Requests []string // access requests that some of Roles are of
 
 	ValidAfter, ValidBefore time.Time
@@ -35,8 +39,9 @@ type UserRequest struct {
 // MintUser returns a certificate for a person. Its key id is the user name, its
 // principals are "user:" and the name, so that there always is one, and the
 // logins. Roles, traits, second factors and access requests stand in the
-// extensions roles@accessd, traits@accessd, mfa@accessd, factor@accessd and
-// requests@accessd.
+// extensions roles@accessd, traits@accessd, mfa@accessd, factor@accessd,
+// key@accessd and requests@accessd. The certificate of a key that makes sure who
+// signs has the critical option verify-required, for sshd.
 func MintUser(ca ssh.Signer, r UserRequest) (*ssh.Certificate, error) {
 	roles, logins := slices.Sorted(slices.Values(r.Roles)), slices.Sorted(slices.Values(r.Logins))
 	c := &ssh.Certificate{
@@ -50,6 +55,9 @@ func MintUser(ca ssh.Signer, r UserRequest) (*ssh.Certificate, error) {
 	}
 	if len(r.SourceAddresses) > 0 {
 		c.CriticalOptions[optionSourceAddress] = formatSources(r.SourceAddresses)
+	}
+	if r.SecurityKey == SecurityKeyPIN && isSecurityKey(r.Key) {
+		c.CriticalOptions[optionVerifyRequired] = ""
 	}
 	r.Roles, r.Requests = slices.Compact(roles), slices.Compact(slices.Sorted(slices.Values(r.Requests)))
 	if err := encodeUser(c, r); err != nil {

@@ -67,6 +67,21 @@ const (
 	KindAuth  Kind = "auth"
 )
 
+// SecurityKey says what is known of the key with which somebody signs; the zero
+// value is nothing, and each includes those before.
+type SecurityKey string
+
+// The security keys (OpenSSH PROTOCOL.u2f).
+const (
+	SecurityKeyTouch SecurityKey = "touch" // signs when somebody touches it
+	SecurityKeyPIN   SecurityKey = "pin"   // and has made sure, by PIN or fingerprint, who that is
+)
+
+// Is reports whether k is at least what want says.
+func (k SecurityKey) Is(want SecurityKey) bool {
+	return want == "" || k == SecurityKeyPIN || k == want
+}
+
 // Identity is who a checked certificate says its holder is. Only Check methods
 // of [Trust] make one, and [Identity.WithFactor]; it is shared by pointer and
 // never changed.
@@ -82,6 +97,8 @@ type Identity struct {
 	// Factor is the method of the second factor that was given for this one
 	// connection, or "".
 	Factor string
+
+	SecurityKey SecurityKey // the key with which the connection was begun
 
 	Requests []string // access requests whose roles are among Roles; UUIDs, sorted
 

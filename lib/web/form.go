@@ -71,8 +71,9 @@ func (b browser) secret() string {
 	return base64.RawURLEncoding.EncodeToString(sum[:])
 }
 
-// sent checks that r is a form of one of our own pages and returns its browser.
-func sent(w http.ResponseWriter, r *http.Request) (browser, error) {
+// sent checks that r is a form of one of our own pages, or made of the form of path
+// by its script, and returns its browser.
+func sent(w http.ResponseWriter, r *http.Request, path string) (browser, error) {
 	if err := http.NewCrossOriginProtection().Check(r); err != nil {
 		return "", fault.New(fault.Denied, "the form comes from another site: %w", err)
 	}
@@ -84,7 +85,7 @@ func sent(w http.ResponseWriter, r *http.Request) (browser, error) {
 	if err := r.ParseForm(); err != nil {
 		return "", fault.New(fault.BadInput, "the form cannot be read: %w", err)
 	}
-	if subtle.ConstantTimeCompare([]byte(r.PostForm.Get(tokenField)), []byte(b.token(r.URL.Path))) != 1 {
+	if subtle.ConstantTimeCompare([]byte(r.PostForm.Get(tokenField)), []byte(b.token(path))) != 1 {
 		return "", fault.New(fault.Denied, "the form is not one of ours").WithHint("open the link again")
 	}
 	return b, nil

@@ -10,7 +10,8 @@ import (
 	"go.uber.org/zap"
 )
 
-// The pages are whole without JavaScript and without anything from elsewhere.
+// The pages have nothing from elsewhere, and are whole without JavaScript but for
+// passkeys.
 //
 //go:embed pages
 var pagesFS embed.FS
@@ -98,4 +99,4 @@ func asset(name, kind string) (http.HandlerFunc, error) {
 }
 
 // message is the data of the page "message": a few words.
-type message struct{ Text, Hint string }
+type message struct{ Text, Code, Hint string }

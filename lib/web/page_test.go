@@ -69,7 +69,7 @@ func TestFormsOfOthersAreRefused(t *testing.T) {
 			if !row.bare {
 				r.AddCookie(cookie)
 			}
-			got, err := sent(httptest.NewRecorder(), r)
+			got, err := sent(httptest.NewRecorder(), r, r.URL.Path)
 			if (err == nil) != row.want || (row.want && got != b) {
 				t.Errorf("sent = %v, %v", got == b, err)
 			}

@@ -41,6 +41,9 @@ func (s *Server) addSignOn(routes map[string]route) {
 	}
 	routes[ssoPath] = route{get: s.showSignOn, post: s.confirmSignOn}
 	routes[callbackPath] = route{get: s.finishSignOn}
+	nothing := func(w http.ResponseWriter, _ *http.Request) { notFound(w) }
+	routes[passkeyPath] = route{get: nothing, post: s.beginPasskey}
+	routes[answerPath] = route{get: nothing, post: s.finishPasskey}
 }
 
 // showSignOn shows what a link is about, and asks for the terminal's code.
@@ -66,12 +69,19 @@ func (s *Server) askSignOn(w http.ResponseWriter, r *http.Request, link, wrong s
 	if wrong != "" {
 		status = http.StatusForbidden
 	}
-	s.pages.show(w, page{status: status, name: "confirm", title: "Sign in to " + res.Msg.GetCluster(), data: c})
+	pg := page{status: status, name: "confirm", title: "Sign in to " + res.Msg.GetCluster(), data: c}
+	if c.GetPurpose() == "enrol" {
+		pg.title = "A passkey for " + res.Msg.GetCluster()
+	}
+	if c.GetPasskey() {
+		pg.script = passkeyScript
+	}
+	s.pages.show(w, pg)
 }
 
 // confirmSignOn takes the person's word and sends the browser to the provider.
 func (s *Server) confirmSignOn(w http.ResponseWriter, r *http.Request) {
-	b, err := sent(w, r)
+	b, err := sent(w, r, ssoPath)
 	if err != nil {
 		s.problem(w, err)
 		return
@@ -110,9 +120,8 @@ func (s *Server) finishSignOn(w http.ResponseWriter, r *http.Request) {
 		s.goOn(w, "Signed in", onward{to, "Go back to the program that asked"})
 		return
 	}
-	s.pages.show(w, page{name: "message", title: "Signed in as " + res.Msg.GetUser(), data: message{
-		Text: "The terminal with the key " + res.Msg.GetFingerprint() + " gets its certificate now.", Hint: "You can close this window.",
-	}})
+	end := endOf(res.Msg)
+	s.pages.show(w, page{name: "message", title: end.Title, data: message{Text: end.Text, Code: end.Code, Hint: end.Hint}})
 }
 
 // goOn sends the browser somewhere else, with a link for when it does not go by
@@ -121,8 +130,16 @@ func (s *Server) goOn(w http.ResponseWriter, title string, to onward) {
 	s.pages.show(w, page{name: "onward", title: title, data: to, onward: to.URL})
 }
 
+const failTitle = "That did not work"
+
 // problem tells a person what went wrong, as far as it is theirs to know.
 func (s *Server) problem(w http.ResponseWriter, err error) {
+	status, m := s.wrong(err)
+	s.pages.show(w, page{status: status, name: "message", title: failTitle, data: m})
+}
+
+// wrong returns the status and the words for err, and logs it.
+func (s *Server) wrong(err error) (int, message) {
 	status := http.StatusInternalServerError
 	switch {
 	case fault.Is(err, fault.BadInput):
@@ -137,9 +154,13 @@ func (s *Server) problem(w http.ResponseWriter, err error) {
 		status = http.StatusServiceUnavailable
 	}
 	s.cfg.Log.Info("a page was refused", zap.Int("status", status), zap.Error(err))
-	text := fault.Public(err)
-	if text != "" {
-		text = strings.ToUpper(text[:1]) + text[1:] + "."
+	return status, message{Text: sentence(fault.Public(err)), Hint: fault.Hint(err)}
+}
+
+// sentence returns the words of an error as a sentence.
+func sentence(text string) string {
+	if text == "" {
+		return ""
 	}
-	s.pages.show(w, page{status: status, name: "message", title: "That did not work", data: message{Text: text, Hint: fault.Hint(err)}})
+	return strings.ToUpper(text[:1]) + text[1:] + "."
 }

@@ -43,7 +43,13 @@ type Config struct {
 	// them.
 	SignOn accessdv1connect.SignOnServiceClient
 	// Bots lets in bots; nil does not.
-	Bots  accessdv1connect.BotSignInServiceClient
+	Bots accessdv1connect.BotSignInServiceClient
+	// API answers the calls of the services, which come under [rpc.TokenPrefix]
+	// as [rpc.Bearer] passes them on; nil serves none.
+	API http.Handler
+	// Events is told of calls that nobody may make; nil tells nobody.
+	Events emitter
+
 	Grace time.Duration // for requests at shutdown; 0 means defaults.Grace
 	Log   *zap.Logger   // nil discards
 }
@@ -71,7 +77,11 @@ func (s *Server) addPages(routes map[string]route) error {
 		return err
 	}
 	style, err := asset("style.css", "text/css; charset=utf-8")
-	routes["/style.css"] = route{get: style}
+	if err != nil {
+		return err
+	}
+	script, err := asset("passkey.js", "text/javascript; charset=utf-8")
+	routes["/style.css"], routes[passkeyScript] = route{get: style}, route{get: script}
 	s.addSignOn(routes)
 	s.addBots(routes)
 	return err
@@ -104,6 +114,17 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s.handler = strict(routes)
+	if cfg.API != nil {
+		calls, rest := newAPI(cfg), s.handler
+		s.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if strings.HasPrefix(r.URL.Path, apiPrefix) {
+				setHeaders(w.Header())
+				calls.ServeHTTP(w, r)
+				return
+			}
+			rest.ServeHTTP(w, r)
+		})
+	}
 	return s, nil
 }
 
@@ -172,16 +193,21 @@ func (r route) handler(method string) http.HandlerFunc {
 	return nil
 }
 
+// setHeaders sets the headers that every answer has.
+func setHeaders(h http.Header) {
+	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Referrer-Policy", "no-referrer")
+	h.Set("Cache-Control", "no-store")
+	h.Set("Strict-Transport-Security", "max-age=31536000")
+}
+
 // strict sets the headers every answer has. It takes the routes' exact paths and
 // no others: a ServeMux would redirect some, and repeat the request in doing so.
 func strict(routes map[string]route) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
-		h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
-		h.Set("X-Content-Type-Options", "nosniff")
-		h.Set("Referrer-Policy", "no-referrer")
-		h.Set("Cache-Control", "no-store")
-		h.Set("Strict-Transport-Security", "max-age=31536000")
+		setHeaders(h)
 		route, ok := routes[r.URL.Path]
 		if !ok {
 			notFound(w)
@@ -213,7 +239,9 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          zap.NewStdLog(s.cfg.Log),
-		BaseContext:       func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
+		BaseContext: func(net.Listener) context.Context {
+			return context.WithValue(context.WithoutCancel(ctx), stoppingKey{}, ctx)
+		},
 	}
 	stopped := make(chan struct{})
 	unhook := context.AfterFunc(ctx, func() {

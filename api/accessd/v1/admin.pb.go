@@ -82,6 +82,7 @@ type User struct {
 	Created     *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=created,proto3" json:"created,omitempty"`
 	// Invite expiry while an invite is open.
 	InviteExpires *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=invite_expires,json=inviteExpires,proto3" json:"invite_expires,omitempty"`
+	HasPasskey    bool                   `protobuf:"varint,9,opt,name=has_passkey,json=hasPasskey,proto3" json:"has_passkey,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -170,6 +171,13 @@ func (x *User) GetInviteExpires() *timestamppb.Timestamp {
 		return x.InviteExpires
 	}
 	return nil
+}
+
+func (x *User) GetHasPasskey() bool {
+	if x != nil {
+		return x.HasPasskey
+	}
+	return false
 }
 
 type AddUserRequest struct {
@@ -711,9 +719,13 @@ type UserKey struct {
 	User        string                 `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
 	Fingerprint string                 `protobuf:"bytes,2,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
 	// authorized_keys format.
-	PublicKey     string                 `protobuf:"bytes,3,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
-	Comment       string                 `protobuf:"bytes,4,opt,name=comment,proto3" json:"comment,omitempty"`
-	Added         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=added,proto3" json:"added,omitempty"`
+	PublicKey string                 `protobuf:"bytes,3,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
+	Comment   string                 `protobuf:"bytes,4,opt,name=comment,proto3" json:"comment,omitempty"`
+	Added     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=added,proto3" json:"added,omitempty"`
+	// Of a security key whose maker vouches for it: the model, and whether it signs
+	// only after it has made sure, by PIN or fingerprint, who touches it.
+	Aaguid        string `protobuf:"bytes,6,opt,name=aaguid,proto3" json:"aaguid,omitempty"`
+	Pin           bool   `protobuf:"varint,7,opt,name=pin,proto3" json:"pin,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -783,18 +795,348 @@ func (x *UserKey) GetAdded() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *UserKey) GetAaguid() string {
+	if x != nil {
+		return x.Aaguid
+	}
+	return ""
+}
+
+func (x *UserKey) GetPin() bool {
+	if x != nil {
+		return x.Pin
+	}
+	return false
+}
+
+type NewKeyChallengeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	User          string                 `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NewKeyChallengeRequest) Reset() {
+	*x = NewKeyChallengeRequest{}
+	mi := &file_accessd_v1_admin_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NewKeyChallengeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NewKeyChallengeRequest) ProtoMessage() {}
+
+func (x *NewKeyChallengeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_admin_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NewKeyChallengeRequest.ProtoReflect.Descriptor instead.
+func (*NewKeyChallengeRequest) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *NewKeyChallengeRequest) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+type NewKeyChallengeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// For ssh-keygen -O challenge=FILE.
+	Challenge     []byte                 `protobuf:"bytes,1,opt,name=challenge,proto3" json:"challenge,omitempty"`
+	Expires       *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expires,proto3" json:"expires,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NewKeyChallengeResponse) Reset() {
+	*x = NewKeyChallengeResponse{}
+	mi := &file_accessd_v1_admin_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NewKeyChallengeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NewKeyChallengeResponse) ProtoMessage() {}
+
+func (x *NewKeyChallengeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_admin_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NewKeyChallengeResponse.ProtoReflect.Descriptor instead.
+func (*NewKeyChallengeResponse) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *NewKeyChallengeResponse) GetChallenge() []byte {
+	if x != nil {
+		return x.Challenge
+	}
+	return nil
+}
+
+func (x *NewKeyChallengeResponse) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+// Authenticators are the security keys that count.
+type Authenticators struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Models, as UUIDs; none means every one of these makers.
+	Aaguids []string `protobuf:"bytes,1,rep,name=aaguids,proto3" json:"aaguids,omitempty"`
+	// Certificates of makers, in PEM.
+	Roots         string `protobuf:"bytes,2,opt,name=roots,proto3" json:"roots,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Authenticators) Reset() {
+	*x = Authenticators{}
+	mi := &file_accessd_v1_admin_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Authenticators) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Authenticators) ProtoMessage() {}
+
+func (x *Authenticators) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_admin_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Authenticators.ProtoReflect.Descriptor instead.
+func (*Authenticators) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Authenticators) GetAaguids() []string {
+	if x != nil {
+		return x.Aaguids
+	}
+	return nil
+}
+
+func (x *Authenticators) GetRoots() string {
+	if x != nil {
+		return x.Roots
+	}
+	return ""
+}
+
+type SetAuthenticatorsRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Authenticators *Authenticators        `protobuf:"bytes,1,opt,name=authenticators,proto3" json:"authenticators,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *SetAuthenticatorsRequest) Reset() {
+	*x = SetAuthenticatorsRequest{}
+	mi := &file_accessd_v1_admin_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetAuthenticatorsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetAuthenticatorsRequest) ProtoMessage() {}
+
+func (x *SetAuthenticatorsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_admin_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetAuthenticatorsRequest.ProtoReflect.Descriptor instead.
+func (*SetAuthenticatorsRequest) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *SetAuthenticatorsRequest) GetAuthenticators() *Authenticators {
+	if x != nil {
+		return x.Authenticators
+	}
+	return nil
+}
+
+type SetAuthenticatorsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetAuthenticatorsResponse) Reset() {
+	*x = SetAuthenticatorsResponse{}
+	mi := &file_accessd_v1_admin_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetAuthenticatorsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetAuthenticatorsResponse) ProtoMessage() {}
+
+func (x *SetAuthenticatorsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_admin_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetAuthenticatorsResponse.ProtoReflect.Descriptor instead.
+func (*SetAuthenticatorsResponse) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{17}
+}
+
+type GetAuthenticatorsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetAuthenticatorsRequest) Reset() {
+	*x = GetAuthenticatorsRequest{}
+	mi := &file_accessd_v1_admin_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetAuthenticatorsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetAuthenticatorsRequest) ProtoMessage() {}
+
+func (x *GetAuthenticatorsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_admin_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetAuthenticatorsRequest.ProtoReflect.Descriptor instead.
+func (*GetAuthenticatorsRequest) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{18}
+}
+
+type GetAuthenticatorsResponse struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Authenticators *Authenticators        `protobuf:"bytes,1,opt,name=authenticators,proto3" json:"authenticators,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *GetAuthenticatorsResponse) Reset() {
+	*x = GetAuthenticatorsResponse{}
+	mi := &file_accessd_v1_admin_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetAuthenticatorsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetAuthenticatorsResponse) ProtoMessage() {}
+
+func (x *GetAuthenticatorsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_admin_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetAuthenticatorsResponse.ProtoReflect.Descriptor instead.
+func (*GetAuthenticatorsResponse) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *GetAuthenticatorsResponse) GetAuthenticators() *Authenticators {
+	if x != nil {
+		return x.Authenticators
+	}
+	return nil
+}
+
 type AddUserKeyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	User  string                 `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
 	// One line in authorized_keys format; its comment is kept.
-	PublicKey     string `protobuf:"bytes,2,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
+	PublicKey string `protobuf:"bytes,2,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
+	// What ssh-keygen -O write-attestation wrote of a security key, and the
+	// challenge that it was made with.
+	Attestation   []byte `protobuf:"bytes,3,opt,name=attestation,proto3" json:"attestation,omitempty"`
+	Challenge     []byte `protobuf:"bytes,4,opt,name=challenge,proto3" json:"challenge,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AddUserKeyRequest) Reset() {
 	*x = AddUserKeyRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[13]
+	mi := &file_accessd_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -806,7 +1148,7 @@ func (x *AddUserKeyRequest) String() string {
 func (*AddUserKeyRequest) ProtoMessage() {}
 
 func (x *AddUserKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[13]
+	mi := &file_accessd_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -819,7 +1161,7 @@ func (x *AddUserKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddUserKeyRequest.ProtoReflect.Descriptor instead.
 func (*AddUserKeyRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{13}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *AddUserKeyRequest) GetUser() string {
@@ -836,6 +1178,20 @@ func (x *AddUserKeyRequest) GetPublicKey() string {
 	return ""
 }
 
+func (x *AddUserKeyRequest) GetAttestation() []byte {
+	if x != nil {
+		return x.Attestation
+	}
+	return nil
+}
+
+func (x *AddUserKeyRequest) GetChallenge() []byte {
+	if x != nil {
+		return x.Challenge
+	}
+	return nil
+}
+
 type AddUserKeyResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Key           *UserKey               `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
@@ -845,7 +1201,7 @@ type AddUserKeyResponse struct {
 
 func (x *AddUserKeyResponse) Reset() {
 	*x = AddUserKeyResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[14]
+	mi := &file_accessd_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -857,7 +1213,7 @@ func (x *AddUserKeyResponse) String() string {
 func (*AddUserKeyResponse) ProtoMessage() {}
 
 func (x *AddUserKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[14]
+	mi := &file_accessd_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -870,7 +1226,7 @@ func (x *AddUserKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddUserKeyResponse.ProtoReflect.Descriptor instead.
 func (*AddUserKeyResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *AddUserKeyResponse) GetKey() *UserKey {
@@ -890,7 +1246,7 @@ type ListUserKeysRequest struct {
 
 func (x *ListUserKeysRequest) Reset() {
 	*x = ListUserKeysRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[15]
+	mi := &file_accessd_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -902,7 +1258,7 @@ func (x *ListUserKeysRequest) String() string {
 func (*ListUserKeysRequest) ProtoMessage() {}
 
 func (x *ListUserKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[15]
+	mi := &file_accessd_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -915,7 +1271,7 @@ func (x *ListUserKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListUserKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListUserKeysRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListUserKeysRequest) GetUser() string {
@@ -934,7 +1290,7 @@ type ListUserKeysResponse struct {
 
 func (x *ListUserKeysResponse) Reset() {
 	*x = ListUserKeysResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[16]
+	mi := &file_accessd_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -946,7 +1302,7 @@ func (x *ListUserKeysResponse) String() string {
 func (*ListUserKeysResponse) ProtoMessage() {}
 
 func (x *ListUserKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[16]
+	mi := &file_accessd_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -959,7 +1315,7 @@ func (x *ListUserKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListUserKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListUserKeysResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListUserKeysResponse) GetKeys() []*UserKey {
@@ -979,7 +1335,7 @@ type RemoveUserKeyRequest struct {
 
 func (x *RemoveUserKeyRequest) Reset() {
 	*x = RemoveUserKeyRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[17]
+	mi := &file_accessd_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -991,7 +1347,7 @@ func (x *RemoveUserKeyRequest) String() string {
 func (*RemoveUserKeyRequest) ProtoMessage() {}
 
 func (x *RemoveUserKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[17]
+	mi := &file_accessd_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1004,7 +1360,7 @@ func (x *RemoveUserKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveUserKeyRequest.ProtoReflect.Descriptor instead.
 func (*RemoveUserKeyRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RemoveUserKeyRequest) GetUser() string {
@@ -1029,7 +1385,7 @@ type RemoveUserKeyResponse struct {
 
 func (x *RemoveUserKeyResponse) Reset() {
 	*x = RemoveUserKeyResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[18]
+	mi := &file_accessd_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1041,7 +1397,7 @@ func (x *RemoveUserKeyResponse) String() string {
 func (*RemoveUserKeyResponse) ProtoMessage() {}
 
 func (x *RemoveUserKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[18]
+	mi := &file_accessd_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1054,7 +1410,7 @@ func (x *RemoveUserKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveUserKeyResponse.ProtoReflect.Descriptor instead.
 func (*RemoveUserKeyResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 type Role struct {
@@ -1069,7 +1425,7 @@ type Role struct {
 
 func (x *Role) Reset() {
 	*x = Role{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[19]
+	mi := &file_accessd_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1081,7 +1437,7 @@ func (x *Role) String() string {
 func (*Role) ProtoMessage() {}
 
 func (x *Role) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[19]
+	mi := &file_accessd_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1094,7 +1450,7 @@ func (x *Role) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Role.ProtoReflect.Descriptor instead.
 func (*Role) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Role) GetName() string {
@@ -1136,7 +1492,7 @@ type ApplyRolesRequest struct {
 
 func (x *ApplyRolesRequest) Reset() {
 	*x = ApplyRolesRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[20]
+	mi := &file_accessd_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1148,7 +1504,7 @@ func (x *ApplyRolesRequest) String() string {
 func (*ApplyRolesRequest) ProtoMessage() {}
 
 func (x *ApplyRolesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[20]
+	mi := &file_accessd_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1161,7 +1517,7 @@ func (x *ApplyRolesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRolesRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRolesRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ApplyRolesRequest) GetYaml() []byte {
@@ -1188,7 +1544,7 @@ type ApplyRolesResponse struct {
 
 func (x *ApplyRolesResponse) Reset() {
 	*x = ApplyRolesResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[21]
+	mi := &file_accessd_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1200,7 +1556,7 @@ func (x *ApplyRolesResponse) String() string {
 func (*ApplyRolesResponse) ProtoMessage() {}
 
 func (x *ApplyRolesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[21]
+	mi := &file_accessd_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1213,7 +1569,7 @@ func (x *ApplyRolesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRolesResponse.ProtoReflect.Descriptor instead.
 func (*ApplyRolesResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ApplyRolesResponse) GetCreated() []string {
@@ -1238,7 +1594,7 @@ type ListRolesRequest struct {
 
 func (x *ListRolesRequest) Reset() {
 	*x = ListRolesRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[22]
+	mi := &file_accessd_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1250,7 +1606,7 @@ func (x *ListRolesRequest) String() string {
 func (*ListRolesRequest) ProtoMessage() {}
 
 func (x *ListRolesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[22]
+	mi := &file_accessd_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1263,7 +1619,7 @@ func (x *ListRolesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRolesRequest.ProtoReflect.Descriptor instead.
 func (*ListRolesRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 type ListRolesResponse struct {
@@ -1275,7 +1631,7 @@ type ListRolesResponse struct {
 
 func (x *ListRolesResponse) Reset() {
 	*x = ListRolesResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[23]
+	mi := &file_accessd_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1287,7 +1643,7 @@ func (x *ListRolesResponse) String() string {
 func (*ListRolesResponse) ProtoMessage() {}
 
 func (x *ListRolesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[23]
+	mi := &file_accessd_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1300,7 +1656,7 @@ func (x *ListRolesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRolesResponse.ProtoReflect.Descriptor instead.
 func (*ListRolesResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListRolesResponse) GetRoles() []*Role {
@@ -1319,7 +1675,7 @@ type GetRoleRequest struct {
 
 func (x *GetRoleRequest) Reset() {
 	*x = GetRoleRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[24]
+	mi := &file_accessd_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1331,7 +1687,7 @@ func (x *GetRoleRequest) String() string {
 func (*GetRoleRequest) ProtoMessage() {}
 
 func (x *GetRoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[24]
+	mi := &file_accessd_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1344,7 +1700,7 @@ func (x *GetRoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRoleRequest.ProtoReflect.Descriptor instead.
 func (*GetRoleRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *GetRoleRequest) GetName() string {
@@ -1363,7 +1719,7 @@ type GetRoleResponse struct {
 
 func (x *GetRoleResponse) Reset() {
 	*x = GetRoleResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[25]
+	mi := &file_accessd_v1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1375,7 +1731,7 @@ func (x *GetRoleResponse) String() string {
 func (*GetRoleResponse) ProtoMessage() {}
 
 func (x *GetRoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[25]
+	mi := &file_accessd_v1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1388,7 +1744,7 @@ func (x *GetRoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRoleResponse.ProtoReflect.Descriptor instead.
 func (*GetRoleResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *GetRoleResponse) GetRole() *Role {
@@ -1407,7 +1763,7 @@ type RemoveRoleRequest struct {
 
 func (x *RemoveRoleRequest) Reset() {
 	*x = RemoveRoleRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[26]
+	mi := &file_accessd_v1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1419,7 +1775,7 @@ func (x *RemoveRoleRequest) String() string {
 func (*RemoveRoleRequest) ProtoMessage() {}
 
 func (x *RemoveRoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[26]
+	mi := &file_accessd_v1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1432,7 +1788,7 @@ func (x *RemoveRoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRoleRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRoleRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RemoveRoleRequest) GetName() string {
@@ -1450,7 +1806,7 @@ type RemoveRoleResponse struct {
 
 func (x *RemoveRoleResponse) Reset() {
 	*x = RemoveRoleResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[27]
+	mi := &file_accessd_v1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1462,7 +1818,7 @@ func (x *RemoveRoleResponse) String() string {
 func (*RemoveRoleResponse) ProtoMessage() {}
 
 func (x *RemoveRoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[27]
+	mi := &file_accessd_v1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1475,7 +1831,7 @@ func (x *RemoveRoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRoleResponse.ProtoReflect.Descriptor instead.
 func (*RemoveRoleResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 // Token is a join token without its secret.
@@ -1497,7 +1853,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[28]
+	mi := &file_accessd_v1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1509,7 +1865,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[28]
+	mi := &file_accessd_v1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1522,7 +1878,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{28}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Token) GetId() string {
@@ -1581,7 +1937,7 @@ type AddTokenRequest struct {
 
 func (x *AddTokenRequest) Reset() {
 	*x = AddTokenRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[29]
+	mi := &file_accessd_v1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1593,7 +1949,7 @@ func (x *AddTokenRequest) String() string {
 func (*AddTokenRequest) ProtoMessage() {}
 
 func (x *AddTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[29]
+	mi := &file_accessd_v1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1606,7 +1962,7 @@ func (x *AddTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddTokenRequest.ProtoReflect.Descriptor instead.
 func (*AddTokenRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{29}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *AddTokenRequest) GetRole() string {
@@ -1655,7 +2011,7 @@ type AddTokenResponse struct {
 
 func (x *AddTokenResponse) Reset() {
 	*x = AddTokenResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[30]
+	mi := &file_accessd_v1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1667,7 +2023,7 @@ func (x *AddTokenResponse) String() string {
 func (*AddTokenResponse) ProtoMessage() {}
 
 func (x *AddTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[30]
+	mi := &file_accessd_v1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1680,7 +2036,7 @@ func (x *AddTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddTokenResponse.ProtoReflect.Descriptor instead.
 func (*AddTokenResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{30}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *AddTokenResponse) GetToken() *Token {
@@ -1705,7 +2061,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[31]
+	mi := &file_accessd_v1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1717,7 +2073,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[31]
+	mi := &file_accessd_v1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1730,7 +2086,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{31}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 type ListTokensResponse struct {
@@ -1742,7 +2098,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[32]
+	mi := &file_accessd_v1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1754,7 +2110,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[32]
+	mi := &file_accessd_v1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1767,7 +2123,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{32}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListTokensResponse) GetTokens() []*Token {
@@ -1786,7 +2142,7 @@ type RemoveTokenRequest struct {
 
 func (x *RemoveTokenRequest) Reset() {
 	*x = RemoveTokenRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[33]
+	mi := &file_accessd_v1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1798,7 +2154,7 @@ func (x *RemoveTokenRequest) String() string {
 func (*RemoveTokenRequest) ProtoMessage() {}
 
 func (x *RemoveTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[33]
+	mi := &file_accessd_v1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1811,7 +2167,7 @@ func (x *RemoveTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveTokenRequest.ProtoReflect.Descriptor instead.
 func (*RemoveTokenRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{33}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RemoveTokenRequest) GetId() string {
@@ -1829,7 +2185,7 @@ type RemoveTokenResponse struct {
 
 func (x *RemoveTokenResponse) Reset() {
 	*x = RemoveTokenResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[34]
+	mi := &file_accessd_v1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1841,7 +2197,7 @@ func (x *RemoveTokenResponse) String() string {
 func (*RemoveTokenResponse) ProtoMessage() {}
 
 func (x *RemoveTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[34]
+	mi := &file_accessd_v1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1854,7 +2210,7 @@ func (x *RemoveTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveTokenResponse.ProtoReflect.Descriptor instead.
 func (*RemoveTokenResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{34}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 type Node struct {
@@ -1881,7 +2237,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[35]
+	mi := &file_accessd_v1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1893,7 +2249,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[35]
+	mi := &file_accessd_v1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1906,7 +2262,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{35}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Node) GetId() string {
@@ -2008,7 +2364,7 @@ type AddNodeRequest struct {
 
 func (x *AddNodeRequest) Reset() {
 	*x = AddNodeRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[36]
+	mi := &file_accessd_v1_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2020,7 +2376,7 @@ func (x *AddNodeRequest) String() string {
 func (*AddNodeRequest) ProtoMessage() {}
 
 func (x *AddNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[36]
+	mi := &file_accessd_v1_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2033,7 +2389,7 @@ func (x *AddNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddNodeRequest.ProtoReflect.Descriptor instead.
 func (*AddNodeRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{36}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *AddNodeRequest) GetName() string {
@@ -2075,7 +2431,7 @@ type AddNodeResponse struct {
 
 func (x *AddNodeResponse) Reset() {
 	*x = AddNodeResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[37]
+	mi := &file_accessd_v1_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2087,7 +2443,7 @@ func (x *AddNodeResponse) String() string {
 func (*AddNodeResponse) ProtoMessage() {}
 
 func (x *AddNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[37]
+	mi := &file_accessd_v1_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2100,7 +2456,7 @@ func (x *AddNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddNodeResponse.ProtoReflect.Descriptor instead.
 func (*AddNodeResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{37}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *AddNodeResponse) GetNode() *Node {
@@ -2128,7 +2484,7 @@ type SignHostKeyRequest struct {
 
 func (x *SignHostKeyRequest) Reset() {
 	*x = SignHostKeyRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[38]
+	mi := &file_accessd_v1_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2140,7 +2496,7 @@ func (x *SignHostKeyRequest) String() string {
 func (*SignHostKeyRequest) ProtoMessage() {}
 
 func (x *SignHostKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[38]
+	mi := &file_accessd_v1_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2153,7 +2509,7 @@ func (x *SignHostKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignHostKeyRequest.ProtoReflect.Descriptor instead.
 func (*SignHostKeyRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{38}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *SignHostKeyRequest) GetNode() string {
@@ -2180,7 +2536,7 @@ type SignHostKeyResponse struct {
 
 func (x *SignHostKeyResponse) Reset() {
 	*x = SignHostKeyResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[39]
+	mi := &file_accessd_v1_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2192,7 +2548,7 @@ func (x *SignHostKeyResponse) String() string {
 func (*SignHostKeyResponse) ProtoMessage() {}
 
 func (x *SignHostKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[39]
+	mi := &file_accessd_v1_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2205,7 +2561,7 @@ func (x *SignHostKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignHostKeyResponse.ProtoReflect.Descriptor instead.
 func (*SignHostKeyResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{39}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *SignHostKeyResponse) GetCertificate() string {
@@ -2230,7 +2586,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[40]
+	mi := &file_accessd_v1_admin_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2242,7 +2598,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[40]
+	mi := &file_accessd_v1_admin_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2255,7 +2611,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{40}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{47}
 }
 
 type ListNodesResponse struct {
@@ -2267,7 +2623,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[41]
+	mi := &file_accessd_v1_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2279,7 +2635,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[41]
+	mi := &file_accessd_v1_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2292,7 +2648,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{41}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -2319,7 +2675,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[42]
+	mi := &file_accessd_v1_admin_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2331,7 +2687,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[42]
+	mi := &file_accessd_v1_admin_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2344,7 +2700,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{42}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *RemoveNodeRequest) GetNode() string {
@@ -2383,7 +2739,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[43]
+	mi := &file_accessd_v1_admin_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2395,7 +2751,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[43]
+	mi := &file_accessd_v1_admin_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2408,7 +2764,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{43}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{50}
 }
 
 type Session struct {
@@ -2428,7 +2784,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[44]
+	mi := &file_accessd_v1_admin_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2440,7 +2796,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[44]
+	mi := &file_accessd_v1_admin_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2453,7 +2809,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{44}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Session) GetId() string {
@@ -2520,7 +2876,7 @@ type ListSessionsRequest struct {
 
 func (x *ListSessionsRequest) Reset() {
 	*x = ListSessionsRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[45]
+	mi := &file_accessd_v1_admin_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2532,7 +2888,7 @@ func (x *ListSessionsRequest) String() string {
 func (*ListSessionsRequest) ProtoMessage() {}
 
 func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[45]
+	mi := &file_accessd_v1_admin_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2545,7 +2901,7 @@ func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{45}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{52}
 }
 
 type ListSessionsResponse struct {
@@ -2557,7 +2913,7 @@ type ListSessionsResponse struct {
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[46]
+	mi := &file_accessd_v1_admin_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2569,7 +2925,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[46]
+	mi := &file_accessd_v1_admin_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2582,7 +2938,7 @@ func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{46}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ListSessionsResponse) GetSessions() []*Session {
@@ -2603,7 +2959,7 @@ type KillSessionRequest struct {
 
 func (x *KillSessionRequest) Reset() {
 	*x = KillSessionRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[47]
+	mi := &file_accessd_v1_admin_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2615,7 +2971,7 @@ func (x *KillSessionRequest) String() string {
 func (*KillSessionRequest) ProtoMessage() {}
 
 func (x *KillSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[47]
+	mi := &file_accessd_v1_admin_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2628,7 +2984,7 @@ func (x *KillSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillSessionRequest.ProtoReflect.Descriptor instead.
 func (*KillSessionRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{47}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *KillSessionRequest) GetId() string {
@@ -2653,7 +3009,7 @@ type KillSessionResponse struct {
 
 func (x *KillSessionResponse) Reset() {
 	*x = KillSessionResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[48]
+	mi := &file_accessd_v1_admin_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2665,7 +3021,7 @@ func (x *KillSessionResponse) String() string {
 func (*KillSessionResponse) ProtoMessage() {}
 
 func (x *KillSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[48]
+	mi := &file_accessd_v1_admin_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2678,7 +3034,7 @@ func (x *KillSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillSessionResponse.ProtoReflect.Descriptor instead.
 func (*KillSessionResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{48}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{55}
 }
 
 // EventFilter selects events; every set field must match.
@@ -2706,7 +3062,7 @@ type EventFilter struct {
 
 func (x *EventFilter) Reset() {
 	*x = EventFilter{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[49]
+	mi := &file_accessd_v1_admin_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2718,7 +3074,7 @@ func (x *EventFilter) String() string {
 func (*EventFilter) ProtoMessage() {}
 
 func (x *EventFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[49]
+	mi := &file_accessd_v1_admin_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2731,7 +3087,7 @@ func (x *EventFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventFilter.ProtoReflect.Descriptor instead.
 func (*EventFilter) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{49}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *EventFilter) GetSince() *timestamppb.Timestamp {
@@ -2827,7 +3183,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[50]
+	mi := &file_accessd_v1_admin_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2839,7 +3195,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[50]
+	mi := &file_accessd_v1_admin_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2852,7 +3208,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{50}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ListEventsRequest) GetFilter() *EventFilter {
@@ -2902,7 +3258,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[51]
+	mi := &file_accessd_v1_admin_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2914,7 +3270,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[51]
+	mi := &file_accessd_v1_admin_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2927,7 +3283,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{51}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ListEventsResponse) GetEvents() [][]byte {
@@ -2979,7 +3335,7 @@ type MissingLog struct {
 
 func (x *MissingLog) Reset() {
 	*x = MissingLog{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[52]
+	mi := &file_accessd_v1_admin_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2991,7 +3347,7 @@ func (x *MissingLog) String() string {
 func (*MissingLog) ProtoMessage() {}
 
 func (x *MissingLog) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[52]
+	mi := &file_accessd_v1_admin_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3004,7 +3360,7 @@ func (x *MissingLog) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MissingLog.ProtoReflect.Descriptor instead.
 func (*MissingLog) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{52}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *MissingLog) GetId() string {
@@ -3039,7 +3395,7 @@ type TailEventsRequest struct {
 
 func (x *TailEventsRequest) Reset() {
 	*x = TailEventsRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[53]
+	mi := &file_accessd_v1_admin_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3051,7 +3407,7 @@ func (x *TailEventsRequest) String() string {
 func (*TailEventsRequest) ProtoMessage() {}
 
 func (x *TailEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[53]
+	mi := &file_accessd_v1_admin_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3064,7 +3420,7 @@ func (x *TailEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailEventsRequest.ProtoReflect.Descriptor instead.
 func (*TailEventsRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{53}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *TailEventsRequest) GetFilter() *EventFilter {
@@ -3092,7 +3448,7 @@ type TailEventsResponse struct {
 
 func (x *TailEventsResponse) Reset() {
 	*x = TailEventsResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[54]
+	mi := &file_accessd_v1_admin_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3104,7 +3460,7 @@ func (x *TailEventsResponse) String() string {
 func (*TailEventsResponse) ProtoMessage() {}
 
 func (x *TailEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[54]
+	mi := &file_accessd_v1_admin_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3117,7 +3473,7 @@ func (x *TailEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailEventsResponse.ProtoReflect.Descriptor instead.
 func (*TailEventsResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{54}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *TailEventsResponse) GetEvents() [][]byte {
@@ -3147,7 +3503,7 @@ type ExportEventsRequest struct {
 
 func (x *ExportEventsRequest) Reset() {
 	*x = ExportEventsRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[55]
+	mi := &file_accessd_v1_admin_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3159,7 +3515,7 @@ func (x *ExportEventsRequest) String() string {
 func (*ExportEventsRequest) ProtoMessage() {}
 
 func (x *ExportEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[55]
+	mi := &file_accessd_v1_admin_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3172,7 +3528,7 @@ func (x *ExportEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEventsRequest.ProtoReflect.Descriptor instead.
 func (*ExportEventsRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{55}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ExportEventsRequest) GetFilter() *EventFilter {
@@ -3211,7 +3567,7 @@ type ExportEventsResponse struct {
 
 func (x *ExportEventsResponse) Reset() {
 	*x = ExportEventsResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[56]
+	mi := &file_accessd_v1_admin_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3223,7 +3579,7 @@ func (x *ExportEventsResponse) String() string {
 func (*ExportEventsResponse) ProtoMessage() {}
 
 func (x *ExportEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[56]
+	mi := &file_accessd_v1_admin_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3236,7 +3592,7 @@ func (x *ExportEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEventsResponse.ProtoReflect.Descriptor instead.
 func (*ExportEventsResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{56}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ExportEventsResponse) GetEvents() [][]byte {
@@ -3279,7 +3635,7 @@ type VerifyLogRequest struct {
 
 func (x *VerifyLogRequest) Reset() {
 	*x = VerifyLogRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[57]
+	mi := &file_accessd_v1_admin_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3291,7 +3647,7 @@ func (x *VerifyLogRequest) String() string {
 func (*VerifyLogRequest) ProtoMessage() {}
 
 func (x *VerifyLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[57]
+	mi := &file_accessd_v1_admin_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3304,7 +3660,7 @@ func (x *VerifyLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyLogRequest.ProtoReflect.Descriptor instead.
 func (*VerifyLogRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{57}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *VerifyLogRequest) GetSince() string {
@@ -3342,7 +3698,7 @@ type VerifyLogResponse struct {
 
 func (x *VerifyLogResponse) Reset() {
 	*x = VerifyLogResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[58]
+	mi := &file_accessd_v1_admin_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3354,7 +3710,7 @@ func (x *VerifyLogResponse) String() string {
 func (*VerifyLogResponse) ProtoMessage() {}
 
 func (x *VerifyLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[58]
+	mi := &file_accessd_v1_admin_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3367,7 +3723,7 @@ func (x *VerifyLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyLogResponse.ProtoReflect.Descriptor instead.
 func (*VerifyLogResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{58}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *VerifyLogResponse) GetSize() uint64 {
@@ -3443,7 +3799,7 @@ type VerifiedPeriod struct {
 
 func (x *VerifiedPeriod) Reset() {
 	*x = VerifiedPeriod{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[59]
+	mi := &file_accessd_v1_admin_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3455,7 +3811,7 @@ func (x *VerifiedPeriod) String() string {
 func (*VerifiedPeriod) ProtoMessage() {}
 
 func (x *VerifiedPeriod) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[59]
+	mi := &file_accessd_v1_admin_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3468,7 +3824,7 @@ func (x *VerifiedPeriod) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifiedPeriod.ProtoReflect.Descriptor instead.
 func (*VerifiedPeriod) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{59}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *VerifiedPeriod) GetOrigin() string {
@@ -3518,7 +3874,7 @@ type ArchivePeriodRequest struct {
 
 func (x *ArchivePeriodRequest) Reset() {
 	*x = ArchivePeriodRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[60]
+	mi := &file_accessd_v1_admin_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3530,7 +3886,7 @@ func (x *ArchivePeriodRequest) String() string {
 func (*ArchivePeriodRequest) ProtoMessage() {}
 
 func (x *ArchivePeriodRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[60]
+	mi := &file_accessd_v1_admin_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3543,7 +3899,7 @@ func (x *ArchivePeriodRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArchivePeriodRequest.ProtoReflect.Descriptor instead.
 func (*ArchivePeriodRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{60}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ArchivePeriodRequest) GetPeriod() string {
@@ -3587,7 +3943,7 @@ type ArchivePeriodResponse struct {
 
 func (x *ArchivePeriodResponse) Reset() {
 	*x = ArchivePeriodResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[61]
+	mi := &file_accessd_v1_admin_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3599,7 +3955,7 @@ func (x *ArchivePeriodResponse) String() string {
 func (*ArchivePeriodResponse) ProtoMessage() {}
 
 func (x *ArchivePeriodResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[61]
+	mi := &file_accessd_v1_admin_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3612,7 +3968,7 @@ func (x *ArchivePeriodResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArchivePeriodResponse.ProtoReflect.Descriptor instead.
 func (*ArchivePeriodResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{61}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ArchivePeriodResponse) GetOrigin() string {
@@ -3659,7 +4015,7 @@ type RotateLogRequest struct {
 
 func (x *RotateLogRequest) Reset() {
 	*x = RotateLogRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[62]
+	mi := &file_accessd_v1_admin_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3671,7 +4027,7 @@ func (x *RotateLogRequest) String() string {
 func (*RotateLogRequest) ProtoMessage() {}
 
 func (x *RotateLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[62]
+	mi := &file_accessd_v1_admin_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3684,7 +4040,7 @@ func (x *RotateLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateLogRequest.ProtoReflect.Descriptor instead.
 func (*RotateLogRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{62}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *RotateLogRequest) GetReason() string {
@@ -3705,7 +4061,7 @@ type RotateLogResponse struct {
 
 func (x *RotateLogResponse) Reset() {
 	*x = RotateLogResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[63]
+	mi := &file_accessd_v1_admin_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3717,7 +4073,7 @@ func (x *RotateLogResponse) String() string {
 func (*RotateLogResponse) ProtoMessage() {}
 
 func (x *RotateLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[63]
+	mi := &file_accessd_v1_admin_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3730,7 +4086,7 @@ func (x *RotateLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateLogResponse.ProtoReflect.Descriptor instead.
 func (*RotateLogResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{63}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *RotateLogResponse) GetOrigin() string {
@@ -3756,7 +4112,7 @@ type ProveEventRequest struct {
 
 func (x *ProveEventRequest) Reset() {
 	*x = ProveEventRequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[64]
+	mi := &file_accessd_v1_admin_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3768,7 +4124,7 @@ func (x *ProveEventRequest) String() string {
 func (*ProveEventRequest) ProtoMessage() {}
 
 func (x *ProveEventRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[64]
+	mi := &file_accessd_v1_admin_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3781,7 +4137,7 @@ func (x *ProveEventRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveEventRequest.ProtoReflect.Descriptor instead.
 func (*ProveEventRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{64}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ProveEventRequest) GetUid() string {
@@ -3801,7 +4157,7 @@ type ProveEventResponse struct {
 
 func (x *ProveEventResponse) Reset() {
 	*x = ProveEventResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[65]
+	mi := &file_accessd_v1_admin_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3813,7 +4169,7 @@ func (x *ProveEventResponse) String() string {
 func (*ProveEventResponse) ProtoMessage() {}
 
 func (x *ProveEventResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[65]
+	mi := &file_accessd_v1_admin_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3826,7 +4182,7 @@ func (x *ProveEventResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveEventResponse.ProtoReflect.Descriptor instead.
 func (*ProveEventResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{65}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ProveEventResponse) GetProof() string {
@@ -3846,7 +4202,7 @@ type ExportCARequest struct {
 
 func (x *ExportCARequest) Reset() {
 	*x = ExportCARequest{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[66]
+	mi := &file_accessd_v1_admin_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3858,7 +4214,7 @@ func (x *ExportCARequest) String() string {
 func (*ExportCARequest) ProtoMessage() {}
 
 func (x *ExportCARequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[66]
+	mi := &file_accessd_v1_admin_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3871,7 +4227,7 @@ func (x *ExportCARequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportCARequest.ProtoReflect.Descriptor instead.
 func (*ExportCARequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{66}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ExportCARequest) GetType() string {
@@ -3896,7 +4252,7 @@ type ExportCAResponse struct {
 
 func (x *ExportCAResponse) Reset() {
 	*x = ExportCAResponse{}
-	mi := &file_accessd_v1_admin_proto_msgTypes[67]
+	mi := &file_accessd_v1_admin_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3908,7 +4264,7 @@ func (x *ExportCAResponse) String() string {
 func (*ExportCAResponse) ProtoMessage() {}
 
 func (x *ExportCAResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_admin_proto_msgTypes[67]
+	mi := &file_accessd_v1_admin_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3921,7 +4277,7 @@ func (x *ExportCAResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportCAResponse.ProtoReflect.Descriptor instead.
 func (*ExportCAResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{67}
+	return file_accessd_v1_admin_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ExportCAResponse) GetPublicKeys() []string {
@@ -3959,7 +4315,7 @@ const file_accessd_v1_admin_proto_rawDesc = "" +
 	"\x16accessd/v1/admin.proto\x12\n" +
 	"accessd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\" \n" +
 	"\x06Values\x12\x16\n" +
-	"\x06values\x18\x01 \x03(\tR\x06values\"\x84\x03\n" +
+	"\x06values\x18\x01 \x03(\tR\x06values\"\xa5\x03\n" +
 	"\x04User\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05roles\x18\x02 \x03(\tR\x05roles\x12\x16\n" +
@@ -3968,7 +4324,9 @@ const file_accessd_v1_admin_proto_rawDesc = "" +
 	"\fhas_password\x18\x05 \x01(\bR\vhasPassword\x12\x19\n" +
 	"\bhas_totp\x18\x06 \x01(\bR\ahasTotp\x124\n" +
 	"\acreated\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12A\n" +
-	"\x0einvite_expires\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\rinviteExpires\x1aM\n" +
+	"\x0einvite_expires\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\rinviteExpires\x12\x1f\n" +
+	"\vhas_passkey\x18\t \x01(\bR\n" +
+	"hasPasskey\x1aM\n" +
 	"\vTraitsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12(\n" +
 	"\x05value\x18\x02 \x01(\v2\x12.accessd.v1.ValuesR\x05value:\x028\x01\"\x9b\x02\n" +
@@ -4008,18 +4366,36 @@ const file_accessd_v1_admin_proto_rawDesc = "" +
 	"\x10SignUserResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\tR\vcertificate\x12\x16\n" +
 	"\x06serial\x18\x02 \x01(\x04R\x06serial\x124\n" +
-	"\aexpires\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"\xaa\x01\n" +
+	"\aexpires\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"\xd4\x01\n" +
 	"\aUserKey\x12\x12\n" +
 	"\x04user\x18\x01 \x01(\tR\x04user\x12 \n" +
 	"\vfingerprint\x18\x02 \x01(\tR\vfingerprint\x12\x1d\n" +
 	"\n" +
 	"public_key\x18\x03 \x01(\tR\tpublicKey\x12\x18\n" +
 	"\acomment\x18\x04 \x01(\tR\acomment\x120\n" +
-	"\x05added\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05added\"F\n" +
+	"\x05added\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05added\x12\x16\n" +
+	"\x06aaguid\x18\x06 \x01(\tR\x06aaguid\x12\x10\n" +
+	"\x03pin\x18\a \x01(\bR\x03pin\",\n" +
+	"\x16NewKeyChallengeRequest\x12\x12\n" +
+	"\x04user\x18\x01 \x01(\tR\x04user\"m\n" +
+	"\x17NewKeyChallengeResponse\x12\x1c\n" +
+	"\tchallenge\x18\x01 \x01(\fR\tchallenge\x124\n" +
+	"\aexpires\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"@\n" +
+	"\x0eAuthenticators\x12\x18\n" +
+	"\aaaguids\x18\x01 \x03(\tR\aaaguids\x12\x14\n" +
+	"\x05roots\x18\x02 \x01(\tR\x05roots\"^\n" +
+	"\x18SetAuthenticatorsRequest\x12B\n" +
+	"\x0eauthenticators\x18\x01 \x01(\v2\x1a.accessd.v1.AuthenticatorsR\x0eauthenticators\"\x1b\n" +
+	"\x19SetAuthenticatorsResponse\"\x1a\n" +
+	"\x18GetAuthenticatorsRequest\"_\n" +
+	"\x19GetAuthenticatorsResponse\x12B\n" +
+	"\x0eauthenticators\x18\x01 \x01(\v2\x1a.accessd.v1.AuthenticatorsR\x0eauthenticators\"\x86\x01\n" +
 	"\x11AddUserKeyRequest\x12\x12\n" +
 	"\x04user\x18\x01 \x01(\tR\x04user\x12\x1d\n" +
 	"\n" +
-	"public_key\x18\x02 \x01(\tR\tpublicKey\";\n" +
+	"public_key\x18\x02 \x01(\tR\tpublicKey\x12 \n" +
+	"\vattestation\x18\x03 \x01(\fR\vattestation\x12\x1c\n" +
+	"\tchallenge\x18\x04 \x01(\fR\tchallenge\";\n" +
 	"\x12AddUserKeyResponse\x12%\n" +
 	"\x03key\x18\x01 \x01(\v2\x13.accessd.v1.UserKeyR\x03key\")\n" +
 	"\x13ListUserKeysRequest\x12\x12\n" +
@@ -4238,7 +4614,7 @@ const file_accessd_v1_admin_proto_rawDesc = "" +
 	"publicKeys\x12!\n" +
 	"\fcluster_name\x18\x02 \x01(\tR\vclusterName\x12\x12\n" +
 	"\x04pins\x18\x03 \x03(\tR\x04pins\x12'\n" +
-	"\x0fproxy_addresses\x18\x04 \x03(\tR\x0eproxyAddresses2\xef\x04\n" +
+	"\x0fproxy_addresses\x18\x04 \x03(\tR\x0eproxyAddresses2\x8f\a\n" +
 	"\vUserService\x12B\n" +
 	"\aAddUser\x12\x1a.accessd.v1.AddUserRequest\x1a\x1b.accessd.v1.AddUserResponse\x12H\n" +
 	"\tListUsers\x12\x1c.accessd.v1.ListUsersRequest\x1a\x1d.accessd.v1.ListUsersResponse\x12K\n" +
@@ -4249,7 +4625,10 @@ const file_accessd_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"AddUserKey\x12\x1d.accessd.v1.AddUserKeyRequest\x1a\x1e.accessd.v1.AddUserKeyResponse\x12Q\n" +
 	"\fListUserKeys\x12\x1f.accessd.v1.ListUserKeysRequest\x1a .accessd.v1.ListUserKeysResponse\x12T\n" +
-	"\rRemoveUserKey\x12 .accessd.v1.RemoveUserKeyRequest\x1a!.accessd.v1.RemoveUserKeyResponse2\xb5\x02\n" +
+	"\rRemoveUserKey\x12 .accessd.v1.RemoveUserKeyRequest\x1a!.accessd.v1.RemoveUserKeyResponse\x12Z\n" +
+	"\x0fNewKeyChallenge\x12\".accessd.v1.NewKeyChallengeRequest\x1a#.accessd.v1.NewKeyChallengeResponse\x12`\n" +
+	"\x11SetAuthenticators\x12$.accessd.v1.SetAuthenticatorsRequest\x1a%.accessd.v1.SetAuthenticatorsResponse\x12`\n" +
+	"\x11GetAuthenticators\x12$.accessd.v1.GetAuthenticatorsRequest\x1a%.accessd.v1.GetAuthenticatorsResponse2\xb5\x02\n" +
 	"\vRoleService\x12K\n" +
 	"\n" +
 	"ApplyRoles\x12\x1d.accessd.v1.ApplyRolesRequest\x1a\x1e.accessd.v1.ApplyRolesResponse\x12H\n" +
@@ -4297,192 +4676,208 @@ func file_accessd_v1_admin_proto_rawDescGZIP() []byte {
 	return file_accessd_v1_admin_proto_rawDescData
 }
 
-var file_accessd_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 74)
+var file_accessd_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 81)
 var file_accessd_v1_admin_proto_goTypes = []any{
-	(*Values)(nil),                // 0: accessd.v1.Values
-	(*User)(nil),                  // 1: accessd.v1.User
-	(*AddUserRequest)(nil),        // 2: accessd.v1.AddUserRequest
-	(*AddUserResponse)(nil),       // 3: accessd.v1.AddUserResponse
-	(*ListUsersRequest)(nil),      // 4: accessd.v1.ListUsersRequest
-	(*ListUsersResponse)(nil),     // 5: accessd.v1.ListUsersResponse
-	(*RemoveUserRequest)(nil),     // 6: accessd.v1.RemoveUserRequest
-	(*RemoveUserResponse)(nil),    // 7: accessd.v1.RemoveUserResponse
-	(*ResetUserRequest)(nil),      // 8: accessd.v1.ResetUserRequest
-	(*ResetUserResponse)(nil),     // 9: accessd.v1.ResetUserResponse
-	(*SignUserRequest)(nil),       // 10: accessd.v1.SignUserRequest
-	(*SignUserResponse)(nil),      // 11: accessd.v1.SignUserResponse
-	(*UserKey)(nil),               // 12: accessd.v1.UserKey
-	(*AddUserKeyRequest)(nil),     // 13: accessd.v1.AddUserKeyRequest
-	(*AddUserKeyResponse)(nil),    // 14: accessd.v1.AddUserKeyResponse
-	(*ListUserKeysRequest)(nil),   // 15: accessd.v1.ListUserKeysRequest
-	(*ListUserKeysResponse)(nil),  // 16: accessd.v1.ListUserKeysResponse
-	(*RemoveUserKeyRequest)(nil),  // 17: accessd.v1.RemoveUserKeyRequest
-	(*RemoveUserKeyResponse)(nil), // 18: accessd.v1.RemoveUserKeyResponse
-	(*Role)(nil),                  // 19: accessd.v1.Role
-	(*ApplyRolesRequest)(nil),     // 20: accessd.v1.ApplyRolesRequest
-	(*ApplyRolesResponse)(nil),    // 21: accessd.v1.ApplyRolesResponse
-	(*ListRolesRequest)(nil),      // 22: accessd.v1.ListRolesRequest
-	(*ListRolesResponse)(nil),     // 23: accessd.v1.ListRolesResponse
-	(*GetRoleRequest)(nil),        // 24: accessd.v1.GetRoleRequest
-	(*GetRoleResponse)(nil),       // 25: accessd.v1.GetRoleResponse
-	(*RemoveRoleRequest)(nil),     // 26: accessd.v1.RemoveRoleRequest
-	(*RemoveRoleResponse)(nil),    // 27: accessd.v1.RemoveRoleResponse
-	(*Token)(nil),                 // 28: accessd.v1.Token
-	(*AddTokenRequest)(nil),       // 29: accessd.v1.AddTokenRequest
-	(*AddTokenResponse)(nil),      // 30: accessd.v1.AddTokenResponse
-	(*ListTokensRequest)(nil),     // 31: accessd.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),    // 32: accessd.v1.ListTokensResponse
-	(*RemoveTokenRequest)(nil),    // 33: accessd.v1.RemoveTokenRequest
-	(*RemoveTokenResponse)(nil),   // 34: accessd.v1.RemoveTokenResponse
-	(*Node)(nil),                  // 35: accessd.v1.Node
-	(*AddNodeRequest)(nil),        // 36: accessd.v1.AddNodeRequest
-	(*AddNodeResponse)(nil),       // 37: accessd.v1.AddNodeResponse
-	(*SignHostKeyRequest)(nil),    // 38: accessd.v1.SignHostKeyRequest
-	(*SignHostKeyResponse)(nil),   // 39: accessd.v1.SignHostKeyResponse
-	(*ListNodesRequest)(nil),      // 40: accessd.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),     // 41: accessd.v1.ListNodesResponse
-	(*RemoveNodeRequest)(nil),     // 42: accessd.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),    // 43: accessd.v1.RemoveNodeResponse
-	(*Session)(nil),               // 44: accessd.v1.Session
-	(*ListSessionsRequest)(nil),   // 45: accessd.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),  // 46: accessd.v1.ListSessionsResponse
-	(*KillSessionRequest)(nil),    // 47: accessd.v1.KillSessionRequest
-	(*KillSessionResponse)(nil),   // 48: accessd.v1.KillSessionResponse
-	(*EventFilter)(nil),           // 49: accessd.v1.EventFilter
-	(*ListEventsRequest)(nil),     // 50: accessd.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),    // 51: accessd.v1.ListEventsResponse
-	(*MissingLog)(nil),            // 52: accessd.v1.MissingLog
-	(*TailEventsRequest)(nil),     // 53: accessd.v1.TailEventsRequest
-	(*TailEventsResponse)(nil),    // 54: accessd.v1.TailEventsResponse
-	(*ExportEventsRequest)(nil),   // 55: accessd.v1.ExportEventsRequest
-	(*ExportEventsResponse)(nil),  // 56: accessd.v1.ExportEventsResponse
-	(*VerifyLogRequest)(nil),      // 57: accessd.v1.VerifyLogRequest
-	(*VerifyLogResponse)(nil),     // 58: accessd.v1.VerifyLogResponse
-	(*VerifiedPeriod)(nil),        // 59: accessd.v1.VerifiedPeriod
-	(*ArchivePeriodRequest)(nil),  // 60: accessd.v1.ArchivePeriodRequest
-	(*ArchivePeriodResponse)(nil), // 61: accessd.v1.ArchivePeriodResponse
-	(*RotateLogRequest)(nil),      // 62: accessd.v1.RotateLogRequest
-	(*RotateLogResponse)(nil),     // 63: accessd.v1.RotateLogResponse
-	(*ProveEventRequest)(nil),     // 64: accessd.v1.ProveEventRequest
-	(*ProveEventResponse)(nil),    // 65: accessd.v1.ProveEventResponse
-	(*ExportCARequest)(nil),       // 66: accessd.v1.ExportCARequest
-	(*ExportCAResponse)(nil),      // 67: accessd.v1.ExportCAResponse
-	nil,                           // 68: accessd.v1.User.TraitsEntry
-	nil,                           // 69: accessd.v1.AddUserRequest.TraitsEntry
-	nil,                           // 70: accessd.v1.Token.LabelsEntry
-	nil,                           // 71: accessd.v1.AddTokenRequest.LabelsEntry
-	nil,                           // 72: accessd.v1.Node.LabelsEntry
-	nil,                           // 73: accessd.v1.AddNodeRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 74: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 75: google.protobuf.Duration
+	(*Values)(nil),                    // 0: accessd.v1.Values
+	(*User)(nil),                      // 1: accessd.v1.User
+	(*AddUserRequest)(nil),            // 2: accessd.v1.AddUserRequest
+	(*AddUserResponse)(nil),           // 3: accessd.v1.AddUserResponse
+	(*ListUsersRequest)(nil),          // 4: accessd.v1.ListUsersRequest
+	(*ListUsersResponse)(nil),         // 5: accessd.v1.ListUsersResponse
+	(*RemoveUserRequest)(nil),         // 6: accessd.v1.RemoveUserRequest
+	(*RemoveUserResponse)(nil),        // 7: accessd.v1.RemoveUserResponse
+	(*ResetUserRequest)(nil),          // 8: accessd.v1.ResetUserRequest
+	(*ResetUserResponse)(nil),         // 9: accessd.v1.ResetUserResponse
+	(*SignUserRequest)(nil),           // 10: accessd.v1.SignUserRequest
+	(*SignUserResponse)(nil),          // 11: accessd.v1.SignUserResponse
+	(*UserKey)(nil),                   // 12: accessd.v1.UserKey
+	(*NewKeyChallengeRequest)(nil),    // 13: accessd.v1.NewKeyChallengeRequest
+	(*NewKeyChallengeResponse)(nil),   // 14: accessd.v1.NewKeyChallengeResponse
+	(*Authenticators)(nil),            // 15: accessd.v1.Authenticators
+	(*SetAuthenticatorsRequest)(nil),  // 16: accessd.v1.SetAuthenticatorsRequest
+	(*SetAuthenticatorsResponse)(nil), // 17: accessd.v1.SetAuthenticatorsResponse
+	(*GetAuthenticatorsRequest)(nil),  // 18: accessd.v1.GetAuthenticatorsRequest
+	(*GetAuthenticatorsResponse)(nil), // 19: accessd.v1.GetAuthenticatorsResponse
+	(*AddUserKeyRequest)(nil),         // 20: accessd.v1.AddUserKeyRequest
+	(*AddUserKeyResponse)(nil),        // 21: accessd.v1.AddUserKeyResponse
+	(*ListUserKeysRequest)(nil),       // 22: accessd.v1.ListUserKeysRequest
+	(*ListUserKeysResponse)(nil),      // 23: accessd.v1.ListUserKeysResponse
+	(*RemoveUserKeyRequest)(nil),      // 24: accessd.v1.RemoveUserKeyRequest
+	(*RemoveUserKeyResponse)(nil),     // 25: accessd.v1.RemoveUserKeyResponse
+	(*Role)(nil),                      // 26: accessd.v1.Role
+	(*ApplyRolesRequest)(nil),         // 27: accessd.v1.ApplyRolesRequest
+	(*ApplyRolesResponse)(nil),        // 28: accessd.v1.ApplyRolesResponse
+	(*ListRolesRequest)(nil),          // 29: accessd.v1.ListRolesRequest
+	(*ListRolesResponse)(nil),         // 30: accessd.v1.ListRolesResponse
+	(*GetRoleRequest)(nil),            // 31: accessd.v1.GetRoleRequest
+	(*GetRoleResponse)(nil),           // 32: accessd.v1.GetRoleResponse
+	(*RemoveRoleRequest)(nil),         // 33: accessd.v1.RemoveRoleRequest
+	(*RemoveRoleResponse)(nil),        // 34: accessd.v1.RemoveRoleResponse
+	(*Token)(nil),                     // 35: accessd.v1.Token
+	(*AddTokenRequest)(nil),           // 36: accessd.v1.AddTokenRequest
+	(*AddTokenResponse)(nil),          // 37: accessd.v1.AddTokenResponse
+	(*ListTokensRequest)(nil),         // 38: accessd.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),        // 39: accessd.v1.ListTokensResponse
+	(*RemoveTokenRequest)(nil),        // 40: accessd.v1.RemoveTokenRequest
+	(*RemoveTokenResponse)(nil),       // 41: accessd.v1.RemoveTokenResponse
+	(*Node)(nil),                      // 42: accessd.v1.Node
+	(*AddNodeRequest)(nil),            // 43: accessd.v1.AddNodeRequest
+	(*AddNodeResponse)(nil),           // 44: accessd.v1.AddNodeResponse
+	(*SignHostKeyRequest)(nil),        // 45: accessd.v1.SignHostKeyRequest
+	(*SignHostKeyResponse)(nil),       // 46: accessd.v1.SignHostKeyResponse
+	(*ListNodesRequest)(nil),          // 47: accessd.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),         // 48: accessd.v1.ListNodesResponse
+	(*RemoveNodeRequest)(nil),         // 49: accessd.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),        // 50: accessd.v1.RemoveNodeResponse
+	(*Session)(nil),                   // 51: accessd.v1.Session
+	(*ListSessionsRequest)(nil),       // 52: accessd.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),      // 53: accessd.v1.ListSessionsResponse
+	(*KillSessionRequest)(nil),        // 54: accessd.v1.KillSessionRequest
+	(*KillSessionResponse)(nil),       // 55: accessd.v1.KillSessionResponse
+	(*EventFilter)(nil),               // 56: accessd.v1.EventFilter
+	(*ListEventsRequest)(nil),         // 57: accessd.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),        // 58: accessd.v1.ListEventsResponse
+	(*MissingLog)(nil),                // 59: accessd.v1.MissingLog
+	(*TailEventsRequest)(nil),         // 60: accessd.v1.TailEventsRequest
+	(*TailEventsResponse)(nil),        // 61: accessd.v1.TailEventsResponse
+	(*ExportEventsRequest)(nil),       // 62: accessd.v1.ExportEventsRequest
+	(*ExportEventsResponse)(nil),      // 63: accessd.v1.ExportEventsResponse
+	(*VerifyLogRequest)(nil),          // 64: accessd.v1.VerifyLogRequest
+	(*VerifyLogResponse)(nil),         // 65: accessd.v1.VerifyLogResponse
+	(*VerifiedPeriod)(nil),            // 66: accessd.v1.VerifiedPeriod
+	(*ArchivePeriodRequest)(nil),      // 67: accessd.v1.ArchivePeriodRequest
+	(*ArchivePeriodResponse)(nil),     // 68: accessd.v1.ArchivePeriodResponse
+	(*RotateLogRequest)(nil),          // 69: accessd.v1.RotateLogRequest
+	(*RotateLogResponse)(nil),         // 70: accessd.v1.RotateLogResponse
+	(*ProveEventRequest)(nil),         // 71: accessd.v1.ProveEventRequest
+	(*ProveEventResponse)(nil),        // 72: accessd.v1.ProveEventResponse
+	(*ExportCARequest)(nil),           // 73: accessd.v1.ExportCARequest
+	(*ExportCAResponse)(nil),          // 74: accessd.v1.ExportCAResponse
+	nil,                               // 75: accessd.v1.User.TraitsEntry
+	nil,                               // 76: accessd.v1.AddUserRequest.TraitsEntry
+	nil,                               // 77: accessd.v1.Token.LabelsEntry
+	nil,                               // 78: accessd.v1.AddTokenRequest.LabelsEntry
+	nil,                               // 79: accessd.v1.Node.LabelsEntry
+	nil,                               // 80: accessd.v1.AddNodeRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil),     // 81: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),       // 82: google.protobuf.Duration
 }
 var file_accessd_v1_admin_proto_depIdxs = []int32{
-	68, // 0: accessd.v1.User.traits:type_name -> accessd.v1.User.TraitsEntry
-	74, // 1: accessd.v1.User.created:type_name -> google.protobuf.Timestamp
-	74, // 2: accessd.v1.User.invite_expires:type_name -> google.protobuf.Timestamp
-	69, // 3: accessd.v1.AddUserRequest.traits:type_name -> accessd.v1.AddUserRequest.TraitsEntry
-	75, // 4: accessd.v1.AddUserRequest.invite_ttl:type_name -> google.protobuf.Duration
+	75, // 0: accessd.v1.User.traits:type_name -> accessd.v1.User.TraitsEntry
+	81, // 1: accessd.v1.User.created:type_name -> google.protobuf.Timestamp
+	81, // 2: accessd.v1.User.invite_expires:type_name -> google.protobuf.Timestamp
+	76, // 3: accessd.v1.AddUserRequest.traits:type_name -> accessd.v1.AddUserRequest.TraitsEntry
+	82, // 4: accessd.v1.AddUserRequest.invite_ttl:type_name -> google.protobuf.Duration
 	1,  // 5: accessd.v1.AddUserResponse.user:type_name -> accessd.v1.User
-	74, // 6: accessd.v1.AddUserResponse.invite_expires:type_name -> google.protobuf.Timestamp
+	81, // 6: accessd.v1.AddUserResponse.invite_expires:type_name -> google.protobuf.Timestamp
 	1,  // 7: accessd.v1.ListUsersResponse.users:type_name -> accessd.v1.User
-	75, // 8: accessd.v1.ResetUserRequest.invite_ttl:type_name -> google.protobuf.Duration
-	74, // 9: accessd.v1.ResetUserResponse.invite_expires:type_name -> google.protobuf.Timestamp
-	75, // 10: accessd.v1.SignUserRequest.ttl:type_name -> google.protobuf.Duration
-	74, // 11: accessd.v1.SignUserResponse.expires:type_name -> google.protobuf.Timestamp
-	74, // 12: accessd.v1.UserKey.added:type_name -> google.protobuf.Timestamp
-	12, // 13: accessd.v1.AddUserKeyResponse.key:type_name -> accessd.v1.UserKey
-	12, // 14: accessd.v1.ListUserKeysResponse.keys:type_name -> accessd.v1.UserKey
-	19, // 15: accessd.v1.ListRolesResponse.roles:type_name -> accessd.v1.Role
-	19, // 16: accessd.v1.GetRoleResponse.role:type_name -> accessd.v1.Role
-	74, // 17: accessd.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	70, // 18: accessd.v1.Token.labels:type_name -> accessd.v1.Token.LabelsEntry
-	75, // 19: accessd.v1.AddTokenRequest.ttl:type_name -> google.protobuf.Duration
-	71, // 20: accessd.v1.AddTokenRequest.labels:type_name -> accessd.v1.AddTokenRequest.LabelsEntry
-	28, // 21: accessd.v1.AddTokenResponse.token:type_name -> accessd.v1.Token
-	28, // 22: accessd.v1.ListTokensResponse.tokens:type_name -> accessd.v1.Token
-	72, // 23: accessd.v1.Node.labels:type_name -> accessd.v1.Node.LabelsEntry
-	74, // 24: accessd.v1.Node.joined:type_name -> google.protobuf.Timestamp
-	74, // 25: accessd.v1.Node.last_seen:type_name -> google.protobuf.Timestamp
-	73, // 26: accessd.v1.AddNodeRequest.labels:type_name -> accessd.v1.AddNodeRequest.LabelsEntry
-	35, // 27: accessd.v1.AddNodeResponse.node:type_name -> accessd.v1.Node
-	74, // 28: accessd.v1.SignHostKeyResponse.expires:type_name -> google.protobuf.Timestamp
-	35, // 29: accessd.v1.ListNodesResponse.nodes:type_name -> accessd.v1.Node
-	74, // 30: accessd.v1.Session.started:type_name -> google.protobuf.Timestamp
-	44, // 31: accessd.v1.ListSessionsResponse.sessions:type_name -> accessd.v1.Session
-	74, // 32: accessd.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
-	74, // 33: accessd.v1.EventFilter.until:type_name -> google.protobuf.Timestamp
-	49, // 34: accessd.v1.ListEventsRequest.filter:type_name -> accessd.v1.EventFilter
-	52, // 35: accessd.v1.ListEventsResponse.missing:type_name -> accessd.v1.MissingLog
-	49, // 36: accessd.v1.TailEventsRequest.filter:type_name -> accessd.v1.EventFilter
-	52, // 37: accessd.v1.TailEventsResponse.missing:type_name -> accessd.v1.MissingLog
-	49, // 38: accessd.v1.ExportEventsRequest.filter:type_name -> accessd.v1.EventFilter
-	52, // 39: accessd.v1.ExportEventsResponse.missing:type_name -> accessd.v1.MissingLog
-	59, // 40: accessd.v1.VerifyLogResponse.before:type_name -> accessd.v1.VerifiedPeriod
-	0,  // 41: accessd.v1.User.TraitsEntry.value:type_name -> accessd.v1.Values
-	0,  // 42: accessd.v1.AddUserRequest.TraitsEntry.value:type_name -> accessd.v1.Values
-	2,  // 43: accessd.v1.UserService.AddUser:input_type -> accessd.v1.AddUserRequest
-	4,  // 44: accessd.v1.UserService.ListUsers:input_type -> accessd.v1.ListUsersRequest
-	6,  // 45: accessd.v1.UserService.RemoveUser:input_type -> accessd.v1.RemoveUserRequest
-	8,  // 46: accessd.v1.UserService.ResetUser:input_type -> accessd.v1.ResetUserRequest
-	10, // 47: accessd.v1.UserService.SignUser:input_type -> accessd.v1.SignUserRequest
-	13, // 48: accessd.v1.UserService.AddUserKey:input_type -> accessd.v1.AddUserKeyRequest
-	15, // 49: accessd.v1.UserService.ListUserKeys:input_type -> accessd.v1.ListUserKeysRequest
-	17, // 50: accessd.v1.UserService.RemoveUserKey:input_type -> accessd.v1.RemoveUserKeyRequest
-	20, // 51: accessd.v1.RoleService.ApplyRoles:input_type -> accessd.v1.ApplyRolesRequest
-	22, // 52: accessd.v1.RoleService.ListRoles:input_type -> accessd.v1.ListRolesRequest
-	24, // 53: accessd.v1.RoleService.GetRole:input_type -> accessd.v1.GetRoleRequest
-	26, // 54: accessd.v1.RoleService.RemoveRole:input_type -> accessd.v1.RemoveRoleRequest
-	29, // 55: accessd.v1.TokenService.AddToken:input_type -> accessd.v1.AddTokenRequest
-	31, // 56: accessd.v1.TokenService.ListTokens:input_type -> accessd.v1.ListTokensRequest
-	33, // 57: accessd.v1.TokenService.RemoveToken:input_type -> accessd.v1.RemoveTokenRequest
-	40, // 58: accessd.v1.NodeService.ListNodes:input_type -> accessd.v1.ListNodesRequest
-	36, // 59: accessd.v1.NodeService.AddNode:input_type -> accessd.v1.AddNodeRequest
-	38, // 60: accessd.v1.NodeService.SignHostKey:input_type -> accessd.v1.SignHostKeyRequest
-	42, // 61: accessd.v1.NodeService.RemoveNode:input_type -> accessd.v1.RemoveNodeRequest
-	45, // 62: accessd.v1.SessionService.ListSessions:input_type -> accessd.v1.ListSessionsRequest
-	47, // 63: accessd.v1.SessionService.KillSession:input_type -> accessd.v1.KillSessionRequest
-	50, // 64: accessd.v1.AuditService.ListEvents:input_type -> accessd.v1.ListEventsRequest
-	53, // 65: accessd.v1.AuditService.TailEvents:input_type -> accessd.v1.TailEventsRequest
-	55, // 66: accessd.v1.AuditService.ExportEvents:input_type -> accessd.v1.ExportEventsRequest
-	57, // 67: accessd.v1.AuditService.VerifyLog:input_type -> accessd.v1.VerifyLogRequest
-	64, // 68: accessd.v1.AuditService.ProveEvent:input_type -> accessd.v1.ProveEventRequest
-	62, // 69: accessd.v1.AuditService.RotateLog:input_type -> accessd.v1.RotateLogRequest
-	60, // 70: accessd.v1.AuditService.ArchivePeriod:input_type -> accessd.v1.ArchivePeriodRequest
-	66, // 71: accessd.v1.CAService.ExportCA:input_type -> accessd.v1.ExportCARequest
-	3,  // 72: accessd.v1.UserService.AddUser:output_type -> accessd.v1.AddUserResponse
-	5,  // 73: accessd.v1.UserService.ListUsers:output_type -> accessd.v1.ListUsersResponse
-	7,  // 74: accessd.v1.UserService.RemoveUser:output_type -> accessd.v1.RemoveUserResponse
-	9,  // 75: accessd.v1.UserService.ResetUser:output_type -> accessd.v1.ResetUserResponse
-	11, // 76: accessd.v1.UserService.SignUser:output_type -> accessd.v1.SignUserResponse
-	14, // 77: accessd.v1.UserService.AddUserKey:output_type -> accessd.v1.AddUserKeyResponse
-	16, // 78: accessd.v1.UserService.ListUserKeys:output_type -> accessd.v1.ListUserKeysResponse
-	18, // 79: accessd.v1.UserService.RemoveUserKey:output_type -> accessd.v1.RemoveUserKeyResponse
-	21, // 80: accessd.v1.RoleService.ApplyRoles:output_type -> accessd.v1.ApplyRolesResponse
-	23, // 81: accessd.v1.RoleService.ListRoles:output_type -> accessd.v1.ListRolesResponse
-	25, // 82: accessd.v1.RoleService.GetRole:output_type -> accessd.v1.GetRoleResponse
-	27, // 83: accessd.v1.RoleService.RemoveRole:output_type -> accessd.v1.RemoveRoleResponse
-	30, // 84: accessd.v1.TokenService.AddToken:output_type -> accessd.v1.AddTokenResponse
-	32, // 85: accessd.v1.TokenService.ListTokens:output_type -> accessd.v1.ListTokensResponse
-	34, // 86: accessd.v1.TokenService.RemoveToken:output_type -> accessd.v1.RemoveTokenResponse
-	41, // 87: accessd.v1.NodeService.ListNodes:output_type -> accessd.v1.ListNodesResponse
-	37, // 88: accessd.v1.NodeService.AddNode:output_type -> accessd.v1.AddNodeResponse
-	39, // 89: accessd.v1.NodeService.SignHostKey:output_type -> accessd.v1.SignHostKeyResponse
-	43, // 90: accessd.v1.NodeService.RemoveNode:output_type -> accessd.v1.RemoveNodeResponse
-	46, // 91: accessd.v1.SessionService.ListSessions:output_type -> accessd.v1.ListSessionsResponse
-	48, // 92: accessd.v1.SessionService.KillSession:output_type -> accessd.v1.KillSessionResponse
-	51, // 93: accessd.v1.AuditService.ListEvents:output_type -> accessd.v1.ListEventsResponse
-	54, // 94: accessd.v1.AuditService.TailEvents:output_type -> accessd.v1.TailEventsResponse
-	56, // 95: accessd.v1.AuditService.ExportEvents:output_type -> accessd.v1.ExportEventsResponse
-	58, // 96: accessd.v1.AuditService.VerifyLog:output_type -> accessd.v1.VerifyLogResponse
-	65, // 97: accessd.v1.AuditService.ProveEvent:output_type -> accessd.v1.ProveEventResponse
-	63, // 98: accessd.v1.AuditService.RotateLog:output_type -> accessd.v1.RotateLogResponse
-	61, // 99: accessd.v1.AuditService.ArchivePeriod:output_type -> accessd.v1.ArchivePeriodResponse
-	67, // 100: accessd.v1.CAService.ExportCA:output_type -> accessd.v1.ExportCAResponse
-	72, // [72:101] is the sub-list for method output_type
-	43, // [43:72] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	82, // 8: accessd.v1.ResetUserRequest.invite_ttl:type_name -> google.protobuf.Duration
+	81, // 9: accessd.v1.ResetUserResponse.invite_expires:type_name -> google.protobuf.Timestamp
+	82, // 10: accessd.v1.SignUserRequest.ttl:type_name -> google.protobuf.Duration
+	81, // 11: accessd.v1.SignUserResponse.expires:type_name -> google.protobuf.Timestamp
+	81, // 12: accessd.v1.UserKey.added:type_name -> google.protobuf.Timestamp
+	81, // 13: accessd.v1.NewKeyChallengeResponse.expires:type_name -> google.protobuf.Timestamp
+	15, // 14: accessd.v1.SetAuthenticatorsRequest.authenticators:type_name -> accessd.v1.Authenticators
+	15, // 15: accessd.v1.GetAuthenticatorsResponse.authenticators:type_name -> accessd.v1.Authenticators
+	12, // 16: accessd.v1.AddUserKeyResponse.key:type_name -> accessd.v1.UserKey
+	12, // 17: accessd.v1.ListUserKeysResponse.keys:type_name -> accessd.v1.UserKey
+	26, // 18: accessd.v1.ListRolesResponse.roles:type_name -> accessd.v1.Role
+	26, // 19: accessd.v1.GetRoleResponse.role:type_name -> accessd.v1.Role
+	81, // 20: accessd.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	77, // 21: accessd.v1.Token.labels:type_name -> accessd.v1.Token.LabelsEntry
+	82, // 22: accessd.v1.AddTokenRequest.ttl:type_name -> google.protobuf.Duration
+	78, // 23: accessd.v1.AddTokenRequest.labels:type_name -> accessd.v1.AddTokenRequest.LabelsEntry
+	35, // 24: accessd.v1.AddTokenResponse.token:type_name -> accessd.v1.Token
+	35, // 25: accessd.v1.ListTokensResponse.tokens:type_name -> accessd.v1.Token
+	79, // 26: accessd.v1.Node.labels:type_name -> accessd.v1.Node.LabelsEntry
+	81, // 27: accessd.v1.Node.joined:type_name -> google.protobuf.Timestamp
+	81, // 28: accessd.v1.Node.last_seen:type_name -> google.protobuf.Timestamp
+	80, // 29: accessd.v1.AddNodeRequest.labels:type_name -> accessd.v1.AddNodeRequest.LabelsEntry
+	42, // 30: accessd.v1.AddNodeResponse.node:type_name -> accessd.v1.Node
+	81, // 31: accessd.v1.SignHostKeyResponse.expires:type_name -> google.protobuf.Timestamp
+	42, // 32: accessd.v1.ListNodesResponse.nodes:type_name -> accessd.v1.Node
+	81, // 33: accessd.v1.Session.started:type_name -> google.protobuf.Timestamp
+	51, // 34: accessd.v1.ListSessionsResponse.sessions:type_name -> accessd.v1.Session
+	81, // 35: accessd.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
+	81, // 36: accessd.v1.EventFilter.until:type_name -> google.protobuf.Timestamp
+	56, // 37: accessd.v1.ListEventsRequest.filter:type_name -> accessd.v1.EventFilter
+	59, // 38: accessd.v1.ListEventsResponse.missing:type_name -> accessd.v1.MissingLog
+	56, // 39: accessd.v1.TailEventsRequest.filter:type_name -> accessd.v1.EventFilter
+	59, // 40: accessd.v1.TailEventsResponse.missing:type_name -> accessd.v1.MissingLog
+	56, // 41: accessd.v1.ExportEventsRequest.filter:type_name -> accessd.v1.EventFilter
+	59, // 42: accessd.v1.ExportEventsResponse.missing:type_name -> accessd.v1.MissingLog
+	66, // 43: accessd.v1.VerifyLogResponse.before:type_name -> accessd.v1.VerifiedPeriod
+	0,  // 44: accessd.v1.User.TraitsEntry.value:type_name -> accessd.v1.Values
+	0,  // 45: accessd.v1.AddUserRequest.TraitsEntry.value:type_name -> accessd.v1.Values
+	2,  // 46: accessd.v1.UserService.AddUser:input_type -> accessd.v1.AddUserRequest
+	4,  // 47: accessd.v1.UserService.ListUsers:input_type -> accessd.v1.ListUsersRequest
+	6,  // 48: accessd.v1.UserService.RemoveUser:input_type -> accessd.v1.RemoveUserRequest
+	8,  // 49: accessd.v1.UserService.ResetUser:input_type -> accessd.v1.ResetUserRequest
+	10, // 50: accessd.v1.UserService.SignUser:input_type -> accessd.v1.SignUserRequest
+	20, // 51: accessd.v1.UserService.AddUserKey:input_type -> accessd.v1.AddUserKeyRequest
+	22, // 52: accessd.v1.UserService.ListUserKeys:input_type -> accessd.v1.ListUserKeysRequest
+	24, // 53: accessd.v1.UserService.RemoveUserKey:input_type -> accessd.v1.RemoveUserKeyRequest
+	13, // 54: accessd.v1.UserService.NewKeyChallenge:input_type -> accessd.v1.NewKeyChallengeRequest
+	16, // 55: accessd.v1.UserService.SetAuthenticators:input_type -> accessd.v1.SetAuthenticatorsRequest
+	18, // 56: accessd.v1.UserService.GetAuthenticators:input_type -> accessd.v1.GetAuthenticatorsRequest
+	27, // 57: accessd.v1.RoleService.ApplyRoles:input_type -> accessd.v1.ApplyRolesRequest
+	29, // 58: accessd.v1.RoleService.ListRoles:input_type -> accessd.v1.ListRolesRequest
+	31, // 59: accessd.v1.RoleService.GetRole:input_type -> accessd.v1.GetRoleRequest
+	33, // 60: accessd.v1.RoleService.RemoveRole:input_type -> accessd.v1.RemoveRoleRequest
+	36, // 61: accessd.v1.TokenService.AddToken:input_type -> accessd.v1.AddTokenRequest
+	38, // 62: accessd.v1.TokenService.ListTokens:input_type -> accessd.v1.ListTokensRequest
+	40, // 63: accessd.v1.TokenService.RemoveToken:input_type -> accessd.v1.RemoveTokenRequest
+	47, // 64: accessd.v1.NodeService.ListNodes:input_type -> accessd.v1.ListNodesRequest
+	43, // 65: accessd.v1.NodeService.AddNode:input_type -> accessd.v1.AddNodeRequest
+	45, // 66: accessd.v1.NodeService.SignHostKey:input_type -> accessd.v1.SignHostKeyRequest
+	49, // 67: accessd.v1.NodeService.RemoveNode:input_type -> accessd.v1.RemoveNodeRequest
+	52, // 68: accessd.v1.SessionService.ListSessions:input_type -> accessd.v1.ListSessionsRequest
+	54, // 69: accessd.v1.SessionService.KillSession:input_type -> accessd.v1.KillSessionRequest
+	57, // 70: accessd.v1.AuditService.ListEvents:input_type -> accessd.v1.ListEventsRequest
+	60, // 71: accessd.v1.AuditService.TailEvents:input_type -> accessd.v1.TailEventsRequest
+	62, // 72: accessd.v1.AuditService.ExportEvents:input_type -> accessd.v1.ExportEventsRequest
+	64, // 73: accessd.v1.AuditService.VerifyLog:input_type -> accessd.v1.VerifyLogRequest
+	71, // 74: accessd.v1.AuditService.ProveEvent:input_type -> accessd.v1.ProveEventRequest
+	69, // 75: accessd.v1.AuditService.RotateLog:input_type -> accessd.v1.RotateLogRequest
+	67, // 76: accessd.v1.AuditService.ArchivePeriod:input_type -> accessd.v1.ArchivePeriodRequest
+	73, // 77: accessd.v1.CAService.ExportCA:input_type -> accessd.v1.ExportCARequest
+	3,  // 78: accessd.v1.UserService.AddUser:output_type -> accessd.v1.AddUserResponse
+	5,  // 79: accessd.v1.UserService.ListUsers:output_type -> accessd.v1.ListUsersResponse
+	7,  // 80: accessd.v1.UserService.RemoveUser:output_type -> accessd.v1.RemoveUserResponse
+	9,  // 81: accessd.v1.UserService.ResetUser:output_type -> accessd.v1.ResetUserResponse
+	11, // 82: accessd.v1.UserService.SignUser:output_type -> accessd.v1.SignUserResponse
+	21, // 83: accessd.v1.UserService.AddUserKey:output_type -> accessd.v1.AddUserKeyResponse
+	23, // 84: accessd.v1.UserService.ListUserKeys:output_type -> accessd.v1.ListUserKeysResponse
+	25, // 85: accessd.v1.UserService.RemoveUserKey:output_type -> accessd.v1.RemoveUserKeyResponse
+	14, // 86: accessd.v1.UserService.NewKeyChallenge:output_type -> accessd.v1.NewKeyChallengeResponse
+	17, // 87: accessd.v1.UserService.SetAuthenticators:output_type -> accessd.v1.SetAuthenticatorsResponse
+	19, // 88: accessd.v1.UserService.GetAuthenticators:output_type -> accessd.v1.GetAuthenticatorsResponse
+	28, // 89: accessd.v1.RoleService.ApplyRoles:output_type -> accessd.v1.ApplyRolesResponse
+	30, // 90: accessd.v1.RoleService.ListRoles:output_type -> accessd.v1.ListRolesResponse
+	32, // 91: accessd.v1.RoleService.GetRole:output_type -> accessd.v1.GetRoleResponse
+	34, // 92: accessd.v1.RoleService.RemoveRole:output_type -> accessd.v1.RemoveRoleResponse
+	37, // 93: accessd.v1.TokenService.AddToken:output_type -> accessd.v1.AddTokenResponse
+	39, // 94: accessd.v1.TokenService.ListTokens:output_type -> accessd.v1.ListTokensResponse
+	41, // 95: accessd.v1.TokenService.RemoveToken:output_type -> accessd.v1.RemoveTokenResponse
+	48, // 96: accessd.v1.NodeService.ListNodes:output_type -> accessd.v1.ListNodesResponse
+	44, // 97: accessd.v1.NodeService.AddNode:output_type -> accessd.v1.AddNodeResponse
+	46, // 98: accessd.v1.NodeService.SignHostKey:output_type -> accessd.v1.SignHostKeyResponse
+	50, // 99: accessd.v1.NodeService.RemoveNode:output_type -> accessd.v1.RemoveNodeResponse
+	53, // 100: accessd.v1.SessionService.ListSessions:output_type -> accessd.v1.ListSessionsResponse
+	55, // 101: accessd.v1.SessionService.KillSession:output_type -> accessd.v1.KillSessionResponse
+	58, // 102: accessd.v1.AuditService.ListEvents:output_type -> accessd.v1.ListEventsResponse
+	61, // 103: accessd.v1.AuditService.TailEvents:output_type -> accessd.v1.TailEventsResponse
+	63, // 104: accessd.v1.AuditService.ExportEvents:output_type -> accessd.v1.ExportEventsResponse
+	65, // 105: accessd.v1.AuditService.VerifyLog:output_type -> accessd.v1.VerifyLogResponse
+	72, // 106: accessd.v1.AuditService.ProveEvent:output_type -> accessd.v1.ProveEventResponse
+	70, // 107: accessd.v1.AuditService.RotateLog:output_type -> accessd.v1.RotateLogResponse
+	68, // 108: accessd.v1.AuditService.ArchivePeriod:output_type -> accessd.v1.ArchivePeriodResponse
+	74, // 109: accessd.v1.CAService.ExportCA:output_type -> accessd.v1.ExportCAResponse
+	78, // [78:110] is the sub-list for method output_type
+	46, // [46:78] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_accessd_v1_admin_proto_init() }
@@ -4490,14 +4885,14 @@ func file_accessd_v1_admin_proto_init() {
 	if File_accessd_v1_admin_proto != nil {
 		return
 	}
-	file_accessd_v1_admin_proto_msgTypes[49].OneofWrappers = []any{}
+	file_accessd_v1_admin_proto_msgTypes[56].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_accessd_v1_admin_proto_rawDesc), len(file_accessd_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   74,
+			NumMessages:   81,
 			NumExtensions: 0,
 			NumServices:   7,
 		},

@@ -11,6 +11,7 @@ package accessdv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -35,6 +36,10 @@ const (
 	BeginChangeRequest_CHANGE_RECOVERY BeginChangeRequest_Change = 3
 	// No recovery codes any more.
 	BeginChangeRequest_CHANGE_RECOVERY_REMOVE BeginChangeRequest_Change = 4
+	// A further passkey.
+	BeginChangeRequest_CHANGE_PASSKEY BeginChangeRequest_Change = 5
+	// One passkey less.
+	BeginChangeRequest_CHANGE_PASSKEY_REMOVE BeginChangeRequest_Change = 6
 )
 
 // Enum value maps for BeginChangeRequest_Change.
@@ -45,6 +50,8 @@ var (
 		2: "CHANGE_TOTP",
 		3: "CHANGE_RECOVERY",
 		4: "CHANGE_RECOVERY_REMOVE",
+		5: "CHANGE_PASSKEY",
+		6: "CHANGE_PASSKEY_REMOVE",
 	}
 	BeginChangeRequest_Change_value = map[string]int32{
 		"CHANGE_UNSPECIFIED":     0,
@@ -52,6 +59,8 @@ var (
 		"CHANGE_TOTP":            2,
 		"CHANGE_RECOVERY":        3,
 		"CHANGE_RECOVERY_REMOVE": 4,
+		"CHANGE_PASSKEY":         5,
+		"CHANGE_PASSKEY_REMOVE":  6,
 	}
 )
 
@@ -174,10 +183,17 @@ func (x *ListFactorsResponse) GetFactors() []*Factor {
 // Factor is something that a person signs in with.
 type Factor struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// password, totp or recovery.
+	// password, totp, recovery or passkey.
 	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
 	// Recovery codes that were not used.
-	Left          int32 `protobuf:"varint,2,opt,name=left,proto3" json:"left,omitempty"`
+	Left int32 `protobuf:"varint,2,opt,name=left,proto3" json:"left,omitempty"`
+	// What a passkey is called.
+	Name string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	// The host name that a passkey was made for.
+	Host string `protobuf:"bytes,4,opt,name=host,proto3" json:"host,omitempty"`
+	// When a passkey was made, and last used.
+	Created       *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=created,proto3" json:"created,omitempty"`
+	Used          *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=used,proto3" json:"used,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -226,9 +242,39 @@ func (x *Factor) GetLeft() int32 {
 	return 0
 }
 
+func (x *Factor) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Factor) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *Factor) GetCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Created
+	}
+	return nil
+}
+
+func (x *Factor) GetUsed() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Used
+	}
+	return nil
+}
+
 type BeginChangeRequest struct {
-	state         protoimpl.MessageState    `protogen:"open.v1"`
-	Change        BeginChangeRequest_Change `protobuf:"varint,1,opt,name=change,proto3,enum=accessd.v1.BeginChangeRequest_Change" json:"change,omitempty"`
+	state  protoimpl.MessageState    `protogen:"open.v1"`
+	Change BeginChangeRequest_Change `protobuf:"varint,1,opt,name=change,proto3,enum=accessd.v1.BeginChangeRequest_Change" json:"change,omitempty"`
+	// Of the passkey; empty for a new one: a name is found.
+	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -270,6 +316,13 @@ func (x *BeginChangeRequest) GetChange() BeginChangeRequest_Change {
 	return BeginChangeRequest_CHANGE_UNSPECIFIED
 }
 
+func (x *BeginChangeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
 type VerifyFactorRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Credential:
@@ -283,7 +336,11 @@ type VerifyFactorRequest struct {
 	// cluster itself; proxies only.
 	Node string `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`
 	// What the person typed.
-	Code          string `protobuf:"bytes,5,opt,name=code,proto3" json:"code,omitempty"`
+	Code string `protobuf:"bytes,5,opt,name=code,proto3" json:"code,omitempty"`
+	// Instead of a code: a security key that has signed for this connection, for
+	// which it was touched; authorized_keys format. It is the credential's own, or
+	// one that is enrolled for the person.
+	TouchedKey    string `protobuf:"bytes,6,opt,name=touched_key,json=touchedKey,proto3" json:"touched_key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -364,6 +421,13 @@ func (x *VerifyFactorRequest) GetCode() string {
 	return ""
 }
 
+func (x *VerifyFactorRequest) GetTouchedKey() string {
+	if x != nil {
+		return x.TouchedKey
+	}
+	return ""
+}
+
 type isVerifyFactorRequest_Credential interface {
 	isVerifyFactorRequest_Credential()
 }
@@ -384,7 +448,7 @@ func (*VerifyFactorRequest_EnrolledKey) isVerifyFactorRequest_Credential() {}
 
 type VerifyFactorResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How the factor was given: totp or recovery.
+	// How the factor was given: totp, recovery or touch.
 	Method string `protobuf:"bytes,1,opt,name=method,proto3" json:"method,omitempty"`
 	// Secret of the connection: with it a proxy is issued what goes on from there.
 	Proof         string `protobuf:"bytes,2,opt,name=proof,proto3" json:"proof,omitempty"`
@@ -441,28 +505,37 @@ var File_accessd_v1_factor_proto protoreflect.FileDescriptor
 const file_accessd_v1_factor_proto_rawDesc = "" +
 	"\n" +
 	"\x17accessd/v1/factor.proto\x12\n" +
-	"accessd.v1\x1a\x17accessd/v1/member.proto\"(\n" +
+	"accessd.v1\x1a\x17accessd/v1/member.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"(\n" +
 	"\x12ListFactorsRequest\x12\x12\n" +
 	"\x04user\x18\x01 \x01(\tR\x04user\"C\n" +
 	"\x13ListFactorsResponse\x12,\n" +
-	"\afactors\x18\x01 \x03(\v2\x12.accessd.v1.FactorR\afactors\"0\n" +
+	"\afactors\x18\x01 \x03(\v2\x12.accessd.v1.FactorR\afactors\"\xbe\x01\n" +
 	"\x06Factor\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
-	"\x04left\x18\x02 \x01(\x05R\x04left\"\xcc\x01\n" +
+	"\x04left\x18\x02 \x01(\x05R\x04left\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x12\n" +
+	"\x04host\x18\x04 \x01(\tR\x04host\x124\n" +
+	"\acreated\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12.\n" +
+	"\x04used\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x04used\"\x90\x02\n" +
 	"\x12BeginChangeRequest\x12=\n" +
-	"\x06change\x18\x01 \x01(\x0e2%.accessd.v1.BeginChangeRequest.ChangeR\x06change\"w\n" +
+	"\x06change\x18\x01 \x01(\x0e2%.accessd.v1.BeginChangeRequest.ChangeR\x06change\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\xa6\x01\n" +
 	"\x06Change\x12\x16\n" +
 	"\x12CHANGE_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fCHANGE_PASSWORD\x10\x01\x12\x0f\n" +
 	"\vCHANGE_TOTP\x10\x02\x12\x13\n" +
 	"\x0fCHANGE_RECOVERY\x10\x03\x12\x1a\n" +
-	"\x16CHANGE_RECOVERY_REMOVE\x10\x04\"\xac\x01\n" +
+	"\x16CHANGE_RECOVERY_REMOVE\x10\x04\x12\x12\n" +
+	"\x0eCHANGE_PASSKEY\x10\x05\x12\x19\n" +
+	"\x15CHANGE_PASSKEY_REMOVE\x10\x06\"\xcd\x01\n" +
 	"\x13VerifyFactorRequest\x12\"\n" +
 	"\vcertificate\x18\x01 \x01(\tH\x00R\vcertificate\x12#\n" +
 	"\fenrolled_key\x18\x02 \x01(\tH\x00R\venrolledKey\x12\x16\n" +
 	"\x06client\x18\x03 \x01(\tR\x06client\x12\x12\n" +
 	"\x04node\x18\x04 \x01(\tR\x04node\x12\x12\n" +
-	"\x04code\x18\x05 \x01(\tR\x04codeB\f\n" +
+	"\x04code\x18\x05 \x01(\tR\x04code\x12\x1f\n" +
+	"\vtouched_key\x18\x06 \x01(\tR\n" +
+	"touchedKeyB\f\n" +
 	"\n" +
 	"credential\"D\n" +
 	"\x14VerifyFactorResponse\x12\x16\n" +
@@ -496,25 +569,28 @@ var file_accessd_v1_factor_proto_goTypes = []any{
 	(*BeginChangeRequest)(nil),     // 4: accessd.v1.BeginChangeRequest
 	(*VerifyFactorRequest)(nil),    // 5: accessd.v1.VerifyFactorRequest
 	(*VerifyFactorResponse)(nil),   // 6: accessd.v1.VerifyFactorResponse
-	(*ContinueRequest)(nil),        // 7: accessd.v1.ContinueRequest
-	(*LoginStep)(nil),              // 8: accessd.v1.LoginStep
+	(*timestamppb.Timestamp)(nil),  // 7: google.protobuf.Timestamp
+	(*ContinueRequest)(nil),        // 8: accessd.v1.ContinueRequest
+	(*LoginStep)(nil),              // 9: accessd.v1.LoginStep
 }
 var file_accessd_v1_factor_proto_depIdxs = []int32{
 	3, // 0: accessd.v1.ListFactorsResponse.factors:type_name -> accessd.v1.Factor
-	0, // 1: accessd.v1.BeginChangeRequest.change:type_name -> accessd.v1.BeginChangeRequest.Change
-	5, // 2: accessd.v1.FactorService.VerifyFactor:input_type -> accessd.v1.VerifyFactorRequest
-	1, // 3: accessd.v1.FactorService.ListFactors:input_type -> accessd.v1.ListFactorsRequest
-	4, // 4: accessd.v1.FactorService.BeginChange:input_type -> accessd.v1.BeginChangeRequest
-	7, // 5: accessd.v1.FactorService.ContinueChange:input_type -> accessd.v1.ContinueRequest
-	6, // 6: accessd.v1.FactorService.VerifyFactor:output_type -> accessd.v1.VerifyFactorResponse
-	2, // 7: accessd.v1.FactorService.ListFactors:output_type -> accessd.v1.ListFactorsResponse
-	8, // 8: accessd.v1.FactorService.BeginChange:output_type -> accessd.v1.LoginStep
-	8, // 9: accessd.v1.FactorService.ContinueChange:output_type -> accessd.v1.LoginStep
-	6, // [6:10] is the sub-list for method output_type
-	2, // [2:6] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	7, // 1: accessd.v1.Factor.created:type_name -> google.protobuf.Timestamp
+	7, // 2: accessd.v1.Factor.used:type_name -> google.protobuf.Timestamp
+	0, // 3: accessd.v1.BeginChangeRequest.change:type_name -> accessd.v1.BeginChangeRequest.Change
+	5, // 4: accessd.v1.FactorService.VerifyFactor:input_type -> accessd.v1.VerifyFactorRequest
+	1, // 5: accessd.v1.FactorService.ListFactors:input_type -> accessd.v1.ListFactorsRequest
+	4, // 6: accessd.v1.FactorService.BeginChange:input_type -> accessd.v1.BeginChangeRequest
+	8, // 7: accessd.v1.FactorService.ContinueChange:input_type -> accessd.v1.ContinueRequest
+	6, // 8: accessd.v1.FactorService.VerifyFactor:output_type -> accessd.v1.VerifyFactorResponse
+	2, // 9: accessd.v1.FactorService.ListFactors:output_type -> accessd.v1.ListFactorsResponse
+	9, // 10: accessd.v1.FactorService.BeginChange:output_type -> accessd.v1.LoginStep
+	9, // 11: accessd.v1.FactorService.ContinueChange:output_type -> accessd.v1.LoginStep
+	8, // [8:12] is the sub-list for method output_type
+	4, // [4:8] is the sub-list for method input_type
+	4, // [4:4] is the sub-list for extension type_name
+	4, // [4:4] is the sub-list for extension extendee
+	0, // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_accessd_v1_factor_proto_init() }

@@ -239,8 +239,10 @@ type Limits struct {
 	// "session" or empty.
 	Mfa string `protobuf:"bytes,5,opt,name=mfa,proto3" json:"mfa,omitempty"`
 	// "strict", "best_effort" or "off".
-	Record        string `protobuf:"bytes,6,opt,name=record,proto3" json:"record,omitempty"`
-	RecordInput   bool   `protobuf:"varint,7,opt,name=record_input,json=recordInput,proto3" json:"record_input,omitempty"`
+	Record      string `protobuf:"bytes,6,opt,name=record,proto3" json:"record,omitempty"`
+	RecordInput bool   `protobuf:"varint,7,opt,name=record_input,json=recordInput,proto3" json:"record_input,omitempty"`
+	// "touch" or "pin", or empty.
+	Key           string `protobuf:"bytes,8,opt,name=key,proto3" json:"key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -324,6 +326,13 @@ func (x *Limits) GetRecordInput() bool {
 	return false
 }
 
+func (x *Limits) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
 var File_accessd_v1_policy_proto protoreflect.FileDescriptor
 
 const file_accessd_v1_policy_proto_rawDesc = "" +
@@ -346,7 +355,7 @@ const file_accessd_v1_policy_proto_rawDesc = "" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x12!\n" +
 	"\fneeds_factor\x18\x05 \x01(\bR\vneedsFactor\x12\x12\n" +
 	"\x04lock\x18\x06 \x01(\tR\x04lock\x12*\n" +
-	"\x06limits\x18\a \x01(\v2\x12.accessd.v1.LimitsR\x06limits\"\x91\x02\n" +
+	"\x06limits\x18\a \x01(\v2\x12.accessd.v1.LimitsR\x06limits\"\xa3\x02\n" +
 	"\x06Limits\x12:\n" +
 	"\vsession_ttl\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"sessionTtl\x12<\n" +
@@ -356,7 +365,8 @@ const file_accessd_v1_policy_proto_rawDesc = "" +
 	"pin_source\x18\x04 \x01(\bR\tpinSource\x12\x10\n" +
 	"\x03mfa\x18\x05 \x01(\tR\x03mfa\x12\x16\n" +
 	"\x06record\x18\x06 \x01(\tR\x06record\x12!\n" +
-	"\frecord_input\x18\a \x01(\bR\vrecordInput2S\n" +
+	"\frecord_input\x18\a \x01(\bR\vrecordInput\x12\x10\n" +
+	"\x03key\x18\b \x01(\tR\x03key2S\n" +
 	"\rPolicyService\x12B\n" +
 	"\aExplain\x12\x1a.accessd.v1.ExplainRequest\x1a\x1b.accessd.v1.ExplainResponseB5Z3github.com/accessd/accessd/api/accessd/v1;accessdv1b\x06proto3"
 

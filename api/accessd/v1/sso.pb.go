@@ -656,8 +656,13 @@ type ShowResponse struct {
 	// Where the terminal is: "ip:port".
 	Client string `protobuf:"bytes,5,opt,name=client,proto3" json:"client,omitempty"`
 	// The person has to type the code that the terminal shows.
-	Code          bool                   `protobuf:"varint,6,opt,name=code,proto3" json:"code,omitempty"`
-	Expires       *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=expires,proto3" json:"expires,omitempty"`
+	Code    bool                   `protobuf:"varint,6,opt,name=code,proto3" json:"code,omitempty"`
+	Expires *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=expires,proto3" json:"expires,omitempty"`
+	// A passkey can be used.
+	Passkey bool `protobuf:"varint,8,opt,name=passkey,proto3" json:"passkey,omitempty"`
+	// What the person vouches for: "" a sign-in, "enrol" nothing yet, since a passkey
+	// is made, "prove" a change of how they sign in, "factor" one connection.
+	Purpose       string `protobuf:"bytes,9,opt,name=purpose,proto3" json:"purpose,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -739,6 +744,20 @@ func (x *ShowResponse) GetExpires() *timestamppb.Timestamp {
 		return x.Expires
 	}
 	return nil
+}
+
+func (x *ShowResponse) GetPasskey() bool {
+	if x != nil {
+		return x.Passkey
+	}
+	return false
+}
+
+func (x *ShowResponse) GetPurpose() string {
+	if x != nil {
+		return x.Purpose
+	}
+	return ""
 }
 
 type ConfirmRequest struct {
@@ -856,6 +875,246 @@ func (x *ConfirmResponse) GetUrl() string {
 	return ""
 }
 
+type BeginPasskeyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Link  string                 `protobuf:"bytes,1,opt,name=link,proto3" json:"link,omitempty"`
+	Code  string                 `protobuf:"bytes,2,opt,name=code,proto3" json:"code,omitempty"`
+	// What the browser is known by; the same one must come back.
+	Browser string `protobuf:"bytes,3,opt,name=browser,proto3" json:"browser,omitempty"`
+	// The browser's address "ip:port", as the proxy attests it.
+	Client        string `protobuf:"bytes,4,opt,name=client,proto3" json:"client,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BeginPasskeyRequest) Reset() {
+	*x = BeginPasskeyRequest{}
+	mi := &file_accessd_v1_sso_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BeginPasskeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BeginPasskeyRequest) ProtoMessage() {}
+
+func (x *BeginPasskeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_sso_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BeginPasskeyRequest.ProtoReflect.Descriptor instead.
+func (*BeginPasskeyRequest) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_sso_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *BeginPasskeyRequest) GetLink() string {
+	if x != nil {
+		return x.Link
+	}
+	return ""
+}
+
+func (x *BeginPasskeyRequest) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *BeginPasskeyRequest) GetBrowser() string {
+	if x != nil {
+		return x.Browser
+	}
+	return ""
+}
+
+func (x *BeginPasskeyRequest) GetClient() string {
+	if x != nil {
+		return x.Client
+	}
+	return ""
+}
+
+type BeginPasskeyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What navigator.credentials.get or create takes, as JSON with its buffers in
+	// base64url (WebAuthn Level 3, sections 5.1.8 and 5.1.9).
+	Options []byte `protobuf:"bytes,1,opt,name=options,proto3" json:"options,omitempty"`
+	// A passkey is made.
+	Create        bool `protobuf:"varint,2,opt,name=create,proto3" json:"create,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BeginPasskeyResponse) Reset() {
+	*x = BeginPasskeyResponse{}
+	mi := &file_accessd_v1_sso_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BeginPasskeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BeginPasskeyResponse) ProtoMessage() {}
+
+func (x *BeginPasskeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_sso_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BeginPasskeyResponse.ProtoReflect.Descriptor instead.
+func (*BeginPasskeyResponse) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_sso_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *BeginPasskeyResponse) GetOptions() []byte {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
+func (x *BeginPasskeyResponse) GetCreate() bool {
+	if x != nil {
+		return x.Create
+	}
+	return false
+}
+
+type FinishPasskeyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Link  string                 `protobuf:"bytes,1,opt,name=link,proto3" json:"link,omitempty"`
+	// The PublicKeyCredential as JSON (WebAuthn Level 3, section 5.1).
+	Credential []byte `protobuf:"bytes,2,opt,name=credential,proto3" json:"credential,omitempty"`
+	// As in BeginPasskeyRequest.
+	Browser       string `protobuf:"bytes,3,opt,name=browser,proto3" json:"browser,omitempty"`
+	Client        string `protobuf:"bytes,4,opt,name=client,proto3" json:"client,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FinishPasskeyRequest) Reset() {
+	*x = FinishPasskeyRequest{}
+	mi := &file_accessd_v1_sso_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FinishPasskeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FinishPasskeyRequest) ProtoMessage() {}
+
+func (x *FinishPasskeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_sso_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FinishPasskeyRequest.ProtoReflect.Descriptor instead.
+func (*FinishPasskeyRequest) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_sso_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *FinishPasskeyRequest) GetLink() string {
+	if x != nil {
+		return x.Link
+	}
+	return ""
+}
+
+func (x *FinishPasskeyRequest) GetCredential() []byte {
+	if x != nil {
+		return x.Credential
+	}
+	return nil
+}
+
+func (x *FinishPasskeyRequest) GetBrowser() string {
+	if x != nil {
+		return x.Browser
+	}
+	return ""
+}
+
+func (x *FinishPasskeyRequest) GetClient() string {
+	if x != nil {
+		return x.Client
+	}
+	return ""
+}
+
+type FinishPasskeyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How it ended, as after a provider.
+	End           *FinishResponse `protobuf:"bytes,1,opt,name=end,proto3" json:"end,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FinishPasskeyResponse) Reset() {
+	*x = FinishPasskeyResponse{}
+	mi := &file_accessd_v1_sso_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FinishPasskeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FinishPasskeyResponse) ProtoMessage() {}
+
+func (x *FinishPasskeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_accessd_v1_sso_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FinishPasskeyResponse.ProtoReflect.Descriptor instead.
+func (*FinishPasskeyResponse) Descriptor() ([]byte, []int) {
+	return file_accessd_v1_sso_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *FinishPasskeyResponse) GetEnd() *FinishResponse {
+	if x != nil {
+		return x.End
+	}
+	return nil
+}
+
 type FinishRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	State string                 `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`
@@ -872,7 +1131,7 @@ type FinishRequest struct {
 
 func (x *FinishRequest) Reset() {
 	*x = FinishRequest{}
-	mi := &file_accessd_v1_sso_proto_msgTypes[15]
+	mi := &file_accessd_v1_sso_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -884,7 +1143,7 @@ func (x *FinishRequest) String() string {
 func (*FinishRequest) ProtoMessage() {}
 
 func (x *FinishRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_sso_proto_msgTypes[15]
+	mi := &file_accessd_v1_sso_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -897,7 +1156,7 @@ func (x *FinishRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishRequest.ProtoReflect.Descriptor instead.
 func (*FinishRequest) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_sso_proto_rawDescGZIP(), []int{15}
+	return file_accessd_v1_sso_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *FinishRequest) GetState() string {
@@ -948,14 +1207,18 @@ type FinishResponse struct {
 	Fingerprint string                 `protobuf:"bytes,2,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
 	// Where the browser goes next: a program on its own machine. Empty: nowhere,
 	// the terminal goes on by itself.
-	Onward        string `protobuf:"bytes,3,opt,name=onward,proto3" json:"onward,omitempty"`
+	Onward string `protobuf:"bytes,3,opt,name=onward,proto3" json:"onward,omitempty"`
+	// As in ShowResponse.
+	Purpose string `protobuf:"bytes,4,opt,name=purpose,proto3" json:"purpose,omitempty"`
+	// What the person types in the terminal, if anything.
+	Code          string `protobuf:"bytes,5,opt,name=code,proto3" json:"code,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *FinishResponse) Reset() {
 	*x = FinishResponse{}
-	mi := &file_accessd_v1_sso_proto_msgTypes[16]
+	mi := &file_accessd_v1_sso_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -967,7 +1230,7 @@ func (x *FinishResponse) String() string {
 func (*FinishResponse) ProtoMessage() {}
 
 func (x *FinishResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_accessd_v1_sso_proto_msgTypes[16]
+	mi := &file_accessd_v1_sso_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -980,7 +1243,7 @@ func (x *FinishResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishResponse.ProtoReflect.Descriptor instead.
 func (*FinishResponse) Descriptor() ([]byte, []int) {
-	return file_accessd_v1_sso_proto_rawDescGZIP(), []int{16}
+	return file_accessd_v1_sso_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *FinishResponse) GetUser() string {
@@ -1000,6 +1263,20 @@ func (x *FinishResponse) GetFingerprint() string {
 func (x *FinishResponse) GetOnward() string {
 	if x != nil {
 		return x.Onward
+	}
+	return ""
+}
+
+func (x *FinishResponse) GetPurpose() string {
+	if x != nil {
+		return x.Purpose
+	}
+	return ""
+}
+
+func (x *FinishResponse) GetCode() string {
+	if x != nil {
+		return x.Code
 	}
 	return ""
 }
@@ -1048,7 +1325,7 @@ const file_accessd_v1_sso_proto_rawDesc = "" +
 	"\vcertificate\x18\x02 \x01(\tR\vcertificate\x12\x14\n" +
 	"\x05grant\x18\x03 \x01(\tR\x05grant\"!\n" +
 	"\vShowRequest\x12\x12\n" +
-	"\x04link\x18\x01 \x01(\tR\x04link\"\xde\x01\n" +
+	"\x04link\x18\x01 \x01(\tR\x04link\"\x92\x02\n" +
 	"\fShowResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04user\x18\x02 \x01(\tR\x04user\x12\x1c\n" +
@@ -1056,34 +1333,57 @@ const file_accessd_v1_sso_proto_rawDesc = "" +
 	"\vfingerprint\x18\x04 \x01(\tR\vfingerprint\x12\x16\n" +
 	"\x06client\x18\x05 \x01(\tR\x06client\x12\x12\n" +
 	"\x04code\x18\x06 \x01(\bR\x04code\x124\n" +
-	"\aexpires\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"j\n" +
+	"\aexpires\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x18\n" +
+	"\apasskey\x18\b \x01(\bR\apasskey\x12\x18\n" +
+	"\apurpose\x18\t \x01(\tR\apurpose\"j\n" +
 	"\x0eConfirmRequest\x12\x12\n" +
 	"\x04link\x18\x01 \x01(\tR\x04link\x12\x12\n" +
 	"\x04code\x18\x02 \x01(\tR\x04code\x12\x18\n" +
 	"\abrowser\x18\x03 \x01(\tR\abrowser\x12\x16\n" +
 	"\x06client\x18\x04 \x01(\tR\x06client\"#\n" +
 	"\x0fConfirmResponse\x12\x10\n" +
-	"\x03url\x18\x01 \x01(\tR\x03url\"\x99\x01\n" +
+	"\x03url\x18\x01 \x01(\tR\x03url\"o\n" +
+	"\x13BeginPasskeyRequest\x12\x12\n" +
+	"\x04link\x18\x01 \x01(\tR\x04link\x12\x12\n" +
+	"\x04code\x18\x02 \x01(\tR\x04code\x12\x18\n" +
+	"\abrowser\x18\x03 \x01(\tR\abrowser\x12\x16\n" +
+	"\x06client\x18\x04 \x01(\tR\x06client\"H\n" +
+	"\x14BeginPasskeyResponse\x12\x18\n" +
+	"\aoptions\x18\x01 \x01(\fR\aoptions\x12\x16\n" +
+	"\x06create\x18\x02 \x01(\bR\x06create\"|\n" +
+	"\x14FinishPasskeyRequest\x12\x12\n" +
+	"\x04link\x18\x01 \x01(\tR\x04link\x12\x1e\n" +
+	"\n" +
+	"credential\x18\x02 \x01(\fR\n" +
+	"credential\x12\x18\n" +
+	"\abrowser\x18\x03 \x01(\tR\abrowser\x12\x16\n" +
+	"\x06client\x18\x04 \x01(\tR\x06client\"E\n" +
+	"\x15FinishPasskeyResponse\x12,\n" +
+	"\x03end\x18\x01 \x01(\v2\x1a.accessd.v1.FinishResponseR\x03end\"\x99\x01\n" +
 	"\rFinishRequest\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\tR\x05state\x12\x12\n" +
 	"\x04code\x18\x02 \x01(\tR\x04code\x12\x14\n" +
 	"\x05error\x18\x03 \x01(\tR\x05error\x12\x16\n" +
 	"\x06issuer\x18\x04 \x01(\tR\x06issuer\x12\x18\n" +
 	"\abrowser\x18\x05 \x01(\tR\abrowser\x12\x16\n" +
-	"\x06client\x18\x06 \x01(\tR\x06client\"^\n" +
+	"\x06client\x18\x06 \x01(\tR\x06client\"\x8c\x01\n" +
 	"\x0eFinishResponse\x12\x12\n" +
 	"\x04user\x18\x01 \x01(\tR\x04user\x12 \n" +
 	"\vfingerprint\x18\x02 \x01(\tR\vfingerprint\x12\x16\n" +
-	"\x06onward\x18\x03 \x01(\tR\x06onward2\xf6\x02\n" +
+	"\x06onward\x18\x03 \x01(\tR\x06onward\x12\x18\n" +
+	"\apurpose\x18\x04 \x01(\tR\apurpose\x12\x12\n" +
+	"\x04code\x18\x05 \x01(\tR\x04code2\xf6\x02\n" +
 	"\x10ConnectorService\x12Z\n" +
 	"\x0fApplyConnectors\x12\".accessd.v1.ApplyConnectorsRequest\x1a#.accessd.v1.ApplyConnectorsResponse\x12W\n" +
 	"\x0eListConnectors\x12!.accessd.v1.ListConnectorsRequest\x1a\".accessd.v1.ListConnectorsResponse\x12Q\n" +
 	"\fGetConnector\x12\x1f.accessd.v1.GetConnectorRequest\x1a .accessd.v1.GetConnectorResponse\x12Z\n" +
-	"\x0fRemoveConnector\x12\".accessd.v1.RemoveConnectorRequest\x1a#.accessd.v1.RemoveConnectorResponse2\x90\x02\n" +
+	"\x0fRemoveConnector\x12\".accessd.v1.RemoveConnectorRequest\x1a#.accessd.v1.RemoveConnectorResponse2\xb9\x03\n" +
 	"\rSignOnService\x129\n" +
 	"\x04Show\x12\x17.accessd.v1.ShowRequest\x1a\x18.accessd.v1.ShowResponse\x12B\n" +
 	"\aConfirm\x12\x1a.accessd.v1.ConfirmRequest\x1a\x1b.accessd.v1.ConfirmResponse\x12?\n" +
-	"\x06Finish\x12\x19.accessd.v1.FinishRequest\x1a\x1a.accessd.v1.FinishResponse\x12?\n" +
+	"\x06Finish\x12\x19.accessd.v1.FinishRequest\x1a\x1a.accessd.v1.FinishResponse\x12Q\n" +
+	"\fBeginPasskey\x12\x1f.accessd.v1.BeginPasskeyRequest\x1a .accessd.v1.BeginPasskeyResponse\x12T\n" +
+	"\rFinishPasskey\x12 .accessd.v1.FinishPasskeyRequest\x1a!.accessd.v1.FinishPasskeyResponse\x12?\n" +
 	"\x06Resume\x12\x19.accessd.v1.ResumeRequest\x1a\x1a.accessd.v1.ResumeResponseB5Z3github.com/accessd/accessd/api/accessd/v1;accessdv1b\x06proto3"
 
 var (
@@ -1098,7 +1398,7 @@ func file_accessd_v1_sso_proto_rawDescGZIP() []byte {
 	return file_accessd_v1_sso_proto_rawDescData
 }
 
-var file_accessd_v1_sso_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_accessd_v1_sso_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_accessd_v1_sso_proto_goTypes = []any{
 	(*Connector)(nil),               // 0: accessd.v1.Connector
 	(*ApplyConnectorsRequest)(nil),  // 1: accessd.v1.ApplyConnectorsRequest
@@ -1115,35 +1415,44 @@ var file_accessd_v1_sso_proto_goTypes = []any{
 	(*ShowResponse)(nil),            // 12: accessd.v1.ShowResponse
 	(*ConfirmRequest)(nil),          // 13: accessd.v1.ConfirmRequest
 	(*ConfirmResponse)(nil),         // 14: accessd.v1.ConfirmResponse
-	(*FinishRequest)(nil),           // 15: accessd.v1.FinishRequest
-	(*FinishResponse)(nil),          // 16: accessd.v1.FinishResponse
-	(*timestamppb.Timestamp)(nil),   // 17: google.protobuf.Timestamp
+	(*BeginPasskeyRequest)(nil),     // 15: accessd.v1.BeginPasskeyRequest
+	(*BeginPasskeyResponse)(nil),    // 16: accessd.v1.BeginPasskeyResponse
+	(*FinishPasskeyRequest)(nil),    // 17: accessd.v1.FinishPasskeyRequest
+	(*FinishPasskeyResponse)(nil),   // 18: accessd.v1.FinishPasskeyResponse
+	(*FinishRequest)(nil),           // 19: accessd.v1.FinishRequest
+	(*FinishResponse)(nil),          // 20: accessd.v1.FinishResponse
+	(*timestamppb.Timestamp)(nil),   // 21: google.protobuf.Timestamp
 }
 var file_accessd_v1_sso_proto_depIdxs = []int32{
 	0,  // 0: accessd.v1.ListConnectorsResponse.connectors:type_name -> accessd.v1.Connector
 	0,  // 1: accessd.v1.GetConnectorResponse.connector:type_name -> accessd.v1.Connector
-	17, // 2: accessd.v1.ShowResponse.expires:type_name -> google.protobuf.Timestamp
-	1,  // 3: accessd.v1.ConnectorService.ApplyConnectors:input_type -> accessd.v1.ApplyConnectorsRequest
-	3,  // 4: accessd.v1.ConnectorService.ListConnectors:input_type -> accessd.v1.ListConnectorsRequest
-	5,  // 5: accessd.v1.ConnectorService.GetConnector:input_type -> accessd.v1.GetConnectorRequest
-	7,  // 6: accessd.v1.ConnectorService.RemoveConnector:input_type -> accessd.v1.RemoveConnectorRequest
-	11, // 7: accessd.v1.SignOnService.Show:input_type -> accessd.v1.ShowRequest
-	13, // 8: accessd.v1.SignOnService.Confirm:input_type -> accessd.v1.ConfirmRequest
-	15, // 9: accessd.v1.SignOnService.Finish:input_type -> accessd.v1.FinishRequest
-	9,  // 10: accessd.v1.SignOnService.Resume:input_type -> accessd.v1.ResumeRequest
-	2,  // 11: accessd.v1.ConnectorService.ApplyConnectors:output_type -> accessd.v1.ApplyConnectorsResponse
-	4,  // 12: accessd.v1.ConnectorService.ListConnectors:output_type -> accessd.v1.ListConnectorsResponse
-	6,  // 13: accessd.v1.ConnectorService.GetConnector:output_type -> accessd.v1.GetConnectorResponse
-	8,  // 14: accessd.v1.ConnectorService.RemoveConnector:output_type -> accessd.v1.RemoveConnectorResponse
-	12, // 15: accessd.v1.SignOnService.Show:output_type -> accessd.v1.ShowResponse
-	14, // 16: accessd.v1.SignOnService.Confirm:output_type -> accessd.v1.ConfirmResponse
-	16, // 17: accessd.v1.SignOnService.Finish:output_type -> accessd.v1.FinishResponse
-	10, // 18: accessd.v1.SignOnService.Resume:output_type -> accessd.v1.ResumeResponse
-	11, // [11:19] is the sub-list for method output_type
-	3,  // [3:11] is the sub-list for method input_type
-	3,  // [3:3] is the sub-list for extension type_name
-	3,  // [3:3] is the sub-list for extension extendee
-	0,  // [0:3] is the sub-list for field type_name
+	21, // 2: accessd.v1.ShowResponse.expires:type_name -> google.protobuf.Timestamp
+	20, // 3: accessd.v1.FinishPasskeyResponse.end:type_name -> accessd.v1.FinishResponse
+	1,  // 4: accessd.v1.ConnectorService.ApplyConnectors:input_type -> accessd.v1.ApplyConnectorsRequest
+	3,  // 5: accessd.v1.ConnectorService.ListConnectors:input_type -> accessd.v1.ListConnectorsRequest
+	5,  // 6: accessd.v1.ConnectorService.GetConnector:input_type -> accessd.v1.GetConnectorRequest
+	7,  // 7: accessd.v1.ConnectorService.RemoveConnector:input_type -> accessd.v1.RemoveConnectorRequest
+	11, // 8: accessd.v1.SignOnService.Show:input_type -> accessd.v1.ShowRequest
+	13, // 9: accessd.v1.SignOnService.Confirm:input_type -> accessd.v1.ConfirmRequest
+	19, // 10: accessd.v1.SignOnService.Finish:input_type -> accessd.v1.FinishRequest
+	15, // 11: accessd.v1.SignOnService.BeginPasskey:input_type -> accessd.v1.BeginPasskeyRequest
+	17, // 12: accessd.v1.SignOnService.FinishPasskey:input_type -> accessd.v1.FinishPasskeyRequest
+	9,  // 13: accessd.v1.SignOnService.Resume:input_type -> accessd.v1.ResumeRequest
+	2,  // 14: accessd.v1.ConnectorService.ApplyConnectors:output_type -> accessd.v1.ApplyConnectorsResponse
+	4,  // 15: accessd.v1.ConnectorService.ListConnectors:output_type -> accessd.v1.ListConnectorsResponse
+	6,  // 16: accessd.v1.ConnectorService.GetConnector:output_type -> accessd.v1.GetConnectorResponse
+	8,  // 17: accessd.v1.ConnectorService.RemoveConnector:output_type -> accessd.v1.RemoveConnectorResponse
+	12, // 18: accessd.v1.SignOnService.Show:output_type -> accessd.v1.ShowResponse
+	14, // 19: accessd.v1.SignOnService.Confirm:output_type -> accessd.v1.ConfirmResponse
+	20, // 20: accessd.v1.SignOnService.Finish:output_type -> accessd.v1.FinishResponse
+	16, // 21: accessd.v1.SignOnService.BeginPasskey:output_type -> accessd.v1.BeginPasskeyResponse
+	18, // 22: accessd.v1.SignOnService.FinishPasskey:output_type -> accessd.v1.FinishPasskeyResponse
+	10, // 23: accessd.v1.SignOnService.Resume:output_type -> accessd.v1.ResumeResponse
+	14, // [14:24] is the sub-list for method output_type
+	4,  // [4:14] is the sub-list for method input_type
+	4,  // [4:4] is the sub-list for extension type_name
+	4,  // [4:4] is the sub-list for extension extendee
+	0,  // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_accessd_v1_sso_proto_init() }
@@ -1157,7 +1466,7 @@ func file_accessd_v1_sso_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_accessd_v1_sso_proto_rawDesc), len(file_accessd_v1_sso_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   17,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"errors"
 	"fmt"
 
 	"connectrpc.com/connect"
@@ -9,8 +10,10 @@ import (
 	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
+	"github.com/accessd/accessd/lib/services"
 	"github.com/accessd/accessd/lib/srv"
 	"github.com/accessd/accessd/lib/sshca"
+	"github.com/accessd/accessd/lib/sshsig"
 )
 
 // maxCode is the longest code in bytes; the authority takes no longer ones.
@@ -29,10 +32,7 @@ func (l *login) needsFactor(m ssh.ConnMetadata, id *sshca.Identity) bool {
 // ask takes a code from the person who has proven a certificate. The authority
 // checks it and writes that down.
 func (l *login) ask(m ssh.ConnMetadata, challenge ssh.KeyboardInteractiveChallenge) (*ssh.Permissions, error) {
-	node, id := hostOf(l.conn).Node(), l.certified
-	if l.s.cfg.Factors == nil {
-		return nil, banner(fault.New(fault.Unavailable, "second factors cannot be checked here"))
-	}
+	node := hostOf(l.conn).Node()
 	if err := l.conn.Park(); err != nil {
 		return nil, banner(fault.Wrap(fault.Unavailable, err, "too many people are signing in right now; try again in a minute"))
 	}
@@ -43,19 +43,71 @@ func (l *login) ask(m ssh.ConnMetadata, challenge ssh.KeyboardInteractiveChallen
 	if len(answers) != 1 || len(answers[0]) > maxCode {
 		return nil, fault.New(fault.BadInput, "%d answers: want a code of at most %d bytes", len(answers), maxCode)
 	}
-	cert, err := ssh.ParsePublicKey(id.Certificate)
-	if err != nil {
-		return nil, err
-	}
-	res, err := l.s.cfg.Factors.VerifyFactor(l.conn.Context(), connect.NewRequest(&accessdv1.VerifyFactorRequest{
-		Credential: &accessdv1.VerifyFactorRequest_Certificate{Certificate: string(ssh.MarshalAuthorizedKey(cert))},
-		Client:     l.conn.Remote.String(), Node: string(node.ID), Code: answers[0],
-	}))
+	id, err := l.verify(&accessdv1.VerifyFactorRequest{Code: answers[0]})
 	if err != nil {
 		return nil, banner(err)
 	}
+	return nil, l.enter(m, id)
+}
+
+// verify has the authority check what r has of a second factor, and returns who
+// was certified with it.
+func (l *login) verify(r *accessdv1.VerifyFactorRequest) (*sshca.Identity, error) {
+	if l.s.cfg.Factors == nil {
+		return nil, fault.New(fault.Unavailable, "second factors cannot be checked here")
+	}
+	cert, err := ssh.ParsePublicKey(l.certified.Certificate)
+	if err != nil {
+		return nil, err
+	}
+	r.Credential = &accessdv1.VerifyFactorRequest_Certificate{Certificate: string(ssh.MarshalAuthorizedKey(cert))}
+	r.Client, r.Node = l.conn.Remote.String(), string(hostOf(l.conn).Node().ID)
+	res, err := l.s.cfg.Factors.VerifyFactor(l.conn.Context(), connect.NewRequest(r))
+	if err != nil {
+		return nil, err
+	}
 	l.proof = res.Msg.GetProof()
-	return nil, l.enter(m, id.WithFactor(res.Msg.GetMethod()))
+	return l.certified.WithFactor(res.Msg.GetMethod()), nil
+}
+
+// further returns what somebody who has proven a certificate may give a second
+// factor with: a code or, who has one enrolled, a security key.
+func (l *login) further() ssh.ServerAuthCallbacks {
+	next := ssh.ServerAuthCallbacks{KeyboardInteractiveCallback: l.ask}
+	if l.enrolled("") {
+		next.PublicKeyCallback = l.offeredTouch
+	}
+	return next
+}
+
+// enrolled reports whether the security key with the fingerprint is enrolled for
+// who was certified or, when that is "", any is.
+func (l *login) enrolled(fingerprint string) bool {
+	if l.s.cfg.User == nil {
+		return false
+	}
+	u, ok := l.s.cfg.User(l.certified.User)
+	if ok {
+		_, ok = u.SecurityKey(fingerprint)
+	}
+	return ok
+}
+
+var errNoSecondKey = errors.New("not a security key that is enrolled for the person")
+
+// offeredTouch says whether a touch of key would be a second factor.
+func (l *login) offeredTouch(_ ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
+	if _, ok := key.(*ssh.Certificate); ok || !services.IsSecurityKey(key) || !l.enrolled(ssh.FingerprintSHA256(key)) {
+		return nil, errNoSecondKey
+	}
+	return nil, nil
+}
+
+// touched returns who was certified with a touch of key, a security key that has
+// signed for the connection, as their second factor. x/crypto takes no signature
+// of one that nobody has touched for it.
+func (l *login) touched(key ssh.PublicKey) (*sshca.Identity, error) {
+	return l.verify(&accessdv1.VerifyFactorRequest{TouchedKey: string(ssh.MarshalAuthorizedKey(sshsig.Plain(key)))})
 }
 
 // banner returns err, of which the person reads what they may.

@@ -12,6 +12,7 @@ import (
 	"github.com/accessd/accessd/lib/events"
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
+	"github.com/accessd/accessd/lib/services"
 	"github.com/accessd/accessd/lib/srv"
 	"github.com/accessd/accessd/lib/srv/sshserver"
 	"github.com/accessd/accessd/lib/sshca"
@@ -92,16 +93,28 @@ func (l *login) identify(m ssh.ConnMetadata, key ssh.PublicKey) (*sshca.Identity
 // proven is told that the peer holds key, which offered let pass. From here on
 // it is a person whose certificate is good, and who may read what is wrong.
 func (l *login) proven(m ssh.ConnMetadata, key ssh.PublicKey, _ *ssh.Permissions, _ string) (*ssh.Permissions, error) {
+	if l.certified != nil { // what offeredTouch let pass
+		id, err := l.touched(key)
+		if err != nil {
+			return nil, banner(err)
+		}
+		return nil, l.enter(m, id)
+	}
 	id, err := l.identify(m, key)
 	if err != nil {
 		return nil, err
 	}
 	if l.needsFactor(m, id) {
 		l.certified = id
+		if services.IsSecurityKey(key) {
+			if given, err := l.touched(key); err == nil { // else there are other ways
+				return nil, l.enter(m, given)
+			}
+		}
 		if err := l.conn.Prove(id); err != nil {
 			return nil, err
 		}
-		return nil, &ssh.PartialSuccessError{Next: ssh.ServerAuthCallbacks{KeyboardInteractiveCallback: l.ask}}
+		return nil, &ssh.PartialSuccessError{Next: l.further()}
 	}
 	return nil, l.enter(m, id)
 }
@@ -170,7 +183,7 @@ func (l *login) ended(m ssh.ConnMetadata, method string, err error) {
 	_, refused := errors.AsType[*sshca.Refusal](err)
 	_, banner := errors.AsType[*ssh.BannerError](err)
 	_, partial := errors.AsType[*ssh.PartialSuccessError](err)
-	if err == nil || refused || banner || partial || method == "none" {
+	if err == nil || refused || banner || partial || method == "none" || errors.Is(err, errNoSecondKey) {
 		return
 	}
 	l.tell(rejection{m: m, method: method, why: &sshca.Refusal{Code: codeNotAccepted, Detail: err.Error()}})

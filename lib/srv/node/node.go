@@ -18,6 +18,8 @@ import (
 	"github.com/accessd/accessd/lib/events"
 	"github.com/accessd/accessd/lib/events/recording"
 	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/names"
+	"github.com/accessd/accessd/lib/services"
 	"github.com/accessd/accessd/lib/srv"
 	"github.com/accessd/accessd/lib/srv/sshserver"
 	"github.com/accessd/accessd/lib/sshca"
@@ -71,6 +73,9 @@ type Config struct {
 
 	// Factors checks second factors for connections; nil: nobody can give one.
 	Factors factors
+	// User returns a person as the policy has them here, whose enrolled security
+	// keys are a second factor; nil: nobody has any.
+	User func(names.UserName) (services.User, bool)
 
 	AcceptEnv          []string      // as [srv.Config]
 	OutliveCertificate bool          // as [srv.Config]

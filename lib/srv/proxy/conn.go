@@ -10,6 +10,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/services"
 	"github.com/accessd/accessd/lib/srv/listener"
 	"github.com/accessd/accessd/lib/srv/sshserver"
 	"github.com/accessd/accessd/lib/sshca"
@@ -32,12 +33,13 @@ const (
 // person is the Value of a person's connection.
 type person struct {
 	since   time.Time
-	signed  *signedIn   // set when it was not a certificate but a sign-in that let it in
-	cert    string      // the certificate that let it in, authorized_keys format; "" of others
-	key     string      // fingerprint of the enrolled key that let it in; "" of others
-	visitor *visitor    // set when the SSH user name leads to a node
-	hurry   *time.Timer // ends it, when it was signed in
-	usage   *usage      // of its user, by all connections together
+	signed  *signedIn     // set when it was not a certificate but a sign-in that let it in
+	cert    string        // the certificate that let it in, authorized_keys format; "" of others
+	touched ssh.PublicKey // security key that signed for it; nil of others
+	key     string        // fingerprint of the enrolled key that let it in; "" of others
+	visitor *visitor      // set when the SSH user name leads to a node
+	hurry   *time.Timer   // ends it, when it was signed in
+	usage   *usage        // of its user, by all connections together
 
 	dismissed sync.Once
 	leaving   chan struct{} // closed when what it runs here is to end, and
@@ -116,6 +118,9 @@ func (s *Server) opened(c *sshserver.Conn) error {
 		}
 		if g.cert != nil {
 			who.cert = authorizedKey(g.cert)
+			if services.IsSecurityKey(g.cert) {
+				who.touched = g.cert.Key
+			}
 		}
 		if v, ok := parseVisit(c.User()); ok {
 			who.visitor, who.key = &visitor{visit: v, signer: g.signer}, g.enrolledKey

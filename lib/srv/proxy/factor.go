@@ -15,6 +15,7 @@ import (
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/services"
 	"github.com/accessd/accessd/lib/sshca"
+	"github.com/accessd/accessd/lib/sshsig"
 )
 
 // factor is a second factor that a person gave for a connection. The zero value
@@ -32,17 +33,28 @@ func (f factor) of(id *sshca.Identity) *sshca.Identity {
 	return id.WithFactor(f.method)
 }
 
+// evidence is what somebody shows of a second factor: a code that they typed, or
+// a security key that has signed for the connection. Of such a key x/crypto takes
+// no signature for which nobody has touched it.
+type evidence struct {
+	code string
+	key  ssh.PublicKey
+}
+
 // verifyFactor has the authority check what the holder of the credential in d
-// typed, for a connection to node, or for one that stays here when that is "". It
+// shows, for a connection to node, or for one that stays here when that is "". It
 // is the authority that writes it down.
-func (s *Server) verifyFactor(ctx context.Context, d delegation, node names.NodeID, code string) (factor, error) {
+func (s *Server) verifyFactor(ctx context.Context, d delegation, node names.NodeID, shown evidence) (factor, error) {
 	if s.cfg.People.Factors == nil {
 		return factor{}, fault.New(fault.Unavailable, "second factors cannot be checked here")
 	}
-	if len(code) > maxAnswer {
-		return factor{}, fault.New(fault.BadInput, "an answer of %d bytes: want at most %d", len(code), maxAnswer)
+	if len(shown.code) > maxAnswer {
+		return factor{}, fault.New(fault.BadInput, "an answer of %d bytes: want at most %d", len(shown.code), maxAnswer)
 	}
-	req := &accessdv1.VerifyFactorRequest{Client: d.client.String(), Node: string(node), Code: code}
+	req := &accessdv1.VerifyFactorRequest{Client: d.client.String(), Node: string(node), Code: shown.code}
+	if shown.key != nil {
+		req.TouchedKey = authorizedKey(sshsig.Plain(shown.key))
+	}
 	if d.certificate != "" {
 		req.Credential = &accessdv1.VerifyFactorRequest_Certificate{Certificate: d.certificate}
 	} else {
@@ -90,7 +102,6 @@ func (g *gate) askFactor(m ssh.ConnMetadata, challenge ssh.KeyboardInteractiveCh
 	if err := g.conn.Park(); err != nil {
 		return nil, &ssh.BannerError{Err: err, Message: bannerParked}
 	}
-	p, ctx := g.pending, g.conn.Context()
 	answers, err := challenge("", "This node takes a second factor for each connection.", []string{"Code: "}, []bool{false})
 	if err != nil {
 		return nil, err
@@ -98,21 +109,73 @@ func (g *gate) askFactor(m ssh.ConnMetadata, challenge ssh.KeyboardInteractiveCh
 	if len(answers) != 1 {
 		return nil, fault.New(fault.BadInput, "%d answers: want one", len(answers))
 	}
-	given, err := g.s.verifyFactor(ctx, p.delegation, p.node, answers[0])
-	if err == nil {
-		p.proof = given.proof
-		g.signer, _, err = g.s.delegate(ctx, p.delegation)
-	}
+	given, err := g.s.verifyFactor(g.conn.Context(), g.pending.delegation, g.pending.node, evidence{code: answers[0]})
 	if err != nil {
 		return nil, &ssh.BannerError{Err: err, Message: wordsOf(err)}
+	}
+	return nil, g.release(m, given)
+}
+
+// release lets in a visitor who has given a second factor.
+func (g *gate) release(m ssh.ConnMetadata, given factor) error {
+	p := g.pending
+	p.proof = given.proof
+	var err error
+	if g.signer, _, err = g.s.delegate(g.conn.Context(), p.delegation); err != nil {
+		return &ssh.BannerError{Err: err, Message: wordsOf(err)}
 	}
 	id := given.of(p.id)
 	if g.cert != nil { // of an enrolled key the authority has written it down
 		if err := g.s.audit.login(g.conn, m, id); err != nil {
-			return nil, &ssh.BannerError{Err: err, Message: bannerNoAudit}
+			return &ssh.BannerError{Err: err, Message: bannerNoAudit}
 		}
 	}
-	return nil, g.conn.Prove(id)
+	return g.conn.Prove(id)
+}
+
+// detained lets in a visitor who has proven key unless a second factor is to
+// follow. A security key of theirs has been touched, which is one.
+func (g *gate) detained(m ssh.ConnMetadata, key ssh.PublicKey) error {
+	if g.pending == nil {
+		return nil
+	}
+	if services.IsSecurityKey(key) {
+		if err := g.touched(m, key); err == nil { // else there are other ways
+			return nil
+		}
+	}
+	next := ssh.ServerAuthCallbacks{KeyboardInteractiveCallback: g.askFactor}
+	if g.secondKey("") {
+		next.PublicKeyCallback = g.offeredTouch
+	}
+	return &ssh.PartialSuccessError{Next: next}
+}
+
+// touched lets in a visitor whose second factor is a touch of key.
+func (g *gate) touched(m ssh.ConnMetadata, key ssh.PublicKey) error {
+	given, err := g.s.verifyFactor(g.conn.Context(), g.pending.delegation, g.pending.node, evidence{key: key})
+	if err != nil {
+		return &ssh.BannerError{Err: err, Message: wordsOf(err)}
+	}
+	return g.release(m, given)
+}
+
+// secondKey reports whether the security key with the fingerprint is enrolled for
+// the visitor or, when that is "", any is.
+func (g *gate) secondKey(fingerprint string) bool {
+	u, ok := g.s.cfg.Policy.User(g.pending.id.User)
+	if ok {
+		_, ok = u.SecurityKey(fingerprint)
+	}
+	return ok
+}
+
+// offeredTouch says whether a touch of key would be a second factor.
+func (g *gate) offeredTouch(_ ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
+	if _, ok := key.(*ssh.Certificate); ok || !services.IsSecurityKey(key) || !g.secondKey(ssh.FingerprintSHA256(key)) {
+		return nil, errOtherWay
+	}
+	return nil, nil
 }
 
 // wordsOf returns what a person reads of err before they are let in.
@@ -133,6 +196,13 @@ func (x *session) obtain(ctx context.Context, in io.Reader) error {
 	if x.given.method != "" {
 		return nil
 	}
+	d := delegation{client: x.conn.Remote, certificate: x.who.cert, user: x.conn.Identity.User}
+	if x.who.touched != nil { // for the connection; in case that is not enough there are codes
+		if given, err := x.s.verifyFactor(ctx, d, "", evidence{key: x.who.touched}); err == nil {
+			x.given = given
+			return nil
+		}
+	}
 	x.say("A second factor is needed for this connection.\n")
 	_, _ = io.WriteString(x.ch.Stderr(), "Code: ") // there is nobody else to tell
 	code, err := readLine(in)
@@ -140,8 +210,7 @@ func (x *session) obtain(ctx context.Context, in io.Reader) error {
 	if err != nil {
 		return fault.Wrap(fault.Denied, err, "a second factor is needed for this connection").WithHint("type the code when you are asked for it")
 	}
-	d := delegation{client: x.conn.Remote, certificate: x.who.cert, user: x.conn.Identity.User}
-	x.given, err = x.s.verifyFactor(ctx, d, "", code)
+	x.given, err = x.s.verifyFactor(ctx, d, "", evidence{code: code})
 	return err
 }
 

@@ -128,6 +128,9 @@ func (g *gate) offeredPlain(m ssh.ConnMetadata, key ssh.PublicKey) error {
 
 // proven is told that the peer holds key, which offered let pass.
 func (g *gate) proven(m ssh.ConnMetadata, key ssh.PublicKey, _ *ssh.Permissions, _ string) (*ssh.Permissions, error) {
+	if g.pending != nil { // what offeredTouch let pass
+		return nil, g.touched(m, key)
+	}
 	if cert, ok := key.(*ssh.Certificate); ok {
 		return nil, g.certified(m, cert)
 	}
@@ -140,7 +143,7 @@ func (g *gate) proven(m ssh.ConnMetadata, key ssh.PublicKey, _ *ssh.Permissions,
 			return nil, &ssh.BannerError{Err: refused, Message: lockBanner(err)}
 		}
 		if g.visits(v, key) {
-			return nil, g.detained()
+			return nil, g.detained(m, key)
 		}
 	}
 	if g.resumes(m, key) {
@@ -172,7 +175,7 @@ func (g *gate) certified(m ssh.ConnMetadata, cert *ssh.Certificate) error {
 		if err := g.conn.Prove(id); err != nil {
 			return err
 		}
-		return g.detained()
+		return g.detained(m, cert)
 	}
 	if id.Kind == sshca.KindUser {
 		if err := g.s.audit.login(g.conn, m, id); err != nil {
@@ -181,14 +184,6 @@ func (g *gate) certified(m ssh.ConnMetadata, cert *ssh.Certificate) error {
 	}
 	g.cert = cert
 	return g.conn.Prove(id)
-}
-
-// detained returns nil, or that a second factor is to follow.
-func (g *gate) detained() error {
-	if g.pending == nil {
-		return nil
-	}
-	return &ssh.PartialSuccessError{Next: ssh.ServerAuthCallbacks{KeyboardInteractiveCallback: g.askFactor}}
 }
 
 // enrolled reports whether key, which may be no more than offered, is enrolled

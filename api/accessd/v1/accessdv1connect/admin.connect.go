@@ -64,6 +64,15 @@ const (
 	// UserServiceRemoveUserKeyProcedure is the fully-qualified name of the UserService's RemoveUserKey
 	// RPC.
 	UserServiceRemoveUserKeyProcedure = "/accessd.v1.UserService/RemoveUserKey"
+	// UserServiceNewKeyChallengeProcedure is the fully-qualified name of the UserService's
+	// NewKeyChallenge RPC.
+	UserServiceNewKeyChallengeProcedure = "/accessd.v1.UserService/NewKeyChallenge"
+	// UserServiceSetAuthenticatorsProcedure is the fully-qualified name of the UserService's
+	// SetAuthenticators RPC.
+	UserServiceSetAuthenticatorsProcedure = "/accessd.v1.UserService/SetAuthenticators"
+	// UserServiceGetAuthenticatorsProcedure is the fully-qualified name of the UserService's
+	// GetAuthenticators RPC.
+	UserServiceGetAuthenticatorsProcedure = "/accessd.v1.UserService/GetAuthenticators"
 	// RoleServiceApplyRolesProcedure is the fully-qualified name of the RoleService's ApplyRoles RPC.
 	RoleServiceApplyRolesProcedure = "/accessd.v1.RoleService/ApplyRoles"
 	// RoleServiceListRolesProcedure is the fully-qualified name of the RoleService's ListRoles RPC.
@@ -127,6 +136,12 @@ type UserServiceClient interface {
 	AddUserKey(context.Context, *connect.Request[v1.AddUserKeyRequest]) (*connect.Response[v1.AddUserKeyResponse], error)
 	ListUserKeys(context.Context, *connect.Request[v1.ListUserKeysRequest]) (*connect.Response[v1.ListUserKeysResponse], error)
 	RemoveUserKey(context.Context, *connect.Request[v1.RemoveUserKeyRequest]) (*connect.Response[v1.RemoveUserKeyResponse], error)
+	// NewKeyChallenge returns what a person's security key is to be made with, so
+	// that its maker's word about it is of now.
+	NewKeyChallenge(context.Context, *connect.Request[v1.NewKeyChallengeRequest]) (*connect.Response[v1.NewKeyChallengeResponse], error)
+	// SetAuthenticators says which security keys count. Empty takes all.
+	SetAuthenticators(context.Context, *connect.Request[v1.SetAuthenticatorsRequest]) (*connect.Response[v1.SetAuthenticatorsResponse], error)
+	GetAuthenticators(context.Context, *connect.Request[v1.GetAuthenticatorsRequest]) (*connect.Response[v1.GetAuthenticatorsResponse], error)
 }
 
 // NewUserServiceClient constructs a client for the accessd.v1.UserService service. By default, it
@@ -188,19 +203,40 @@ func NewUserServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(userServiceMethods.ByName("RemoveUserKey")),
 			connect.WithClientOptions(opts...),
 		),
+		newKeyChallenge: connect.NewClient[v1.NewKeyChallengeRequest, v1.NewKeyChallengeResponse](
+			httpClient,
+			baseURL+UserServiceNewKeyChallengeProcedure,
+			connect.WithSchema(userServiceMethods.ByName("NewKeyChallenge")),
+			connect.WithClientOptions(opts...),
+		),
+		setAuthenticators: connect.NewClient[v1.SetAuthenticatorsRequest, v1.SetAuthenticatorsResponse](
+			httpClient,
+			baseURL+UserServiceSetAuthenticatorsProcedure,
+			connect.WithSchema(userServiceMethods.ByName("SetAuthenticators")),
+			connect.WithClientOptions(opts...),
+		),
+		getAuthenticators: connect.NewClient[v1.GetAuthenticatorsRequest, v1.GetAuthenticatorsResponse](
+			httpClient,
+			baseURL+UserServiceGetAuthenticatorsProcedure,
+			connect.WithSchema(userServiceMethods.ByName("GetAuthenticators")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // userServiceClient implements UserServiceClient.
 type userServiceClient struct {
-	addUser       *connect.Client[v1.AddUserRequest, v1.AddUserResponse]
-	listUsers     *connect.Client[v1.ListUsersRequest, v1.ListUsersResponse]
-	removeUser    *connect.Client[v1.RemoveUserRequest, v1.RemoveUserResponse]
-	resetUser     *connect.Client[v1.ResetUserRequest, v1.ResetUserResponse]
-	signUser      *connect.Client[v1.SignUserRequest, v1.SignUserResponse]
-	addUserKey    *connect.Client[v1.AddUserKeyRequest, v1.AddUserKeyResponse]
-	listUserKeys  *connect.Client[v1.ListUserKeysRequest, v1.ListUserKeysResponse]
-	removeUserKey *connect.Client[v1.RemoveUserKeyRequest, v1.RemoveUserKeyResponse]
+	addUser           *connect.Client[v1.AddUserRequest, v1.AddUserResponse]
+	listUsers         *connect.Client[v1.ListUsersRequest, v1.ListUsersResponse]
+	removeUser        *connect.Client[v1.RemoveUserRequest, v1.RemoveUserResponse]
+	resetUser         *connect.Client[v1.ResetUserRequest, v1.ResetUserResponse]
+	signUser          *connect.Client[v1.SignUserRequest, v1.SignUserResponse]
+	addUserKey        *connect.Client[v1.AddUserKeyRequest, v1.AddUserKeyResponse]
+	listUserKeys      *connect.Client[v1.ListUserKeysRequest, v1.ListUserKeysResponse]
+	removeUserKey     *connect.Client[v1.RemoveUserKeyRequest, v1.RemoveUserKeyResponse]
+	newKeyChallenge   *connect.Client[v1.NewKeyChallengeRequest, v1.NewKeyChallengeResponse]
+	setAuthenticators *connect.Client[v1.SetAuthenticatorsRequest, v1.SetAuthenticatorsResponse]
+	getAuthenticators *connect.Client[v1.GetAuthenticatorsRequest, v1.GetAuthenticatorsResponse]
 }
 
 // AddUser calls accessd.v1.UserService.AddUser.
@@ -243,6 +279,21 @@ func (c *userServiceClient) RemoveUserKey(ctx context.Context, req *connect.Requ
 	return c.removeUserKey.CallUnary(ctx, req)
 }
 
+// NewKeyChallenge calls accessd.v1.UserService.NewKeyChallenge.
+func (c *userServiceClient) NewKeyChallenge(ctx context.Context, req *connect.Request[v1.NewKeyChallengeRequest]) (*connect.Response[v1.NewKeyChallengeResponse], error) {
+	return c.newKeyChallenge.CallUnary(ctx, req)
+}
+
+// SetAuthenticators calls accessd.v1.UserService.SetAuthenticators.
+func (c *userServiceClient) SetAuthenticators(ctx context.Context, req *connect.Request[v1.SetAuthenticatorsRequest]) (*connect.Response[v1.SetAuthenticatorsResponse], error) {
+	return c.setAuthenticators.CallUnary(ctx, req)
+}
+
+// GetAuthenticators calls accessd.v1.UserService.GetAuthenticators.
+func (c *userServiceClient) GetAuthenticators(ctx context.Context, req *connect.Request[v1.GetAuthenticatorsRequest]) (*connect.Response[v1.GetAuthenticatorsResponse], error) {
+	return c.getAuthenticators.CallUnary(ctx, req)
+}
+
 // UserServiceHandler is an implementation of the accessd.v1.UserService service.
 type UserServiceHandler interface {
 	// AddUser creates a user and returns a one-time invite.
@@ -257,6 +308,12 @@ type UserServiceHandler interface {
 	AddUserKey(context.Context, *connect.Request[v1.AddUserKeyRequest]) (*connect.Response[v1.AddUserKeyResponse], error)
 	ListUserKeys(context.Context, *connect.Request[v1.ListUserKeysRequest]) (*connect.Response[v1.ListUserKeysResponse], error)
 	RemoveUserKey(context.Context, *connect.Request[v1.RemoveUserKeyRequest]) (*connect.Response[v1.RemoveUserKeyResponse], error)
+	// NewKeyChallenge returns what a person's security key is to be made with, so
+	// that its maker's word about it is of now.
+	NewKeyChallenge(context.Context, *connect.Request[v1.NewKeyChallengeRequest]) (*connect.Response[v1.NewKeyChallengeResponse], error)
+	// SetAuthenticators says which security keys count. Empty takes all.
+	SetAuthenticators(context.Context, *connect.Request[v1.SetAuthenticatorsRequest]) (*connect.Response[v1.SetAuthenticatorsResponse], error)
+	GetAuthenticators(context.Context, *connect.Request[v1.GetAuthenticatorsRequest]) (*connect.Response[v1.GetAuthenticatorsResponse], error)
 }
 
 // NewUserServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -314,6 +371,24 @@ func NewUserServiceHandler(svc UserServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(userServiceMethods.ByName("RemoveUserKey")),
 		connect.WithHandlerOptions(opts...),
 	)
+	userServiceNewKeyChallengeHandler := connect.NewUnaryHandler(
+		UserServiceNewKeyChallengeProcedure,
+		svc.NewKeyChallenge,
+		connect.WithSchema(userServiceMethods.ByName("NewKeyChallenge")),
+		connect.WithHandlerOptions(opts...),
+	)
+	userServiceSetAuthenticatorsHandler := connect.NewUnaryHandler(
+		UserServiceSetAuthenticatorsProcedure,
+		svc.SetAuthenticators,
+		connect.WithSchema(userServiceMethods.ByName("SetAuthenticators")),
+		connect.WithHandlerOptions(opts...),
+	)
+	userServiceGetAuthenticatorsHandler := connect.NewUnaryHandler(
+		UserServiceGetAuthenticatorsProcedure,
+		svc.GetAuthenticators,
+		connect.WithSchema(userServiceMethods.ByName("GetAuthenticators")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/accessd.v1.UserService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case UserServiceAddUserProcedure:
@@ -332,6 +407,12 @@ func NewUserServiceHandler(svc UserServiceHandler, opts ...connect.HandlerOption
 			userServiceListUserKeysHandler.ServeHTTP(w, r)
 		case UserServiceRemoveUserKeyProcedure:
 			userServiceRemoveUserKeyHandler.ServeHTTP(w, r)
+		case UserServiceNewKeyChallengeProcedure:
+			userServiceNewKeyChallengeHandler.ServeHTTP(w, r)
+		case UserServiceSetAuthenticatorsProcedure:
+			userServiceSetAuthenticatorsHandler.ServeHTTP(w, r)
+		case UserServiceGetAuthenticatorsProcedure:
+			userServiceGetAuthenticatorsHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -371,6 +452,18 @@ func (UnimplementedUserServiceHandler) ListUserKeys(context.Context, *connect.Re
 
 func (UnimplementedUserServiceHandler) RemoveUserKey(context.Context, *connect.Request[v1.RemoveUserKeyRequest]) (*connect.Response[v1.RemoveUserKeyResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("accessd.v1.UserService.RemoveUserKey is not implemented"))
+}
+
+func (UnimplementedUserServiceHandler) NewKeyChallenge(context.Context, *connect.Request[v1.NewKeyChallengeRequest]) (*connect.Response[v1.NewKeyChallengeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("accessd.v1.UserService.NewKeyChallenge is not implemented"))
+}
+
+func (UnimplementedUserServiceHandler) SetAuthenticators(context.Context, *connect.Request[v1.SetAuthenticatorsRequest]) (*connect.Response[v1.SetAuthenticatorsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("accessd.v1.UserService.SetAuthenticators is not implemented"))
+}
+
+func (UnimplementedUserServiceHandler) GetAuthenticators(context.Context, *connect.Request[v1.GetAuthenticatorsRequest]) (*connect.Response[v1.GetAuthenticatorsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("accessd.v1.UserService.GetAuthenticators is not implemented"))
 }
 
 // RoleServiceClient is a client for the accessd.v1.RoleService service.

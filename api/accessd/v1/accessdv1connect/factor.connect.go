@@ -51,13 +51,14 @@ const (
 // FactorServiceClient is a client for the accessd.v1.FactorService service.
 type FactorServiceClient interface {
 	// VerifyFactor takes a code of the person who has proven the credential on a
-	// connection to the caller. A code is good once, wherever it was given.
+	// connection to the caller, or that they have touched a security key for it. A
+	// code is good once, wherever it was given.
 	VerifyFactor(context.Context, *connect.Request[v1.VerifyFactorRequest]) (*connect.Response[v1.VerifyFactorResponse], error)
 	// ListFactors says how a person signs in: the caller, or with the rights to read
 	// users anybody.
 	ListFactors(context.Context, *connect.Request[v1.ListFactorsRequest]) (*connect.Response[v1.ListFactorsResponse], error)
 	// BeginChange begins to change how the caller signs in. It asks for the password
-	// and a second factor first, whatever the certificate.
+	// and a second factor first, or for a passkey, whatever the certificate.
 	BeginChange(context.Context, *connect.Request[v1.BeginChangeRequest]) (*connect.Response[v1.LoginStep], error)
 	// ContinueChange answers the prompts of the step before.
 	ContinueChange(context.Context, *connect.Request[v1.ContinueRequest]) (*connect.Response[v1.LoginStep], error)
@@ -132,13 +133,14 @@ func (c *factorServiceClient) ContinueChange(ctx context.Context, req *connect.R
 // FactorServiceHandler is an implementation of the accessd.v1.FactorService service.
 type FactorServiceHandler interface {
 	// VerifyFactor takes a code of the person who has proven the credential on a
-	// connection to the caller. A code is good once, wherever it was given.
+	// connection to the caller, or that they have touched a security key for it. A
+	// code is good once, wherever it was given.
 	VerifyFactor(context.Context, *connect.Request[v1.VerifyFactorRequest]) (*connect.Response[v1.VerifyFactorResponse], error)
 	// ListFactors says how a person signs in: the caller, or with the rights to read
 	// users anybody.
 	ListFactors(context.Context, *connect.Request[v1.ListFactorsRequest]) (*connect.Response[v1.ListFactorsResponse], error)
 	// BeginChange begins to change how the caller signs in. It asks for the password
-	// and a second factor first, whatever the certificate.
+	// and a second factor first, or for a passkey, whatever the certificate.
 	BeginChange(context.Context, *connect.Request[v1.BeginChangeRequest]) (*connect.Response[v1.LoginStep], error)
 	// ContinueChange answers the prompts of the step before.
 	ContinueChange(context.Context, *connect.Request[v1.ContinueRequest]) (*connect.Response[v1.LoginStep], error)

@@ -53,6 +53,12 @@ const (
 	SignOnServiceConfirmProcedure = "/accessd.v1.SignOnService/Confirm"
 	// SignOnServiceFinishProcedure is the fully-qualified name of the SignOnService's Finish RPC.
 	SignOnServiceFinishProcedure = "/accessd.v1.SignOnService/Finish"
+	// SignOnServiceBeginPasskeyProcedure is the fully-qualified name of the SignOnService's
+	// BeginPasskey RPC.
+	SignOnServiceBeginPasskeyProcedure = "/accessd.v1.SignOnService/BeginPasskey"
+	// SignOnServiceFinishPasskeyProcedure is the fully-qualified name of the SignOnService's
+	// FinishPasskey RPC.
+	SignOnServiceFinishPasskeyProcedure = "/accessd.v1.SignOnService/FinishPasskey"
 	// SignOnServiceResumeProcedure is the fully-qualified name of the SignOnService's Resume RPC.
 	SignOnServiceResumeProcedure = "/accessd.v1.SignOnService/Resume"
 )
@@ -220,6 +226,11 @@ type SignOnServiceClient interface {
 	Confirm(context.Context, *connect.Request[v1.ConfirmRequest]) (*connect.Response[v1.ConfirmResponse], error)
 	// Finish takes what the provider sent the browser back with.
 	Finish(context.Context, *connect.Request[v1.FinishRequest]) (*connect.Response[v1.FinishResponse], error)
+	// BeginPasskey takes the person's word and code as Confirm does, and returns what
+	// the browser asks a passkey for, or has one made with.
+	BeginPasskey(context.Context, *connect.Request[v1.BeginPasskeyRequest]) (*connect.Response[v1.BeginPasskeyResponse], error)
+	// FinishPasskey takes what the passkey answered. It counts once.
+	FinishPasskey(context.Context, *connect.Request[v1.FinishPasskeyRequest]) (*connect.Response[v1.FinishPasskeyResponse], error)
 	// Resume signs in, without a question, whoever has signed in through a browser
 	// with the same key from the same address so lately that the connector's grace
 	// lasts; not found when nobody has.
@@ -255,6 +266,18 @@ func NewSignOnServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(signOnServiceMethods.ByName("Finish")),
 			connect.WithClientOptions(opts...),
 		),
+		beginPasskey: connect.NewClient[v1.BeginPasskeyRequest, v1.BeginPasskeyResponse](
+			httpClient,
+			baseURL+SignOnServiceBeginPasskeyProcedure,
+			connect.WithSchema(signOnServiceMethods.ByName("BeginPasskey")),
+			connect.WithClientOptions(opts...),
+		),
+		finishPasskey: connect.NewClient[v1.FinishPasskeyRequest, v1.FinishPasskeyResponse](
+			httpClient,
+			baseURL+SignOnServiceFinishPasskeyProcedure,
+			connect.WithSchema(signOnServiceMethods.ByName("FinishPasskey")),
+			connect.WithClientOptions(opts...),
+		),
 		resume: connect.NewClient[v1.ResumeRequest, v1.ResumeResponse](
 			httpClient,
 			baseURL+SignOnServiceResumeProcedure,
@@ -266,10 +289,12 @@ func NewSignOnServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 
 // signOnServiceClient implements SignOnServiceClient.
 type signOnServiceClient struct {
-	show    *connect.Client[v1.ShowRequest, v1.ShowResponse]
-	confirm *connect.Client[v1.ConfirmRequest, v1.ConfirmResponse]
-	finish  *connect.Client[v1.FinishRequest, v1.FinishResponse]
-	resume  *connect.Client[v1.ResumeRequest, v1.ResumeResponse]
+	show          *connect.Client[v1.ShowRequest, v1.ShowResponse]
+	confirm       *connect.Client[v1.ConfirmRequest, v1.ConfirmResponse]
+	finish        *connect.Client[v1.FinishRequest, v1.FinishResponse]
+	beginPasskey  *connect.Client[v1.BeginPasskeyRequest, v1.BeginPasskeyResponse]
+	finishPasskey *connect.Client[v1.FinishPasskeyRequest, v1.FinishPasskeyResponse]
+	resume        *connect.Client[v1.ResumeRequest, v1.ResumeResponse]
 }
 
 // Show calls accessd.v1.SignOnService.Show.
@@ -287,6 +312,16 @@ func (c *signOnServiceClient) Finish(ctx context.Context, req *connect.Request[v
 	return c.finish.CallUnary(ctx, req)
 }
 
+// BeginPasskey calls accessd.v1.SignOnService.BeginPasskey.
+func (c *signOnServiceClient) BeginPasskey(ctx context.Context, req *connect.Request[v1.BeginPasskeyRequest]) (*connect.Response[v1.BeginPasskeyResponse], error) {
+	return c.beginPasskey.CallUnary(ctx, req)
+}
+
+// FinishPasskey calls accessd.v1.SignOnService.FinishPasskey.
+func (c *signOnServiceClient) FinishPasskey(ctx context.Context, req *connect.Request[v1.FinishPasskeyRequest]) (*connect.Response[v1.FinishPasskeyResponse], error) {
+	return c.finishPasskey.CallUnary(ctx, req)
+}
+
 // Resume calls accessd.v1.SignOnService.Resume.
 func (c *signOnServiceClient) Resume(ctx context.Context, req *connect.Request[v1.ResumeRequest]) (*connect.Response[v1.ResumeResponse], error) {
 	return c.resume.CallUnary(ctx, req)
@@ -301,6 +336,11 @@ type SignOnServiceHandler interface {
 	Confirm(context.Context, *connect.Request[v1.ConfirmRequest]) (*connect.Response[v1.ConfirmResponse], error)
 	// Finish takes what the provider sent the browser back with.
 	Finish(context.Context, *connect.Request[v1.FinishRequest]) (*connect.Response[v1.FinishResponse], error)
+	// BeginPasskey takes the person's word and code as Confirm does, and returns what
+	// the browser asks a passkey for, or has one made with.
+	BeginPasskey(context.Context, *connect.Request[v1.BeginPasskeyRequest]) (*connect.Response[v1.BeginPasskeyResponse], error)
+	// FinishPasskey takes what the passkey answered. It counts once.
+	FinishPasskey(context.Context, *connect.Request[v1.FinishPasskeyRequest]) (*connect.Response[v1.FinishPasskeyResponse], error)
 	// Resume signs in, without a question, whoever has signed in through a browser
 	// with the same key from the same address so lately that the connector's grace
 	// lasts; not found when nobody has.
@@ -332,6 +372,18 @@ func NewSignOnServiceHandler(svc SignOnServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(signOnServiceMethods.ByName("Finish")),
 		connect.WithHandlerOptions(opts...),
 	)
+	signOnServiceBeginPasskeyHandler := connect.NewUnaryHandler(
+		SignOnServiceBeginPasskeyProcedure,
+		svc.BeginPasskey,
+		connect.WithSchema(signOnServiceMethods.ByName("BeginPasskey")),
+		connect.WithHandlerOptions(opts...),
+	)
+	signOnServiceFinishPasskeyHandler := connect.NewUnaryHandler(
+		SignOnServiceFinishPasskeyProcedure,
+		svc.FinishPasskey,
+		connect.WithSchema(signOnServiceMethods.ByName("FinishPasskey")),
+		connect.WithHandlerOptions(opts...),
+	)
 	signOnServiceResumeHandler := connect.NewUnaryHandler(
 		SignOnServiceResumeProcedure,
 		svc.Resume,
@@ -346,6 +398,10 @@ func NewSignOnServiceHandler(svc SignOnServiceHandler, opts ...connect.HandlerOp
 			signOnServiceConfirmHandler.ServeHTTP(w, r)
 		case SignOnServiceFinishProcedure:
 			signOnServiceFinishHandler.ServeHTTP(w, r)
+		case SignOnServiceBeginPasskeyProcedure:
+			signOnServiceBeginPasskeyHandler.ServeHTTP(w, r)
+		case SignOnServiceFinishPasskeyProcedure:
+			signOnServiceFinishPasskeyHandler.ServeHTTP(w, r)
 		case SignOnServiceResumeProcedure:
 			signOnServiceResumeHandler.ServeHTTP(w, r)
 		default:
@@ -367,6 +423,14 @@ func (UnimplementedSignOnServiceHandler) Confirm(context.Context, *connect.Reque
 
 func (UnimplementedSignOnServiceHandler) Finish(context.Context, *connect.Request[v1.FinishRequest]) (*connect.Response[v1.FinishResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("accessd.v1.SignOnService.Finish is not implemented"))
+}
+
+func (UnimplementedSignOnServiceHandler) BeginPasskey(context.Context, *connect.Request[v1.BeginPasskeyRequest]) (*connect.Response[v1.BeginPasskeyResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("accessd.v1.SignOnService.BeginPasskey is not implemented"))
+}
+
+func (UnimplementedSignOnServiceHandler) FinishPasskey(context.Context, *connect.Request[v1.FinishPasskeyRequest]) (*connect.Response[v1.FinishPasskeyResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("accessd.v1.SignOnService.FinishPasskey is not implemented"))
 }
 
 func (UnimplementedSignOnServiceHandler) Resume(context.Context, *connect.Request[v1.ResumeRequest]) (*connect.Response[v1.ResumeResponse], error) {
