@@ -271,6 +271,12 @@ func TestSingleSignOn(t *testing.T) {
 	})
 	t.Run("a visitor", func(t *testing.T) { visitorSignsIn(t, c) })
 	t.Run("our program", func(t *testing.T) { programSignsIn(t, c) })
+	t.Run("a second factor", func(t *testing.T) {
+		c.Admin("roles", "apply", "-f", c.File("careful.yaml", carefulRole))
+		asks := strings.Replace(strings.Replace(document, "NAME", "corp", 1), "[admin, access]", "[admin, access, careful]", 1)
+		c.Admin("connectors", "apply", "-f", c.File("careful-corp.yaml", asks), "--client-secret-file", secret)
+		browserCode(t, c)
+	})
 	t.Run("another connector", func(t *testing.T) {
 		c.Admin("connectors", "apply", "-f", c.File("other.yaml", strings.Replace(document, "NAME", "other", 1)), "--client-secret-file", secret)
 		k, s := waitForBrowser(t, c, "alice", c.Key("other-key"), "other")
@@ -282,6 +288,60 @@ func TestSingleSignOn(t *testing.T) {
 	})
 	c.Verify()
 }
+
+// carefulRole asks for a second factor for each connection.
+const carefulRole = `kind: role
+name: careful
+allow:
+  - {nodes: {"*": "*"}, logins: ["{{user.logins}}"], actions: ["*"]}
+options: {mfa: session}
+`
+
+// browserCode has alice, who has no app here, give the second factor of connections
+// from her browser: she signs in at a link, and types the code that its page shows.
+// It is of no use to anybody else, nor twice.
+func browserCode(t *testing.T, c *harness.Cluster) {
+	t.Helper()
+	key := c.Key("careful-key")
+	k, s := waitForBrowser(t, c, "alice", key, "")
+	b := newSurfer(t)
+	b.identify(b.confirm(s.link, s.code).onward, "alice")
+	harness.WriteFile(t, key+"-cert.pub", must(t, k.Wait()))
+	config := c.File("careful-config", c.Admin("ssh-config", "--identity", key))
+	for i, to := range [][]string{{c.Login + "@n1"}, {"-l", c.Login + "@n1", "accessd-proxy"}} {
+		connect := func(person string) (*harness.Terminal, view) {
+			k := harness.Type(t, "ssh", append(append([]string{"-F", config, "-o", "NumberOfPasswordPrompts=1"}, to...), "echo in")...)
+			k.Expect(`Code: `)
+			k.Send("")
+			m := k.Expect(`(?s)(https://\S+/sso\?link=\S+)\s+type this code there:\s+([A-Z-]+)\s`)
+			k.Expect(`Code: `)
+			b := newSurfer(t)
+			return k, b.identify(b.confirm(m[1], m[2]).onward, person)
+		}
+		k, page := connect("alice")
+		code := pageCode.FindString(page.text)
+		k.Send(code)
+		if r := k.Wait(); r.Code != 0 || r.Stdout != "in\n" || code == "" {
+			t.Errorf("ssh %v with the browser's code %q = %d %q\n%s\n%s", to, code, r.Code, r.Stdout, r.Stderr, page.text)
+		}
+		if i == 0 {
+			k, _ = connect("alice")
+			k.Send(code) // that of the connection before
+			refused(t, k.Wait(), "that is not the code that the browser shows")
+			continue
+		}
+		k, page = connect("bob")
+		if page.status != http.StatusForbidden || pageCode.MatchString(page.text) {
+			t.Errorf("bob at alice's link = %d %s", page.status, page.text)
+		}
+		k.Send("BBBB-BBBB")
+		refused(t, k.Wait(), "the provider says that this is bob")
+	}
+	wantEvent(t, c, map[string]string{"user": "alice", "success": "true", "method": "sso", "node_name": "n1"}, "--event", "factor.verify")
+}
+
+// pageCode is a code as a page shows it.
+var pageCode = regexp.MustCompile(`\b[B-Z]{4}-[B-Z]{4}\b`)
 
 // visitorSignsIn has somebody come to a node as "ssh LOGIN@NODE@PROXY" with nothing
 // but a name at the provider: no certificate, no password here, no key that is known.

@@ -70,7 +70,7 @@ func NewAuthenticator(t testing.TB) *Authenticator {
 	t.Helper()
 	a := &Authenticator{t: t, aaguid: [16]byte(random(16)), handles: map[string]fidoKey{}}
 	a.certify()
-	dir, err := os.MkdirTemp("", "sk") // t.TempDir is too long for a socket
+	dir, err := os.MkdirTemp("", "sk") //nolint:usetesting // t.TempDir is too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}

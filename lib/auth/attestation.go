@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/services"
@@ -254,8 +255,9 @@ func (a *Authority) checkChallenge(ctx context.Context, user names.UserName, tex
 }
 
 // attest notes in k, a key that is to be enrolled for user, what its maker says of
-// it, and refuses a security key that does not count.
-func (a *Authority) attest(ctx context.Context, user names.UserName, k *services.UserKey, text, challenge []byte) error {
+// it in m, and refuses a security key that does not count.
+func (a *Authority) attest(ctx context.Context, user names.UserName, k *services.UserKey, m *accessdv1.AddUserKeyRequest) error {
+	text, challenge := m.GetAttestation(), m.GetChallenge()
 	key, err := parseKeyLine(k.Public)
 	if err != nil {
 		return err
@@ -316,7 +318,7 @@ func (a *Authority) securityKey(ctx context.Context, user names.UserName, key ss
 	switch {
 	case !settings.Take(k):
 		return "", nil
-	case k.PIN && settings.Set():
+	case k.PIN:
 		return sshca.SecurityKeyPIN, nil
 	}
 	return sshca.SecurityKeyTouch, nil

@@ -75,11 +75,13 @@ func (g gate) until(c services.Guesses) time.Time {
 
 // charge counts n failures at now.
 func (g gate) charge(c *services.Guesses, n int, now time.Time) {
-	if past := now.Sub(c.Last); past >= g.forgive {
-		c.Failures = max(0, c.Failures-int(min(past/g.forgive, maxFailures)))
-	}
-	c.Failures = min(c.Failures+n, maxFailures)
+	c.Failures = min(g.left(c.Failures, now.Sub(c.Last))+n, maxFailures)
 	c.Last = now
+}
+
+// left returns what is left of n failures when the last is so long past.
+func (g gate) left(n int, past time.Duration) int {
+	return max(0, n-int(min(max(past, 0)/g.forgive, maxFailures)))
 }
 
 // A slot is a counter as this authority knows it: the cluster's when it was last
@@ -87,7 +89,8 @@ func (g gate) charge(c *services.Guesses, n int, now time.Time) {
 type slot struct {
 	services.Guesses
 
-	owed    int       // failures of which the store was not told
+	owed    int       // failures of which the store was not told,
+	counted time.Time // the last of them at this time
 	telling int       // those of which it is being told
 	read    time.Time // when it was read
 }
@@ -225,8 +228,9 @@ func (b *backoff) try(ctx context.Context, user names.UserName, source any, know
 	var tell []counted
 	var owed []int
 	for i, c := range list {
+		c.owed = min(c.left(c.owed, now.Sub(c.counted))+1, maxFailures)
+		c.counted = now
 		c.charge(&c.Guesses, 1, now)
-		c.owed = min(c.owed+1, maxFailures)
 		if away == nil && (c.owed+c.telling >= toldFrom || counts[i].Failures > 0) {
 			tell, owed = append(tell, c), append(owed, c.owed)
 			c.owed, c.telling = 0, c.telling+c.owed
@@ -286,11 +290,10 @@ func (c counted) adopt(there services.Guesses, now time.Time) {
 	if there.Last.After(now) {
 		there.Last = now // a clock that is ahead shall not have anybody wait longer
 	}
-	last := c.Last
 	c.Guesses, c.read = there, now
-	if n := c.owed + c.telling; n > 0 { // the latter may be in there already: better twice than not at all
-		c.charge(&c.Guesses, n, last)
-		if there.Last.After(last) {
+	if n := c.left(c.owed, now.Sub(c.counted)) + c.telling; n > 0 { // the latter may be in there already: better twice than not at all
+		c.charge(&c.Guesses, n, c.counted)
+		if there.Last.After(c.Last) {
 			c.Last = there.Last
 		}
 	}

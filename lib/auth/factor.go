@@ -108,9 +108,18 @@ func (s factorService) VerifyFactor(ctx context.Context, req *connect.Request[ac
 		return nil, s.refuseFactor(ctx, ev, err)
 	}
 	method := methodTouch
-	if m.GetTouchedKey() != "" {
+	switch {
+	case m.GetBrowser():
+		l, err := s.factorLink(ctx, who, client)
+		if err != nil {
+			return nil, s.refuseFactor(ctx, ev, err)
+		}
+		return connect.NewResponse(&accessdv1.VerifyFactorResponse{Link: l.id, Words: l.factorWords()}), nil
+	case m.GetTouchedKey() != "":
 		err = s.useTouch(ctx, who, m.GetTouchedKey(), ev)
-	} else {
+	case m.GetLink() != "":
+		method, err = s.useLink(ctx, who, m.GetLink(), m.GetCode())
+	default:
 		method, err = s.useFactor(ctx, who, m.GetCode(), sourceAt{caller.ID, sourceOf(client.Addr())})
 	}
 	if err != nil {

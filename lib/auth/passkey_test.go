@@ -17,6 +17,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
+	"github.com/accessd/accessd/integration/impostor"
 	"github.com/accessd/accessd/lib/events"
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/services"
@@ -535,5 +536,50 @@ func TestPasskeysNeedAName(t *testing.T) {
 	}
 	if _, err := w.publicBase(nil, caller{member: &record{}}); err == nil {
 		t.Error("a proxy without an address has a page")
+	}
+}
+
+// Beside a connector the page offers both, and who has begun with a passkey may
+// still go to the provider, in the same browser.
+func TestPasskeyBesideAConnector(t *testing.T) {
+	c, alice, g := newPasskeys(t)
+	w := c.w
+	w.connector(impostor.New(t, w.clock.Now), "")
+	s := alice.begin()
+	if got := prompts(s); got != "Password, invite or join token (empty: single sign-on or passkey): false" {
+		t.Errorf("the first question is %q", got)
+	}
+	s = w.then(alice, s, "")
+	p := c.open(s)
+	if shown := must(t, c.Show, &accessdv1.ShowRequest{Link: p.link}); shown.GetConnector() != "corp" || !shown.GetPasskey() {
+		t.Errorf("the page shows %v", shown)
+	}
+	w.rec.take()
+	if err := p.vouch(g); err != nil {
+		t.Fatal(err)
+	}
+	if s = w.then(alice, s); !s.GetDone() {
+		t.Fatalf("the terminal = %v", s)
+	}
+	if evs := named(w.rec.take(), events.UserLogin); len(evs) != 1 || evs[0].Fields["method"] != methodPasskey || evs[0].Fields["connector"] != nil {
+		t.Errorf("events = %+v", evs)
+	}
+	p = c.open(w.then(alice, alice.begin(), ""))
+	ask, err := p.begin(browserOne)
+	if err != nil {
+		t.Fatal(err)
+	}
+	confirm := func(browser string) error {
+		_, err := call(t, p.Confirm, &accessdv1.ConfirmRequest{Link: p.link, Code: p.code, Browser: browser})
+		return err
+	}
+	if err := confirm(browserTwo); !fault.Is(err, fault.Denied) {
+		t.Errorf("to the provider in another browser = %v", err)
+	}
+	if err := confirm(browserOne); err != nil {
+		t.Errorf("to the provider = %v", err)
+	}
+	if err := p.finish(browserOne, g.answer(ask)); err == nil {
+		t.Error("the passkey's answer is good after the person went to the provider")
 	}
 }

@@ -160,7 +160,13 @@ func (s signOnService) Finish(ctx context.Context, req *connect.Request[accessdv
 
 // finished is what the page shows at the end.
 func finished(o services.SignOn, onward string) *accessdv1.FinishResponse {
-	return &accessdv1.FinishResponse{User: string(o.User), Fingerprint: o.Fingerprint, Onward: onward, Purpose: string(o.Purpose)}
+	res := &accessdv1.FinishResponse{User: string(o.User), Fingerprint: o.Fingerprint, Purpose: string(o.Purpose)}
+	if o.Purpose == services.SignOnFactor {
+		res.Code = onward
+	} else {
+		res.Onward = onward
+	}
+	return res
 }
 
 // cmpID returns id, or what no sign-in has when it cannot be one.
@@ -213,12 +219,17 @@ func (s signOnService) approve(ctx context.Context, o *services.SignOn, m *acces
 	return s.settle(ctx, o)
 }
 
-// settle approves o, whose person the browser has shown to be there.
+// settle approves o, whose person the browser has shown to be there. It returns
+// where the browser goes on or, for a second factor, the code that it shows.
 func (s signOnService) settle(ctx context.Context, o *services.SignOn) (onward string, err error) {
 	if o.Loopback != "" {
 		receipt := names.NewSecret()
 		o.Receipt = hashSecret(receipt)
 		onward = o.Loopback + "?" + url.Values{"receipt": {receipt}}.Encode()
+	}
+	if o.Purpose == services.SignOnFactor {
+		onward = newCode()
+		o.Receipt = codeHash(o.ID, onward)
 	}
 	o.State = services.SignOnApproved
 	_, err = s.cfg.Store.UpdateSignOn(ctx, *o)

@@ -28,7 +28,7 @@ func (s userService) AddUserKey(ctx context.Context, req *connect.Request[access
 	if err != nil {
 		return nil, err
 	}
-	if err := s.attest(ctx, u.Name, &k, req.Msg.GetAttestation(), req.Msg.GetChallenge()); err != nil {
+	if err := s.attest(ctx, u.Name, &k, req.Msg); err != nil {
 		s.note(ctx, failed(userKeyEvent(ctx, events.UserKeyCreate, u.Name, k), err))
 		return nil, err
 	}

@@ -91,6 +91,8 @@ func TestEveryMistakeIsNamedWithItsPlace(t *testing.T) {
 			`node.labels: label key "a b"`, `join.ca_pins[0]: "md5:1"`, `log.level: "loud"`,
 		}},
 		{"node alone without an address", "roles: [node]\n", []string{"join.addresses: a process without the auth role needs"}},
+		{"a page without TLS", "auth: {public_url: \"http://login.example\"}\n", []string{`auth.public_url: "http://login.example": want https://HOST[:PORT]`}},
+		{"a page below another", "auth: {public_url: \"https://login.example/sso\"}\n", []string{`auth.public_url: "https://login.example/sso": want`}},
 		{"auth that joins", "join: {addresses: [\"p:1\"]}\n", []string{"join.addresses: a process with the auth role is the authority"}},
 		{"shell in a host name", "listen: \"a$(id):22\"\n", []string{"not a host name or address"}},
 		{"files that are not there", "tls: {cert_file: /nonexistent/c.pem}\n", []string{"tls.cert_file: stat /nonexistent/c.pem", "tls: cert_file and key_file come together"}},

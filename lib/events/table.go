@@ -309,7 +309,7 @@ func apiToken() Field {
 }
 
 func factorMethod() Field {
-	return Field{Name: "method", Type: String, Meaning: "totp, recovery, passkey or touch (of a security key)", Example: "totp"}
+	return Field{Name: "method", Type: String, Meaning: "totp, recovery, passkey, sso or touch (of a security key)", Example: "totp"}
 }
 
 func members() []Spec {

@@ -1,6 +1,6 @@
 // Package web serves the HTTPS side of the listener: is the process alive
 // (/healthz), do all its roles serve (/readyz), what does it count (/metrics),
-// and pages for people.
+// pages for people, and the services for whoever has an API token.
 //
 // It is small and strict: headers of at most 8 KiB, short deadlines, few streams
 // per HTTP/2 connection, GET and HEAD only but for its forms, which are small and

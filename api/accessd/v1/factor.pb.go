@@ -340,7 +340,12 @@ type VerifyFactorRequest struct {
 	// Instead of a code: a security key that has signed for this connection, for
 	// which it was touched; authorized_keys format. It is the credential's own, or
 	// one that is enrolled for the person.
-	TouchedKey    string `protobuf:"bytes,6,opt,name=touched_key,json=touchedKey,proto3" json:"touched_key,omitempty"`
+	TouchedKey string `protobuf:"bytes,6,opt,name=touched_key,json=touchedKey,proto3" json:"touched_key,omitempty"`
+	// Instead of a code: the person asks for a link to their browser, which shows one
+	// once they have signed in there.
+	Browser bool `protobuf:"varint,7,opt,name=browser,proto3" json:"browser,omitempty"`
+	// Secret of the connection, with a code: the link that showed it.
+	Link          string `protobuf:"bytes,8,opt,name=link,proto3" json:"link,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -428,6 +433,20 @@ func (x *VerifyFactorRequest) GetTouchedKey() string {
 	return ""
 }
 
+func (x *VerifyFactorRequest) GetBrowser() bool {
+	if x != nil {
+		return x.Browser
+	}
+	return false
+}
+
+func (x *VerifyFactorRequest) GetLink() string {
+	if x != nil {
+		return x.Link
+	}
+	return ""
+}
+
 type isVerifyFactorRequest_Credential interface {
 	isVerifyFactorRequest_Credential()
 }
@@ -448,10 +467,15 @@ func (*VerifyFactorRequest_EnrolledKey) isVerifyFactorRequest_Credential() {}
 
 type VerifyFactorResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How the factor was given: totp, recovery or touch.
+	// How the factor was given: totp, recovery, touch, or
+	// sso or passkey, in a browser.
 	Method string `protobuf:"bytes,1,opt,name=method,proto3" json:"method,omitempty"`
 	// Secret of the connection: with it a proxy is issued what goes on from there.
-	Proof         string `protobuf:"bytes,2,opt,name=proof,proto3" json:"proof,omitempty"`
+	Proof string `protobuf:"bytes,2,opt,name=proof,proto3" json:"proof,omitempty"`
+	// Where a link was asked for: what to hand in with its code, and what the person
+	// reads. The rest is empty then.
+	Link          string `protobuf:"bytes,3,opt,name=link,proto3" json:"link,omitempty"`
+	Words         string `protobuf:"bytes,4,opt,name=words,proto3" json:"words,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -500,6 +524,20 @@ func (x *VerifyFactorResponse) GetProof() string {
 	return ""
 }
 
+func (x *VerifyFactorResponse) GetLink() string {
+	if x != nil {
+		return x.Link
+	}
+	return ""
+}
+
+func (x *VerifyFactorResponse) GetWords() string {
+	if x != nil {
+		return x.Words
+	}
+	return ""
+}
+
 var File_accessd_v1_factor_proto protoreflect.FileDescriptor
 
 const file_accessd_v1_factor_proto_rawDesc = "" +
@@ -527,7 +565,7 @@ const file_accessd_v1_factor_proto_rawDesc = "" +
 	"\x0fCHANGE_RECOVERY\x10\x03\x12\x1a\n" +
 	"\x16CHANGE_RECOVERY_REMOVE\x10\x04\x12\x12\n" +
 	"\x0eCHANGE_PASSKEY\x10\x05\x12\x19\n" +
-	"\x15CHANGE_PASSKEY_REMOVE\x10\x06\"\xcd\x01\n" +
+	"\x15CHANGE_PASSKEY_REMOVE\x10\x06\"\xfb\x01\n" +
 	"\x13VerifyFactorRequest\x12\"\n" +
 	"\vcertificate\x18\x01 \x01(\tH\x00R\vcertificate\x12#\n" +
 	"\fenrolled_key\x18\x02 \x01(\tH\x00R\venrolledKey\x12\x16\n" +
@@ -535,12 +573,16 @@ const file_accessd_v1_factor_proto_rawDesc = "" +
 	"\x04node\x18\x04 \x01(\tR\x04node\x12\x12\n" +
 	"\x04code\x18\x05 \x01(\tR\x04code\x12\x1f\n" +
 	"\vtouched_key\x18\x06 \x01(\tR\n" +
-	"touchedKeyB\f\n" +
+	"touchedKey\x12\x18\n" +
+	"\abrowser\x18\a \x01(\bR\abrowser\x12\x12\n" +
+	"\x04link\x18\b \x01(\tR\x04linkB\f\n" +
 	"\n" +
-	"credential\"D\n" +
+	"credential\"n\n" +
 	"\x14VerifyFactorResponse\x12\x16\n" +
 	"\x06method\x18\x01 \x01(\tR\x06method\x12\x14\n" +
-	"\x05proof\x18\x02 \x01(\tR\x05proof2\xbe\x02\n" +
+	"\x05proof\x18\x02 \x01(\tR\x05proof\x12\x12\n" +
+	"\x04link\x18\x03 \x01(\tR\x04link\x12\x14\n" +
+	"\x05words\x18\x04 \x01(\tR\x05words2\xbe\x02\n" +
 	"\rFactorService\x12Q\n" +
 	"\fVerifyFactor\x12\x1f.accessd.v1.VerifyFactorRequest\x1a .accessd.v1.VerifyFactorResponse\x12N\n" +
 	"\vListFactors\x12\x1e.accessd.v1.ListFactorsRequest\x1a\x1f.accessd.v1.ListFactorsResponse\x12D\n" +

@@ -3,6 +3,7 @@ package node
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"connectrpc.com/connect"
 	"golang.org/x/crypto/ssh"
@@ -36,23 +37,53 @@ func (l *login) ask(m ssh.ConnMetadata, challenge ssh.KeyboardInteractiveChallen
 	if err := l.conn.Park(); err != nil {
 		return nil, banner(fault.Wrap(fault.Unavailable, err, "too many people are signing in right now; try again in a minute"))
 	}
-	answers, err := challenge("", fmt.Sprintf("Node %s takes a second factor for each connection.", node.Name), []string{"Code: "}, []bool{false})
+	code, err := answer(challenge, fmt.Sprintf("Node %s takes a second factor for each connection (empty: from your browser).", node.Name))
 	if err != nil {
 		return nil, err
 	}
-	if len(answers) != 1 || len(answers[0]) > maxCode {
-		return nil, fault.New(fault.BadInput, "%d answers: want a code of at most %d bytes", len(answers), maxCode)
+	r := &accessdv1.VerifyFactorRequest{Code: code}
+	if strings.TrimSpace(code) == "" {
+		res, err := l.call(&accessdv1.VerifyFactorRequest{Browser: true})
+		if err != nil {
+			return nil, banner(err)
+		}
+		if r.Code, err = answer(challenge, res.GetWords()); err != nil {
+			return nil, err
+		}
+		r.Link = res.GetLink()
 	}
-	id, err := l.verify(&accessdv1.VerifyFactorRequest{Code: answers[0]})
+	id, err := l.verify(r)
 	if err != nil {
 		return nil, banner(err)
 	}
 	return nil, l.enter(m, id)
 }
 
+// answer asks for a code.
+func answer(challenge ssh.KeyboardInteractiveChallenge, words string) (string, error) {
+	answers, err := challenge("", words, []string{"Code: "}, []bool{false})
+	if err != nil {
+		return "", err
+	}
+	if len(answers) != 1 || len(answers[0]) > maxCode {
+		return "", fault.New(fault.BadInput, "%d answers: want a code of at most %d bytes", len(answers), maxCode)
+	}
+	return answers[0], nil
+}
+
 // verify has the authority check what r has of a second factor, and returns who
 // was certified with it.
 func (l *login) verify(r *accessdv1.VerifyFactorRequest) (*sshca.Identity, error) {
+	res, err := l.call(r)
+	if err != nil {
+		return nil, err
+	}
+	l.proof = res.GetProof()
+	return l.certified.WithFactor(res.GetMethod()), nil
+}
+
+// call asks the authority about the second factor of who was certified.
+func (l *login) call(r *accessdv1.VerifyFactorRequest) (*accessdv1.VerifyFactorResponse, error) {
 	if l.s.cfg.Factors == nil {
 		return nil, fault.New(fault.Unavailable, "second factors cannot be checked here")
 	}
@@ -66,8 +97,7 @@ func (l *login) verify(r *accessdv1.VerifyFactorRequest) (*sshca.Identity, error
 	if err != nil {
 		return nil, err
 	}
-	l.proof = res.Msg.GetProof()
-	return l.certified.WithFactor(res.Msg.GetMethod()), nil
+	return res.Msg, nil
 }
 
 // further returns what somebody who has proven a certificate may give a second

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 
 	"connectrpc.com/connect"
 	"golang.org/x/crypto/ssh"
@@ -33,25 +34,50 @@ func (f factor) of(id *sshca.Identity) *sshca.Identity {
 	return id.WithFactor(f.method)
 }
 
-// evidence is what somebody shows of a second factor: a code that they typed, or
-// a security key that has signed for the connection. Of such a key x/crypto takes
-// no signature for which nobody has touched it.
+// evidence is what somebody shows of a second factor: a code that they typed, which
+// may be that of a link, or a security key that has signed for the connection. Of
+// such a key x/crypto takes no signature for which nobody has touched it.
 type evidence struct {
 	code string
+	link string
 	key  ssh.PublicKey
+
+	browser bool // nothing yet: they ask for a link
 }
 
 // verifyFactor has the authority check what the holder of the credential in d
 // shows, for a connection to node, or for one that stays here when that is "". It
 // is the authority that writes it down.
 func (s *Server) verifyFactor(ctx context.Context, d delegation, node names.NodeID, shown evidence) (factor, error) {
+	answer, err := s.callFactor(ctx, d, node, shown)
+	return factor{answer.GetMethod(), answer.GetProof()}, err
+}
+
+// takeCode checks what somebody typed when they were asked for a second factor.
+// Who typed nothing gets a link, whose words again puts to them.
+func (s *Server) takeCode(ctx context.Context, p pending, typed string, again func(words string) (string, error)) (factor, error) {
+	shown := evidence{code: typed}
+	if strings.TrimSpace(typed) == "" {
+		l, err := s.callFactor(ctx, p.delegation, p.node, evidence{browser: true})
+		if err != nil {
+			return factor{}, err
+		}
+		shown.link = l.GetLink()
+		if shown.code, err = again(l.GetWords()); err != nil {
+			return factor{}, err
+		}
+	}
+	return s.verifyFactor(ctx, p.delegation, p.node, shown)
+}
+
+func (s *Server) callFactor(ctx context.Context, d delegation, node names.NodeID, shown evidence) (*accessdv1.VerifyFactorResponse, error) {
 	if s.cfg.People.Factors == nil {
-		return factor{}, fault.New(fault.Unavailable, "second factors cannot be checked here")
+		return nil, fault.New(fault.Unavailable, "second factors cannot be checked here")
 	}
 	if len(shown.code) > maxAnswer {
-		return factor{}, fault.New(fault.BadInput, "an answer of %d bytes: want at most %d", len(shown.code), maxAnswer)
+		return nil, fault.New(fault.BadInput, "an answer of %d bytes: want at most %d", len(shown.code), maxAnswer)
 	}
-	req := &accessdv1.VerifyFactorRequest{Client: d.client.String(), Node: string(node), Code: shown.code}
+	req := &accessdv1.VerifyFactorRequest{Client: d.client.String(), Node: string(node), Code: shown.code, Link: shown.link, Browser: shown.browser}
 	if shown.key != nil {
 		req.TouchedKey = authorizedKey(sshsig.Plain(shown.key))
 	}
@@ -60,11 +86,7 @@ func (s *Server) verifyFactor(ctx context.Context, d delegation, node names.Node
 	} else {
 		req.Credential = &accessdv1.VerifyFactorRequest_EnrolledKey{EnrolledKey: d.enrolled}
 	}
-	answer, err := unwrap(s.cfg.People.Factors.VerifyFactor(ctx, connect.NewRequest(req)))
-	if err != nil {
-		return factor{}, err
-	}
-	return factor{answer.GetMethod(), answer.GetProof()}, nil
+	return unwrap(s.cfg.People.Factors.VerifyFactor(ctx, connect.NewRequest(req)))
 }
 
 // pending is a visitor who has proven who they are and is asked for a second
@@ -102,14 +124,21 @@ func (g *gate) askFactor(m ssh.ConnMetadata, challenge ssh.KeyboardInteractiveCh
 	if err := g.conn.Park(); err != nil {
 		return nil, &ssh.BannerError{Err: err, Message: bannerParked}
 	}
-	answers, err := challenge("", "This node takes a second factor for each connection.", []string{"Code: "}, []bool{false})
+	ask := func(words string) (string, error) {
+		answers, err := challenge("", words, []string{"Code: "}, []bool{false})
+		if err == nil && len(answers) != 1 {
+			err = fault.New(fault.BadInput, "%d answers: want one", len(answers))
+		}
+		if err != nil {
+			return "", err
+		}
+		return answers[0], nil
+	}
+	typed, err := ask("This node takes a second factor for each connection (empty: from your browser).")
 	if err != nil {
 		return nil, err
 	}
-	if len(answers) != 1 {
-		return nil, fault.New(fault.BadInput, "%d answers: want one", len(answers))
-	}
-	given, err := g.s.verifyFactor(g.conn.Context(), g.pending.delegation, g.pending.node, evidence{code: answers[0]})
+	given, err := g.s.takeCode(g.conn.Context(), *g.pending, typed, ask)
 	if err != nil {
 		return nil, &ssh.BannerError{Err: err, Message: wordsOf(err)}
 	}
@@ -203,14 +232,21 @@ func (x *session) obtain(ctx context.Context, in io.Reader) error {
 			return nil
 		}
 	}
-	x.say("A second factor is needed for this connection.\n")
-	_, _ = io.WriteString(x.ch.Stderr(), "Code: ") // there is nobody else to tell
-	code, err := readLine(in)
-	x.say("\n")
-	if err != nil {
-		return fault.Wrap(fault.Denied, err, "a second factor is needed for this connection").WithHint("type the code when you are asked for it")
+	ask := func(words string) (string, error) {
+		x.say("%s\n", words)
+		_, _ = io.WriteString(x.ch.Stderr(), "Code: ") // there is nobody else to tell
+		code, err := readLine(in)
+		x.say("\n")
+		if err != nil {
+			err = fault.Wrap(fault.Denied, err, "a second factor is needed for this connection").WithHint("type the code when you are asked for it")
+		}
+		return code, err
 	}
-	x.given, err = x.s.verifyFactor(ctx, d, "", evidence{code: code})
+	typed, err := ask("A second factor is needed for this connection (empty: from your browser).")
+	if err != nil {
+		return err
+	}
+	x.given, err = x.s.takeCode(ctx, pending{delegation: d}, typed, ask)
 	return err
 }
 
