@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -382,6 +383,7 @@ type failing struct {
 	err    error
 	after  int    // calls that still succeed
 	before func() // is called before the next
+	gets   atomic.Int64
 }
 
 func (f *failing) fail(err error) { f.failAfter(0, err) }
@@ -405,6 +407,7 @@ func (f *failing) failed() error {
 }
 
 func (f *failing) Get(ctx context.Context, key string) ([]byte, error) {
+	defer f.gets.Add(1)
 	if err := f.failed(); err != nil {
 		return nil, err
 	}

@@ -25,10 +25,8 @@ import (
 )
 
 // DefaultPool is how many data connections a tunnel keeps warm unless told
-// otherwise: one, which is made up for as soon as somebody has it. Who comes in
-// between waits for one to be dialled back; each takes as much memory of the proxy
-// as half a tunnel.
-const DefaultPool = 1
+// otherwise.
+const DefaultPool = 2
 
 // Bounds of a server.
 const (
