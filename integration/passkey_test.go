@@ -42,7 +42,8 @@ func TestPasskeys(t *testing.T) {
 	c := harness.New(t, "--public-address", "127.0.0.1,login.example")
 	b := harness.NewBrowser(t)
 	device := b.Authenticator()
-	invite := strings.TrimSpace(c.Admin("users", "add", "alice", "--roles", "access", "--logins", c.Login))
+	c.Admin("roles", "apply", "-f", c.File("readers.yaml", "kind: role\nname: readers\nallow: [{resources: {users: [read]}}]\noptions: {mfa: session}\n"))
+	invite := strings.TrimSpace(c.Admin("users", "add", "alice", "--roles", "access,readers", "--logins", c.Login))
 	key := c.Key("alice-key")
 
 	k := signIn(t, c, "alice", key)
@@ -109,6 +110,7 @@ func TestPasskeys(t *testing.T) {
 		vouch(b, strings.Replace(link, "login.example", "login.example.evil.test", 1), code)
 		b.Expect("The browser gave no passkey")
 	})
+	t.Run("second factor", func(t *testing.T) { passkeyForConnection(t, c, b, config) })
 	t.Run("our program", func(t *testing.T) { programUsesPasskey(t, c, b) })
 	t.Run("beside a password", func(t *testing.T) {
 		invite := strings.TrimSpace(c.Admin("users", "reset", "bob"))
@@ -161,6 +163,25 @@ func TestPasskeys(t *testing.T) {
 		wantEvent(t, c, map[string]string{"user": "bob", "success": "false", "error": "no such passkey"}, "--event", "user.login")
 	})
 	c.Verify()
+}
+
+// passkeyForConnection gives the second factor of a connection with the passkey of
+// a browser: its page shows the code that the terminal asks for.
+func passkeyForConnection(t *testing.T, c *harness.Cluster, b *harness.Browser, config string) {
+	t.Helper()
+	k := harness.Type(t, "ssh", "-F", config, "-tt", "accessd-proxy", "users", "ls")
+	k.Expect(`Code: `)
+	k.Send("")
+	m := k.Expect(`(?s)(https://\S+/sso\?link=\S+)\s+type this code there:\s+([A-Z-]+)\s`)
+	k.Expect(`Code: `)
+	vouch(b, m[1], m[2])
+	b.Expect("Type this code in your terminal:")
+	k.Send(pageCode.FindString(b.Text()))
+	k.Expect(`alice .*readers`)
+	if r := k.Wait(); r.Code != 0 {
+		t.Errorf("users ls with a code of the browser = %d %q", r.Code, r.Stdout)
+	}
+	wantEvent(t, c, map[string]string{"user": "alice", "success": "true", "method": "passkey"}, "--event", "factor.verify")
 }
 
 // accessd login takes the browser's answer on a port of its own.

@@ -1,12 +1,170 @@
 package auth
 
 import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/binary"
 	"encoding/hex"
+	"math/big"
+	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 )
+
+// A maker attests one key; a test has something of it wrong.
+type maker struct {
+	challenge   []byte
+	application string
+	flags       byte
+	model       []byte
+	cose        []byte // in place of the key's own
+	after       []byte // behind the key
+	cut         int    // bytes less of the authenticator data
+	extension   []byte // model in the certificate; nil leaves it out
+	unit        string
+	ca          bool          // the certificate is an authority's
+	age         time.Duration // since the certificate ended
+	unsigned    bool
+	bare        bool // no certificate
+}
+
+// attest returns an attestation of a security key in software, and who vouches.
+func (m maker) attest(t *testing.T) (file []byte, key ssh.PublicKey, roots *x509.CertPool) {
+	t.Helper()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	public, _, err := ed25519.GenerateKey(nil)
+	must(err)
+	key, err = ssh.ParsePublicKey(ssh.Marshal(struct{ Type, Key, Application string }{ssh.KeyAlgoSKED25519, string(public), "ssh:"}))
+	must(err)
+	root, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(err)
+	ca := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Maker"}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: attestTime.Add(-time.Hour), NotAfter: attestTime.Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, ca, ca, root.Public(), root)
+	must(err)
+	ca, err = x509.ParseCertificate(der)
+	must(err)
+	roots = x509.NewCertPool()
+	roots.AddCert(ca)
+	leaf := &x509.Certificate{
+		SerialNumber: big.NewInt(2), NotBefore: attestTime.Add(-time.Hour - m.age), NotAfter: attestTime.Add(time.Minute - m.age), BasicConstraintsValid: true, IsCA: m.ca,
+		Subject: pkix.Name{Organization: []string{"Maker"}, OrganizationalUnit: []string{m.unit}, CommonName: "Key"},
+	}
+	if m.extension != nil {
+		id, err := asn1.Marshal(m.extension)
+		must(err)
+		leaf.ExtraExtensions = []pkix.Extension{{Id: fidoAAGUID, Value: id}}
+	}
+	vendor, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(err)
+	cert, err := x509.CreateCertificate(rand.Reader, leaf, ca, vendor.Public(), root)
+	must(err)
+	if m.cose == nil {
+		m.cose = slices.Concat([]byte{0xa4, 1, 1, 3, 0x27, 0x20, 6, 0x21, 0x58, 32}, public)
+	}
+	rp, sum := sha256.Sum256([]byte(m.application)), sha256.Sum256(m.challenge)
+	data := slices.Concat(rp[:], []byte{m.flags, 0, 0, 0, 7}, m.model, []byte{0, 4}, []byte("name"), m.cose, m.after)
+	data = data[:len(data)-m.cut]
+	digest := sha256.Sum256(slices.Concat(data, sum[:]))
+	signature, err := ecdsa.SignASN1(rand.Reader, vendor, digest[:])
+	must(err)
+	if m.unsigned {
+		signature = []byte{0x30, 0}
+	}
+	if m.bare {
+		cert = nil
+	}
+	wrapped := append(binary.BigEndian.AppendUint16([]byte{0x59}, uint16(len(data))), data...)
+	return ssh.Marshal(struct {
+		Magic                        string
+		Certificate, Signature, Data []byte
+		Flags                        uint32
+		Reserved                     []byte
+	}{attestMagic, cert, signature, wrapped, 0, nil}), key, roots
+}
+
+// attestTime is when attestations are looked at.
+var attestTime = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+
+// Whatever is wrong with an attestation, alone, is found and named.
+func TestAttestationRefused(t *testing.T) {
+	model := bytes.Repeat([]byte{0xab}, 16)
+	protects := append([]byte{0xa1, 0x6b}, "credProtect\x03"...)
+	for name, row := range map[string]struct {
+		change func(*maker)
+		words  string // "" is taken
+		pin    bool
+	}{
+		"nothing":                      {func(*maker) {}, "", false},
+		"no model in the certificate":  {func(m *maker) { m.extension = nil }, "", false},
+		"a PIN":                        {func(m *maker) { m.flags, m.after = m.flags|flagExtended, protects }, "", true},
+		"a PIN that it may do without": {func(m *maker) { m.flags, m.after = m.flags|flagExtended, append(bytes.Clone(protects[:13]), 2) }, "", false},
+		"another application":          {func(m *maker) { m.application = "web" }, "for another application", false},
+		"nobody there":                 {func(m *maker) { m.flags &^= flagPresent }, "nobody touched", false},
+		"no key in it":                 {func(m *maker) { m.flags &^= flagAttested }, "malformed", false},
+		"another key": {func(m *maker) {
+			m.cose = slices.Concat([]byte{0xa4, 1, 1, 3, 0x27, 0x20, 6, 0x21, 0x58, 32}, make([]byte, 32))
+		}, "of another key", false},
+		"a key without its curve":      {func(m *maker) { m.cose = []byte{0xa2, 1, 1, 3, 0x27} }, "of another key", false},
+		"a field twice":                {func(m *maker) { m.cose = []byte{0xa2, 1, 1, 1, 1} }, "malformed", false},
+		"a list for a key":             {func(m *maker) { m.cose = []byte{0x80} }, "malformed", false},
+		"something behind it":          {func(m *maker) { m.after = []byte{0} }, "malformed", false},
+		"extensions that are not told": {func(m *maker) { m.after = protects }, "malformed", false},
+		"cut off":                      {func(m *maker) { m.cut = 1 }, "malformed", false},
+		"its head alone":               {func(m *maker) { m.cut = 60 }, "malformed", false},
+		"another model's certificate":  {func(m *maker) { m.extension = make([]byte, 16) }, "of another model", false},
+		"a certificate for else":       {func(m *maker) { m.unit = "Mail" }, "not one for attestation", false},
+		"an authority's certificate":   {func(m *maker) { m.ca = true }, "not one for attestation", false},
+		"a certificate of long ago":    {func(m *maker) { m.age = time.Hour }, "no maker that counts", false},
+		"no certificate":               {func(m *maker) { m.bare = true }, "no maker vouches", false},
+		"another challenge":            {func(m *maker) { m.challenge = []byte("other") }, "for another challenge", false},
+		"no signature":                 {func(m *maker) { m.unsigned = true }, "not signed", false},
+	} {
+		m := maker{
+			challenge: []byte("challenge"), application: "ssh:", flags: flagPresent | flagAttested, model: model, extension: model, unit: "Authenticator Attestation",
+		}
+		row.change(&m)
+		file, key, roots := m.attest(t)
+		a, err := parseAttestation(file, key)
+		if err == nil {
+			err = a.verify(roots, []byte("challenge"), attestTime)
+		}
+		switch {
+		case row.words != "" && (err == nil || !strings.Contains(err.Error(), row.words)):
+			t.Errorf("%s: %v, want %q", name, err, row.words)
+		case row.words == "" && (err != nil || a.pin != row.pin || a.aaguid != "abababab-abab-abab-abab-abababababab"):
+			t.Errorf("%s: %+v, %v", name, a, err)
+		}
+		for n := range file {
+			if _, err := parseAttestation(file[:n], key); err == nil {
+				t.Errorf("%s: its first %d bytes are taken", name, n)
+				break
+			}
+		}
+	}
+	file, key, _ := maker{application: "ssh:", flags: flagPresent | flagAttested, model: model}.attest(t)
+	_, _, strangers := maker{model: model}.attest(t)
+	if a, err := parseAttestation(file, key); err != nil || a.verify(strangers, nil, attestTime) == nil {
+		t.Errorf("another maker vouches for it: %v", err)
+	}
+}
 
 // FuzzCBOR: what is read of an authenticator's word is bounded, and refused or
 // read without going beyond it.
