@@ -183,13 +183,14 @@ func (c *Cluster) Eventually(what string, done func() bool) {
 }
 
 // Eventually asks done again and again until it says true, at most for
-// [Patience].
+// [Patience]. It asks less often as time goes on: most of what is asked starts a
+// process, and other scenarios want the cores.
 func Eventually(t testing.TB, what string, done func() bool) {
 	t.Helper()
 	deadline := time.After(Patience)
-	for tick := time.Tick(20 * time.Millisecond); !done(); {
+	for pause := 20 * time.Millisecond; !done(); pause = min(pause*3/2, 250*time.Millisecond) {
 		select {
-		case <-tick:
+		case <-time.After(pause):
 		case <-deadline:
 			t.Fatalf("%s: not within %v", what, Patience)
 		}

@@ -77,6 +77,8 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	token, ok := bearerToken(r.Header)
 	if !ok {
+		// With something unread the connection would be reset, and the answer lost.
+		_, _ = io.Copy(io.Discard, http.MaxBytesReader(w, r.Body, maxAPIRequest)) // the answer is the same
 		a.note(r, from)
 		a.fail(&patient{ResponseWriter: w, c: http.NewResponseController(w)}, r, rpc.Unauthenticated("an API token is needed: \"accessd api-tokens add\""))
 		return
