@@ -306,12 +306,20 @@ func (a *Authority) securityKey(ctx context.Context, user names.UserName, key ss
 	if !services.IsSecurityKey(key) {
 		return "", nil
 	}
-	settings, err := a.cfg.Store.Authenticators(ctx)
-	if err != nil {
-		return "", err
-	}
 	u, err := a.cfg.Store.User(ctx, user)
 	if err != nil && !fault.Is(err, fault.NotFound) {
+		return "", err
+	}
+	return a.securityKeyOf(ctx, u, key)
+}
+
+// securityKeyOf is securityKey for who has read the user.
+func (a *Authority) securityKeyOf(ctx context.Context, u services.User, key ssh.PublicKey) (sshca.SecurityKey, error) {
+	if !services.IsSecurityKey(key) {
+		return "", nil
+	}
+	settings, err := a.cfg.Store.Authenticators(ctx)
+	if err != nil {
 		return "", err
 	}
 	k, _ := u.SecurityKey(ssh.FingerprintSHA256(key))

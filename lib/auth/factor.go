@@ -217,7 +217,7 @@ func (s factorService) useTouch(ctx context.Context, who holder, line string, ev
 	if _, ok := u.SecurityKey(fingerprint); !ok && fingerprint != who.fingerprint {
 		return refusal("the security key is not enrolled for you")
 	}
-	kind, err := s.securityKey(ctx, who.user, key)
+	kind, err := s.securityKeyOf(ctx, u, key)
 	if err == nil && kind == "" {
 		err = refusal("the key is no security key, or none that the cluster takes")
 	}

@@ -44,8 +44,8 @@ func parseInvite(s string) (hash string, err error) {
 	return hashSecret(s), nil
 }
 
-// newToken returns the id of a join token, the text its user is given and the
-// hash for the store.
+// newToken returns the id of a join token, or of what else is one, the text its user
+// is given and the hash for the store.
 func newToken() (id, text, hash string) {
 	id, secret := names.NewSecret()[:tokenIDSize], names.NewSecret()
 	return id, id + "." + secret, hashSecret(secret)
@@ -54,11 +54,20 @@ func newToken() (id, text, hash string) {
 // parseToken splits the text of a join token into its id and its secret's hash.
 // The error never holds the text.
 func parseToken(s string) (id, hash string, err error) {
-	m := tokenGrammar.FindStringSubmatch(strings.TrimSpace(s))
-	if m == nil {
+	id, hash, ok := splitToken(strings.TrimSpace(s))
+	if !ok {
 		return "", "", fault.New(fault.BadInput, "join token: want ID.SECRET as \"accessd tokens add\" printed it")
 	}
-	return m[1], hashSecret(m[2]), nil
+	return id, hash, nil
+}
+
+// splitToken splits the text of [newToken] into the id and the secret's hash.
+func splitToken(s string) (id, hash string, ok bool) {
+	m := tokenGrammar.FindStringSubmatch(s)
+	if m == nil {
+		return "", "", false
+	}
+	return m[1], hashSecret(m[2]), true
 }
 
 // hashSecret hashes a secret of 256 random bits. Nobody can try them all, so

@@ -50,7 +50,8 @@ func (s loginService) begin(ctx context.Context, in *signIn) (*accessdv1.LoginSt
 	if err != nil {
 		return nil, err
 	}
-	passkeys, err := s.passkeysAt(ctx, nil)
+	base, _ := s.publicBase(nil, callerOf(ctx)) // without one there is no page, which is said where one is asked for
+	passkeys, err := s.passkeysAt(ctx, base)
 	if err != nil {
 		return nil, err
 	}
@@ -67,12 +68,11 @@ func (s loginService) begin(ctx context.Context, in *signIn) (*accessdv1.LoginSt
 	return in.ask("", s.takeFirst, &accessdv1.Prompt{Text: text}), nil
 }
 
-// passkeysAt reports whether passkeys are of use where a sign-in through c, or
-// with none, leads: whether the page has a name, and anybody a passkey.
-func (s loginService) passkeysAt(ctx context.Context, c *services.Connector) (bool, error) {
-	base, err := s.publicBase(c, callerOf(ctx))
-	if err != nil || rpOf(base) == "" {
-		return false, nil //nolint:nilerr // then there is no page, which is said where one is asked for
+// passkeysAt reports whether passkeys are of use at a page at base: whether that
+// has a name, and anybody a passkey.
+func (s loginService) passkeysAt(ctx context.Context, base string) (bool, error) {
+	if rpOf(base) == "" {
+		return false, nil
 	}
 	return s.cfg.Store.Passkeys(ctx)
 }
@@ -110,7 +110,8 @@ func (s loginService) takeSSO(ctx context.Context, in *signIn, answer string) (*
 	for _, c := range list {
 		text.WriteString(" " + string(c.Name))
 	}
-	if passkeys, err := s.passkeysAt(ctx, nil); err == nil && passkeys {
+	base, _ := s.publicBase(nil, callerOf(ctx)) // as in begin
+	if passkeys, err := s.passkeysAt(ctx, base); err == nil && passkeys {
 		text.WriteString(" " + methodPasskey)
 	}
 	return in.ask("Where you can sign in:"+text.String(), s.takeConnector, &accessdv1.Prompt{Text: "Where: ", Echo: true}), nil
@@ -171,7 +172,7 @@ func (s loginService) park(ctx context.Context, in *signIn, c *services.Connecto
 	if err != nil {
 		return nil, err
 	}
-	passkeys, err := s.passkeysAt(ctx, c)
+	passkeys, err := s.passkeysAt(ctx, base)
 	if err != nil {
 		return nil, err
 	}

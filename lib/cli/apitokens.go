@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"fmt"
 	"strings"
 	"time"
 
@@ -14,7 +13,6 @@ import (
 	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
 	"github.com/accessd/accessd/api/accessd/v1/accessdv1connect"
 	"github.com/accessd/accessd/client"
-	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/rpc"
 )
 
@@ -27,10 +25,9 @@ func (e *env) apiTokens() accessdv1connect.APITokenServiceClient {
 }
 
 type apiTokensAddOptions struct {
-	ttl    time.Duration
-	note   string
-	quiet  bool
-	format format
+	ttl  time.Duration
+	note string
+	show tokenOutput
 }
 
 func apiTokensAdd(e *env) *cobra.Command {
@@ -46,29 +43,23 @@ func apiTokensAdd(e *env) *cobra.Command {
 	}
 	c.Flags().DurationVar(&o.ttl, "ttl", time.Hour, "how long it may be used")
 	c.Flags().StringVar(&o.note, "note", "", "what it is for")
-	c.Flags().BoolVar(&o.quiet, "quiet", false, "print the token and no words")
-	addFormat(c, &o.format)
+	o.show.flags(c)
 	return c
 }
 
 func (e *env) addAPIToken(ctx context.Context, o apiTokensAddOptions) error {
-	if o.quiet && o.format != formatTable {
-		return fault.New(fault.BadInput, "--quiet and --format contradict each other")
+	if err := o.show.check(); err != nil {
+		return err
 	}
 	res, err := e.apiTokens().AddAPIToken(ctx, connect.NewRequest(&accessdv1.AddAPITokenRequest{Ttl: durationpb.New(o.ttl), Note: o.note}))
 	if err != nil {
 		return err
 	}
 	t := res.Msg.GetToken()
-	if o.format != formatTable {
-		return printValue(e.stdout, o.format, map[string]any{"id": t.GetId(), "token": res.Msg.GetSecret(), "expires": t.GetExpires().AsTime()})
-	}
-	if !o.quiet {
+	return e.showToken(o.show, t.GetId(), res.Msg.GetSecret(), t.GetExpires().AsTime(), func() {
 		e.say("good until %s, for example:", localTime(t.GetExpires()))
 		e.say("  curl -H \"Authorization: Bearer TOKEN\" --json {} https://PROXY:PORT/accessd.v1.NodeService/ListNodes")
-	}
-	_, err = fmt.Fprintln(e.stdout, res.Msg.GetSecret())
-	return err
+	})
 }
 
 func apiTokensList(e *env) *cobra.Command {

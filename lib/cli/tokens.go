@@ -24,8 +24,38 @@ type tokensAddOptions struct {
 	ttl          time.Duration
 	uses         int32
 	names        []string
-	quiet        bool
-	format       format
+	show         tokenOutput
+}
+
+// tokenOutput says how a verb shows a token that it made.
+type tokenOutput struct {
+	quiet  bool
+	format format
+}
+
+func (o *tokenOutput) flags(c *cobra.Command) {
+	c.Flags().BoolVar(&o.quiet, "quiet", false, "print the token and no words")
+	addFormat(c, &o.format)
+}
+
+func (o tokenOutput) check() error {
+	if o.quiet && o.format != formatTable {
+		return fault.New(fault.BadInput, "--quiet and --format contradict each other")
+	}
+	return nil
+}
+
+// showToken shows a new token, the one time there is; words tell people what to do
+// with it.
+func (e *env) showToken(o tokenOutput, id, secret string, expires time.Time, words func()) error {
+	if o.format != formatTable {
+		return printValue(e.stdout, o.format, map[string]any{"id": id, "token": secret, "expires": expires})
+	}
+	if !o.quiet {
+		words()
+	}
+	_, err := fmt.Fprintln(e.stdout, secret)
+	return err
 }
 
 func tokensAdd(e *env) *cobra.Command {
@@ -41,8 +71,7 @@ func tokensAdd(e *env) *cobra.Command {
 	c.Flags().Int32Var(&o.uses, "uses", 1, "how often it may be used")
 	c.Flags().StringSliceVar(&o.names, "names", nil, "names it may give away (default any free one)")
 	c.Flags().StringVar(&o.labels, "labels", "", "labels whoever joins must carry, key=value,…")
-	c.Flags().BoolVar(&o.quiet, "quiet", false, "print the token and no words")
-	addFormat(c, &o.format)
+	o.show.flags(c)
 	return c
 }
 
@@ -51,8 +80,8 @@ func (e *env) addToken(ctx context.Context, o tokensAddOptions) error {
 	if err != nil {
 		return err
 	}
-	if o.quiet && o.format != formatTable {
-		return fault.New(fault.BadInput, "--quiet and --format contradict each other")
+	if err := o.show.check(); err != nil {
+		return err
 	}
 	if o.uses < 1 {
 		return fault.New(fault.BadInput, "--uses: %d: want at least 1", o.uses)
@@ -64,19 +93,14 @@ func (e *env) addToken(ctx context.Context, o tokensAddOptions) error {
 		return err
 	}
 	t := res.Msg.GetToken()
-	if o.format != formatTable {
-		return printValue(e.stdout, o.format, map[string]any{"id": t.GetId(), "token": res.Msg.GetSecret(), "expires": t.GetExpires().AsTime()})
-	}
-	if !o.quiet {
+	return e.showToken(o.show, t.GetId(), res.Msg.GetSecret(), t.GetExpires().AsTime(), func() {
 		e.say("a %s joins with this token before %s:", o.role, localTime(t.GetExpires()))
 		e.say("  accessd start --roles %s --join PROXY:PORT --token TOKEN --ca-pin %s", o.role, "$(accessd ca pin)")
 		if o.role == "node" {
 			e.say("or, where there is only ssh and sshd, by typing it when this asks:")
 			e.say("  ssh -p PORT -i KEY NAME@PROXY join > KEY-cert.pub")
 		}
-	}
-	_, err = fmt.Fprintln(e.stdout, res.Msg.GetSecret())
-	return err
+	})
 }
 
 func tokensList(e *env) *cobra.Command {

@@ -43,11 +43,11 @@ const (
 
 const (
 	challengeSize = 32      // random bytes (section 13.4.3 wants 16)
-	maxID         = 1023    // bytes (section 5.8.5)
-	maxKey        = 4 << 10 // bytes of a public key; RSA of 16384 bits has half of it
+	MaxID         = 1023    // bytes (section 5.8.5)
+	MaxKey        = 4 << 10 // bytes of a public key; RSA of 16384 bits has half of it
 	minRSA        = 2048    // bits
 	maxRSA        = 8192    // bits
-	maxTransports = 8
+	MaxTransports = 8
 	maxTransport  = 32 // bytes
 )
 
@@ -229,7 +229,7 @@ func parse(text []byte) (answer, error) {
 	if err := json.Unmarshal(text, &a); err != nil {
 		return a, errors.New("it cannot be read")
 	}
-	if a.Type != publicKey || len(a.ID) == 0 || len(a.ID) > maxID {
+	if a.Type != publicKey || len(a.ID) == 0 || len(a.ID) > MaxID {
 		return a, errors.New("it is of no passkey")
 	}
 	return a, nil
@@ -314,7 +314,7 @@ func (p Party) New(text []byte, challenge string) (Key, error) {
 	if alg != a.Response.Algorithm {
 		return Key{}, errors.New("the key is for another algorithm")
 	}
-	if len(a.Response.Transports) > maxTransports {
+	if len(a.Response.Transports) > MaxTransports {
 		return Key{}, errors.New("the device has too many ways to be reached")
 	}
 	for _, t := range a.Response.Transports {
@@ -328,7 +328,7 @@ func (p Party) New(text []byte, challenge string) (Key, error) {
 
 // parse returns the public key, if it is one that is asked for.
 func (k Key) parse() (crypto.PublicKey, error) {
-	if len(k.PublicKey) > maxKey {
+	if len(k.PublicKey) > MaxKey {
 		return nil, errors.New("the key is too long")
 	}
 	public, err := x509.ParsePKIXPublicKey(k.PublicKey)

@@ -308,7 +308,7 @@ func TestNewRefuses(t *testing.T) {
 		"nothing": "", "no JSON": "{", "no id": strings.Replace(good, `"rawId":"B`, `"rowId":"B`, 1), "padding": strings.Replace(good, `","response"`, `=","response"`, 1),
 		"another type": strings.Replace(good, publicKey, "password", 1), "another id": strings.Replace(good, `"rawId":"B`, `"rawId":"C`, 1),
 		"a long way": strings.Replace(good, `"usb"`, `"`+strings.Repeat("u", maxTransport+1)+`"`, 1),
-		"many ways":  strings.Replace(good, `"usb"`, `"usb"`+strings.Repeat(`,"usb"`, maxTransports), 1),
+		"many ways":  strings.Replace(good, `"usb"`, `"usb"`+strings.Repeat(`,"usb"`, MaxTransports), 1),
 	} {
 		if text == good {
 			t.Fatalf("%s changes nothing", name)
@@ -332,7 +332,7 @@ func FuzzAnswers(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if len(u.ID) == 0 || len(u.ID) > maxID {
+		if len(u.ID) == 0 || len(u.ID) > MaxID {
 			t.Errorf("an id of %d bytes", len(u.ID))
 		}
 		if _, err := p.Check(u, "c", Key{ID: u.ID}); err == nil {

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/sshca"
 )
 
 const (
@@ -39,7 +40,7 @@ func IsSecurityKey(key ssh.PublicKey) bool {
 	if c, ok := key.(*ssh.Certificate); ok {
 		key = c.Key
 	}
-	return key.Type() == ssh.KeyAlgoSKED25519 || key.Type() == ssh.KeyAlgoSKECDSA256
+	return sshca.IsSecurityKey(key)
 }
 
 // SecurityKey returns the security key with the fingerprint that is enrolled for

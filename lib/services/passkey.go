@@ -6,15 +6,11 @@ import (
 	"time"
 
 	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/passkey"
 )
 
-// Bounds of passkeys.
-const (
-	maxPasskeys     = 10      // of one user
-	maxPasskeyID    = 1023    // bytes (WebAuthn Level 3, section 5.8.5)
-	maxPasskeyKey   = 4 << 10 // bytes of a public key; RSA with 16384 bits has half of it
-	maxPasskeyExtra = 8       // transports
-)
+// maxPasskeys bounds the passkeys of one user.
+const maxPasskeys = 10
 
 // passkeyGrammar is what people may call a passkey: one word of a command line.
 var passkeyGrammar = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,31}$`)
@@ -64,7 +60,7 @@ func (c Credentials) checkPasskeys() error {
 		switch {
 		case slices.ContainsFunc(c.Passkeys[:i], func(o Passkey) bool { return o.Name == p.Name }):
 			return fault.New(fault.BadInput, "there is a passkey %q already", p.Name)
-		case len(p.ID) == 0 || len(p.ID) > maxPasskeyID || len(p.PublicKey) == 0 || len(p.PublicKey) > maxPasskeyKey || len(p.Transports) > maxPasskeyExtra:
+		case len(p.ID) == 0 || len(p.ID) > passkey.MaxID || len(p.PublicKey) == 0 || len(p.PublicKey) > passkey.MaxKey || len(p.Transports) > passkey.MaxTransports:
 			return fault.New(fault.BadInput, "passkey %q is of a size that none has", p.Name)
 		}
 	}

@@ -131,10 +131,7 @@ func awaitReadable(fd int) error {
 	if err != nil {
 		return err
 	}
-	return raw.Read(func(fd uintptr) bool {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
-		return n > 0 && err == nil
-	})
+	return raw.Read(func(fd uintptr) bool { return readable(int(fd)) })
 }
 
 func exitOf(state *os.ProcessState) Exit {

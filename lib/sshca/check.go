@@ -316,11 +316,12 @@ func sources(c *ssh.Certificate) ([]netip.Prefix, error) {
 // verifies reports whether c says that its key makes sure who signs.
 func verifies(c *ssh.Certificate) bool {
 	k, err := decodeKey(c)
-	return err == nil && k == SecurityKeyPIN && isSecurityKey(c.Key)
+	return err == nil && k == SecurityKeyPIN && IsSecurityKey(c.Key)
 }
 
-// isSecurityKey reports whether key is one of a FIDO authenticator.
-func isSecurityKey(key ssh.PublicKey) bool {
+// IsSecurityKey reports whether key is one of a FIDO authenticator (OpenSSH
+// PROTOCOL.u2f). A certificate is none; its key may be.
+func IsSecurityKey(key ssh.PublicKey) bool {
 	return key.Type() == ssh.KeyAlgoSKED25519 || key.Type() == ssh.KeyAlgoSKECDSA256
 }
 

@@ -56,7 +56,7 @@ func MintUser(ca ssh.Signer, r UserRequest) (*ssh.Certificate, error) {
 	if len(r.SourceAddresses) > 0 {
 		c.CriticalOptions[optionSourceAddress] = formatSources(r.SourceAddresses)
 	}
-	if r.SecurityKey == SecurityKeyPIN && isSecurityKey(r.Key) {
+	if r.SecurityKey == SecurityKeyPIN && IsSecurityKey(r.Key) {
 		c.CriticalOptions[optionVerifyRequired] = ""
 	}
 	r.Roles, r.Requests = slices.Compact(roles), slices.Compact(slices.Sorted(slices.Values(r.Requests)))
