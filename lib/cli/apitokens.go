@@ -56,7 +56,7 @@ func (e *env) addAPIToken(ctx context.Context, o apiTokensAddOptions) error {
 		return err
 	}
 	t := res.Msg.GetToken()
-	return e.showToken(o.show, t.GetId(), res.Msg.GetSecret(), t.GetExpires().AsTime(), func() {
+	return e.showToken(o.show, t, res.Msg.GetSecret(), func() {
 		e.say("good until %s, for example:", localTime(t.GetExpires()))
 		e.say("  curl -H \"Authorization: Bearer TOKEN\" --json {} https://PROXY:PORT/accessd.v1.NodeService/ListNodes")
 	})

@@ -10,6 +10,7 @@ import (
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
 	"github.com/accessd/accessd/lib/fault"
@@ -38,18 +39,24 @@ func (o *tokenOutput) flags(c *cobra.Command) {
 	addFormat(c, &o.format)
 }
 
-func (o tokenOutput) check() error {
+func (o *tokenOutput) check() error {
 	if o.quiet && o.format != formatTable {
 		return fault.New(fault.BadInput, "--quiet and --format contradict each other")
 	}
 	return nil
 }
 
+// madeToken is a token without its secret, of any kind.
+type madeToken interface {
+	GetId() string
+	GetExpires() *timestamppb.Timestamp
+}
+
 // showToken shows a new token, the one time there is; words tell people what to do
 // with it.
-func (e *env) showToken(o tokenOutput, id, secret string, expires time.Time, words func()) error {
+func (e *env) showToken(o tokenOutput, t madeToken, secret string, words func()) error {
 	if o.format != formatTable {
-		return printValue(e.stdout, o.format, map[string]any{"id": id, "token": secret, "expires": expires})
+		return printValue(e.stdout, o.format, map[string]any{"id": t.GetId(), "token": secret, "expires": t.GetExpires().AsTime()})
 	}
 	if !o.quiet {
 		words()
@@ -93,7 +100,7 @@ func (e *env) addToken(ctx context.Context, o tokensAddOptions) error {
 		return err
 	}
 	t := res.Msg.GetToken()
-	return e.showToken(o.show, t.GetId(), res.Msg.GetSecret(), t.GetExpires().AsTime(), func() {
+	return e.showToken(o.show, t, res.Msg.GetSecret(), func() {
 		e.say("a %s joins with this token before %s:", o.role, localTime(t.GetExpires()))
 		e.say("  accessd start --roles %s --join PROXY:PORT --token TOKEN --ca-pin %s", o.role, "$(accessd ca pin)")
 		if o.role == "node" {

@@ -41,6 +41,7 @@ const (
 	rs256 = -257
 )
 
+// Bounds of what is asked and taken.
 const (
 	challengeSize = 32      // random bytes (section 13.4.3 wants 16)
 	MaxID         = 1023    // bytes (section 5.8.5)
