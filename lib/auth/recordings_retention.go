@@ -19,6 +19,9 @@ const (
 	// archiveInterval is how often the archive looks after what it keeps, unless
 	// a recording has just come to its end.
 	archiveInterval = time.Minute
+	// archiveRest is how many times as long as it worked the archive rests before it
+	// looks again: each look goes through all recordings, however few have ended.
+	archiveRest = 20
 	// removalTime is how long a removal may take whoever began it. One that takes
 	// longer is gone on with: its authority was killed, or the store was away.
 	removalTime = 10 * time.Minute
@@ -58,8 +61,14 @@ func (k *archive) run(ctx context.Context) error {
 	tick := time.NewTicker(archiveInterval)
 	defer tick.Stop()
 	for {
+		began := time.Now()
 		if err := k.tend(ctx); err != nil && ctx.Err() == nil {
 			k.cfg.Log.Warn("recordings are not looked after", zap.Error(err))
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(min(archiveRest*time.Since(began), archiveInterval)):
 		}
 		select {
 		case <-ctx.Done():
