@@ -168,12 +168,12 @@ func TestScriptedForms(t *testing.T) {
 	if pin := c.Admin("ca", "pin"); !strings.HasPrefix(pin, "sha256:") || len(strings.TrimSpace(pin)) != 71 {
 		t.Errorf("ca pin printed %q", pin)
 	}
+	config := c.File("ssh_config", c.Admin("ssh-config", "--identity", key, "--login", c.Login)) // of a cluster without nodes
 	c.Node("n1", "--labels", "env=dev,team=a")
 	nodes := c.NodeList()
 	if len(nodes) != 1 || nodes[0].Labels["team"] != "a" {
 		t.Errorf("nodes ls = %+v", nodes)
 	}
-	config := c.File("ssh_config", c.Admin("ssh-config", "--identity", key, "--login", c.Login))
 	if r := harness.Run(t, nil, "ssh", "-F", config, "n1", "true"); r.Code != 0 {
 		t.Errorf("ssh -F ssh_config n1 = %d %s", r.Code, r.Stderr)
 	}

@@ -30,6 +30,7 @@ type clientConfig struct {
 	Cert       string
 	KnownHosts string
 	Nodes      []string
+	Direct     []string // hosts that are not nodes: the proxies'
 }
 
 // The template quotes every path and puts no name into a command: a name that
@@ -40,13 +41,14 @@ Host accessd-proxy
   Port {{.Port}}
   User {{.User}}
 
-{{if .Nodes}}Host{{range .Nodes}} {{.}}{{end}}
+# The nodes of today, for completion, and those that join later.
+Host{{range .Nodes}} {{.}}{{end}} * !accessd-proxy{{range .Direct}} !{{.}}{{end}}
   ProxyJump accessd-proxy
 {{- if .Login}}
   User {{.Login}}
 {{- end}}
 
-{{end}}Host *
+Host *
   IdentityFile "{{.Identity}}"
   CertificateFile "{{.Cert}}"
   IdentitiesOnly yes
@@ -119,6 +121,12 @@ func (e *env) writeConfig(ctx context.Context, cfg clientConfig, proxy string) e
 	}
 	if cfg.Host, cfg.Port, err = net.SplitHostPort(proxy); err != nil {
 		return fault.New(fault.BadInput, "--proxy: %q: want host:port", proxy)
+	}
+	cfg.Direct = []string{cfg.Host}
+	for _, addr := range ca.GetProxyAddresses() {
+		if host, _, err := net.SplitHostPort(addr); err == nil && !slices.Contains(cfg.Direct, host) {
+			cfg.Direct = append(cfg.Direct, host)
+		}
 	}
 	res, err := e.nodes().ListNodes(ctx, connect.NewRequest(&accessdv1.ListNodesRequest{}))
 	if err != nil {
