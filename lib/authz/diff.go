@@ -235,8 +235,7 @@ func (e *Engine) limits(r Request, d Decision) []limit {
 		return out
 	}
 	a := ask{question: question{node: r.Node.ID, login: r.Login, action: r.Action}, node: r.Node}
-	for i := range set.rules {
-		rl := &set.rules[i]
+	for rl := range set.rules() {
 		if !rl.coversNode(&a) || !rl.coversLogin(&a) || !rl.coversAction(&a) {
 			continue
 		}

@@ -2,6 +2,7 @@ package authz
 
 import (
 	"fmt"
+	"iter"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,23 +16,24 @@ import (
 )
 
 // modelText is the casbin model of every enforcer. A policy line is the number
-// of a rule and what it does; p has the rules about nodes, p2 those about
-// resources. The functions are those of functions: one for each matcher, since what
-// casbin does for a call is more than what any of these does.
+// of a list, a role's allow or deny rules, and what it does; p has the lists with
+// rules about nodes, p2 those with rules about resources. The functions are those
+// of functions: one for each matcher and a line for a whole list, since what casbin
+// does for a call is more than what any of these does.
 const modelText = `
 [request_definition]
 r = ask
 
 [policy_definition]
-p  = rule, eft
-p2 = rule, eft
+p  = list, eft
+p2 = list, eft
 
 [policy_effect]
 e = some(where (p.eft == allow)) && !some(where (p.eft == deny))
 
 [matchers]
-m  = covers(r.ask, p.rule)
-m2 = resource(r.ask, p2.rule)
+m  = covers(r.ask, p.list)
+m2 = resource(r.ask, p2.list)
 `
 
 // functions are what the matchers call.
@@ -46,9 +48,9 @@ func functions() map[string]func(*rule, *ask) bool {
 // certificate, and the enforcer over them.
 type ruleSet struct {
 	user     names.UserName
-	refusal  string // why nothing can be allowed; then there are no rules
-	rules    []rule // the deny rules first: the first that matches ends the search
-	commands bool   // some rule lists commands
+	refusal  string   // why nothing can be allowed; then there are no rules
+	lists    [][]rule // of each role, those that deny first: the first that matches ends the search
+	commands bool     // some rule lists commands
 	enforcer *casbin.Enforcer
 }
 
@@ -60,27 +62,29 @@ func (e *Engine) build(id *sshca.Identity) (*ruleSet, error) {
 		s.refusal = fmt.Sprintf("there is no user %q any more", id.User)
 		return s, nil
 	}
-	var allow []rule
+	var allow [][]rule
 	for _, name := range slices.Compact(slices.Sorted(slices.Values(user.Roles))) {
 		role, ok := e.policy.Role(name)
 		if !ok {
 			continue
 		}
-		s.rules = append(s.rules, compile(role, true, &user)...)
+		s.lists = append(s.lists, compile(role, true, &user))
 		if slices.Contains(id.Roles, name) {
-			allow = append(allow, compile(role, false, &user)...)
+			allow = append(allow, compile(role, false, &user))
 		}
 	}
 	for _, g := range e.given(id, user) {
-		s.rules = append(s.rules, compile(g.role, true, &user)...)
-		for _, r := range compile(g.role, false, &user) {
-			if r.only = g.node; r.only == "" || len(r.Resources) == 0 {
-				allow = append(allow, r)
-			}
+		s.lists = append(s.lists, compile(g.role, true, &user))
+		list := compile(g.role, false, &user)
+		for i := range list {
+			list[i].only = g.node
 		}
+		allow = append(allow, slices.DeleteFunc(list, func(r rule) bool { return r.only != "" && len(r.Resources) > 0 }))
 	}
-	s.rules = append(s.rules, allow...)
-	s.commands = slices.ContainsFunc(s.rules, func(r rule) bool { return len(r.Commands) > 0 })
+	s.lists = append(s.lists, allow...)
+	for r := range s.rules() {
+		s.commands = s.commands || len(r.Commands) > 0
+	}
 	return s, s.load(e)
 }
 
@@ -109,19 +113,38 @@ func (e *Engine) given(id *sshca.Identity, user services.User) []given {
 	return out
 }
 
-// load makes the enforcer over s.rules.
+// rules yields all rules.
+func (s *ruleSet) rules() iter.Seq[*rule] {
+	return func(yield func(*rule) bool) {
+		for _, list := range s.lists {
+			for i := range list {
+				if !yield(&list[i]) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// load makes the enforcer over s.lists.
 func (s *ruleSet) load(e *Engine) error {
 	m := e.template.Copy()
-	for i, r := range s.rules {
-		policy, effect := "p", "allow"
-		if len(r.Resources) > 0 {
-			policy = "p2"
+	for i, list := range s.lists {
+		lines := map[string]string{} // what the list does, of each policy that it has rules for
+		for _, r := range list {
+			policy, effect := "p", "allow"
+			if len(r.Resources) > 0 {
+				policy = "p2"
+			}
+			if r.deny {
+				effect = "deny"
+			}
+			lines[policy] = effect
 		}
-		if r.deny {
-			effect = "deny"
-		}
-		if err := m.AddPolicy("p", policy, []string{strconv.Itoa(i), effect}); err != nil {
-			return err
+		for policy, effect := range lines {
+			if err := m.AddPolicy("p", policy, []string{strconv.Itoa(i), effect}); err != nil {
+				return err
+			}
 		}
 	}
 	enforcer, err := casbin.NewEnforcer(m)
@@ -136,7 +159,7 @@ func (s *ruleSet) load(e *Engine) error {
 }
 
 // function returns covers in the form casbin calls it, with the ask and the
-// number of the rule. Without policy lines casbin calls it once with "" for the
+// number of a list, one of whose rules is to cover it. Without policy lines casbin calls it once with "" for the
 // number and would take true for allowed.
 func (s *ruleSet) function(covers func(*rule, *ask) bool) func(args ...any) (any, error) {
 	return func(args ...any) (any, error) {
@@ -151,31 +174,47 @@ func (s *ruleSet) function(covers func(*rule, *ask) bool) func(args ...any) (any
 		if number == "" {
 			return false, nil
 		}
-		i, err := strconv.Atoi(number)
-		if err != nil || i < 0 || i >= len(s.rules) {
-			return nil, fault.New(fault.Internal, "matcher called for rule %q", number)
-		}
-		return covers(&s.rules[i], a), nil
+		list, err := s.list(number)
+		return first(list, func(r *rule) bool { return covers(r, a) }) != nil, err
 	}
+}
+
+// list returns the list of that number.
+func (s *ruleSet) list(number string) ([]rule, error) {
+	i, err := strconv.Atoi(number)
+	if err != nil || i < 0 || i >= len(s.lists) {
+		return nil, fault.New(fault.Internal, "no list of rules has the number %q", number)
+	}
+	return s.lists[i], nil
+}
+
+// first returns the first rule of a list for which is holds, or nil.
+func first(list []rule, is func(*rule) bool) *rule {
+	for i := range list {
+		if is(&list[i]) {
+			return &list[i]
+		}
+	}
+	return nil
 }
 
 // decide answers a question about a login and an action on a node.
 func (s *ruleSet) decide(a *ask) Decision {
-	grants := func(r *rule) bool { return r.covers(a) }
-	return s.enforce(grants, s.noRule, a, a)
+	covers := func(r *rule) bool { return r.covers(a) }
+	return s.enforce(covers, s.noRule, a, a)
 }
 
 // resource answers a question about a resource.
 func (s *ruleSet) resource(a *ask) Decision {
-	grants := func(r *rule) bool { return r.coversResource(a) }
+	covers := func(r *rule) bool { return r.coversResource(a) }
 	why := func(a *ask) string { return fmt.Sprintf("no role of %s allows to %s %s", s.user, a.verb, a.resource) }
 	context := casbin.EnforceContext{RType: "r", PType: "p2", EType: "e", MType: "m2"}
-	return s.enforce(grants, why, a, context, a)
+	return s.enforce(covers, why, a, context, a)
 }
 
-// enforce asks casbin. grants tells which allow rules granted, for their
-// options; why is the reason when no rule decided.
-func (s *ruleSet) enforce(grants func(*rule) bool, why func(*ask) string, a *ask, rvals ...any) Decision {
+// enforce asks casbin. covers tells which rules matched, for the one that decided
+// and for the options of all that allow; why is the reason when no rule decided.
+func (s *ruleSet) enforce(covers func(*rule) bool, why func(*ask) string, a *ask, rvals ...any) Decision {
 	if s.refusal != "" {
 		return Decision{Reason: s.refusal}
 	}
@@ -186,17 +225,21 @@ func (s *ruleSet) enforce(grants func(*rule) bool, why func(*ask) string, a *ask
 	if len(line) == 0 {
 		return Decision{Reason: why(a)}
 	}
-	i, err := strconv.Atoi(line[0])
+	list, err := s.list(line[0])
 	if err != nil {
 		return broken(err)
 	}
-	d := s.rules[i].verdict
+	decided := first(list, covers)
+	if decided == nil {
+		return broken(fault.New(fault.Internal, "no rule of list %q matches any more", line[0]))
+	}
+	d := decided.verdict
 	if d.Allow = d.Allow && allow; !d.Allow {
 		return d
 	}
 	d.Confined = a.line != nil
-	for i := range s.rules {
-		if r := &s.rules[i]; !r.deny && grants(r) {
+	for r := range s.rules() {
+		if !r.deny && covers(r) {
 			d.Confined = d.Confined && len(r.Commands) > 0
 			d.Options = d.Options.Strictest(r.options)
 			d.Listed = d.Listed || r.lists(a)
@@ -212,8 +255,7 @@ func (s *ruleSet) reach(a *ask) Decision {
 	if s.refusal == "" {
 		refused.Reason = fmt.Sprintf("no role of %s reaches node %q", s.user, a.node.Name)
 	}
-	for i := range s.rules {
-		r := &s.rules[i]
+	for r := range s.rules() {
 		if r.deny || !r.coversNode(a) {
 			continue
 		}
@@ -232,8 +274,8 @@ func (s *ruleSet) reach(a *ask) Decision {
 // node, login, action and target for which no allow rule stands.
 func (s *ruleSet) noRule(a *ask) string {
 	var node, login, action bool
-	for i := range s.rules {
-		if r := &s.rules[i]; !r.deny && r.coversNode(a) {
+	for r := range s.rules() {
+		if !r.deny && r.coversNode(a) {
 			node = true
 			login = login || r.coversLogin(a)
 			action = action || r.coversLogin(a) && r.coversAction(a)
@@ -263,8 +305,8 @@ func (s *ruleSet) patterns(a *ask) []services.CommandPattern {
 	exec := *a
 	exec.action = ActionExec
 	var out []services.CommandPattern
-	for i := range s.rules {
-		if r := &s.rules[i]; !r.deny && r.coversNode(&exec) && r.coversLogin(&exec) && r.coversAction(&exec) {
+	for r := range s.rules() {
+		if !r.deny && r.coversNode(&exec) && r.coversLogin(&exec) && r.coversAction(&exec) {
 			out = append(out, r.Commands...)
 		}
 	}
