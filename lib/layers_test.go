@@ -46,6 +46,7 @@ var layers = map[string]int{
 
 	"lib/backend": 1,
 	"lib/config":  1,
+	"lib/lockdir": 1,
 	"lib/relay":   1,
 	"lib/seal":    1,
 	"lib/sshca":   1,

@@ -190,13 +190,13 @@ func finishRemoval(dir *privateDir, name string) error {
 			return err
 		}
 	}
-	if err := dir.sync(); err != nil {
+	if err := dir.Sync("."); err != nil {
 		return err
 	}
 	if err := dir.Remove(removing); err != nil {
 		return err
 	}
-	return dir.sync()
+	return dir.Sync(".")
 }
 
 // resumeRemoval goes on with the removal that a crash ended.

@@ -919,7 +919,7 @@ func TestSpoolIsTooOld(t *testing.T) {
 		t.Error("a spool that refuses is healthy")
 	}
 	e.spool.records.acquire() // killed: the directory is unlocked, and that is all
-	if err := e.spool.dir.close(); err != nil {
+	if err := e.spool.dir.Close(); err != nil {
 		t.Fatal(err)
 	}
 	e = open()

@@ -76,7 +76,7 @@ func NewOpenSessions(dir string) (*OpenSessions, error) {
 		slots: map[names.SessionID]int64{}, left: map[names.SessionID]Event{}, next: 1,
 	}
 	if err := o.open(); err != nil {
-		return nil, errors.Join(fault.Wrap(fault.Unavailable, err, "the ledger of sessions cannot be opened"), d.close())
+		return nil, errors.Join(fault.Wrap(fault.Unavailable, err, "the ledger of sessions cannot be opened"), d.Close())
 	}
 	return o, nil
 }
@@ -110,7 +110,7 @@ func (o *OpenSessions) load(f *os.File) error {
 			return err
 		}
 	case err == nil:
-		return fault.New(fault.Internal, "%q in %q is not a ledger of sessions", ledgerName, o.dir.path)
+		return fault.New(fault.Internal, "%q in %q is not a ledger of sessions", ledgerName, o.dir.Name())
 	case !errors.Is(err, io.EOF):
 		return err
 	}
@@ -125,7 +125,7 @@ func (o *OpenSessions) load(f *os.File) error {
 		err = f.Sync()
 	}
 	if err == nil {
-		err = o.dir.sync()
+		err = o.dir.Sync(".")
 	}
 	o.free, o.next = nil, 1
 	return err
@@ -286,5 +286,5 @@ func recoveredEnd(start Event) Event {
 func (o *OpenSessions) Close() error {
 	o.begins.acquire()
 	defer o.begins.release()
-	return errors.Join(o.file.Close(), o.dir.close())
+	return errors.Join(o.file.Close(), o.dir.Close())
 }

@@ -110,7 +110,7 @@ func OpenLog(ctx context.Context, cfg LogConfig) (*Log, error) {
 	l.groups = newCommitter[[]entry]()
 	if err := l.open(ctx); err != nil {
 		l.stop()
-		return nil, errors.Join(err, dir.close())
+		return nil, errors.Join(err, dir.Close())
 	}
 	return l, nil
 }
@@ -509,5 +509,5 @@ func (l *Log) Close() error {
 	l.grown = make(chan struct{})
 	l.mu.Unlock()
 	l.stop()
-	return errors.Join(l.index.db.Close(), l.dir.close())
+	return errors.Join(l.index.db.Close(), l.dir.Close())
 }

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/lockdir"
 )
 
 // Rotation says when a log begins a new tree without being asked.
@@ -254,7 +255,7 @@ func (l *Log) makeTree(ctx context.Context, p period, first []byte) error {
 	if err := l.dir.Rename(nextTree, p.name); err != nil {
 		return err
 	}
-	return l.dir.sync()
+	return l.dir.Sync(".")
 }
 
 // syncTree syncs every file and directory of a small tree.
@@ -263,7 +264,7 @@ func syncTree(dir string) error {
 		if err != nil || !d.IsDir() && !d.Type().IsRegular() {
 			return err
 		}
-		return syncPath(path)
+		return lockdir.Sync(path)
 	})
 }
 

@@ -153,7 +153,7 @@ func newSink(c SinkConfig) (*outlet, error) {
 // Run delivers until ctx ends. It never fails: what a sink cannot do it tries
 // again, logged and counted.
 func (s *Sinks) Run(ctx context.Context) error {
-	defer func() { _ = s.dir.close() }()
+	defer func() { _ = s.dir.Close() }()
 	var wg sync.WaitGroup
 	for _, one := range s.all {
 		wg.Go(func() { s.serve(ctx, one) })

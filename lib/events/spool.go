@@ -99,10 +99,10 @@ func openSpool(path string, maxBytes int64, log *zap.Logger) (*spool, error) {
 		return nil, err
 	}
 	s := &spool{dir: dir, max: maxBytes, maxAge: defaultMaxAge, now: time.Now, log: log, next: 1, grown: make(chan struct{})}
-	s.create = func(name string) (file, error) { return dir.create(name) }
+	s.create = func(name string) (file, error) { return dir.New(name) }
 	s.records = newCommitter[[][]byte]()
 	if err := s.scan(); err != nil {
-		_ = dir.close()
+		_ = dir.Close()
 		return nil, fault.Wrap(fault.Unavailable, err, "cannot read the audit spool")
 	}
 	return s, nil
@@ -286,7 +286,7 @@ func (s *spool) appendActive(buf []byte) error {
 		err = s.active.Sync()
 	}
 	if err == nil && fresh {
-		err = s.dir.sync()
+		err = s.dir.Sync(".")
 	}
 	if err != nil {
 		s.abandon(fresh)
@@ -363,5 +363,5 @@ func (s *spool) close() error {
 		}
 	}
 	s.create = func(string) (file, error) { return nil, errors.New("closed") }
-	return s.dir.close()
+	return s.dir.Close()
 }

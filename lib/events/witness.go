@@ -320,9 +320,5 @@ func (d *privateDir) replace(name string, data []byte) error {
 	if err != nil {
 		return err
 	}
-	parent, err := d.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(parent.Sync(), parent.Close())
+	return d.Sync(dir)
 }

@@ -114,7 +114,7 @@ func New(cfg Config) (*Recorder, error) {
 		r.metrics, err = newMetrics(cfg.Registerer, r)
 	}
 	if err != nil {
-		r.dir.close()
+		_ = r.dir.Close()
 		return nil, fault.Wrap(fault.Unavailable, err, "cannot open the spool of recordings")
 	}
 	return r, nil
@@ -164,8 +164,7 @@ func (r *Recorder) Close() error {
 		s.stopRetry()
 	}
 	r.running.Wait()
-	r.dir.close()
-	return r.sealer.encoder.Close()
+	return errors.Join(r.dir.Close(), r.sealer.encoder.Close())
 }
 
 // start runs f beside its caller, unless the recorder was closed.
@@ -267,7 +266,7 @@ func (r *Recorder) abandon(s *session) {
 }
 
 func (s *session) createState() error {
-	f, err := s.r.dir.create(s.path(stateName))
+	f, err := s.r.dir.New(s.path(stateName))
 	if err != nil {
 		return err
 	}

@@ -25,6 +25,7 @@ import (
 
 	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
 	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/lockdir"
 	"github.com/accessd/accessd/lib/names"
 )
 
@@ -236,7 +237,7 @@ func spooled(t *testing.T, dir string) []string {
 	t.Helper()
 	var files []string
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if rel, _ := filepath.Rel(dir, path); err == nil && !slices.Contains([]string{".", lockName, reserveName}, rel) {
+		if rel, _ := filepath.Rel(dir, path); err == nil && !slices.Contains([]string{".", lockdir.LockName, reserveName}, rel) {
 			files = append(files, rel)
 		}
 		if errors.Is(err, fs.ErrNotExist) { // it went meanwhile

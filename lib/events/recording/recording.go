@@ -416,10 +416,10 @@ func (w *Recording) store(batch []*openPart) error {
 
 // syncDir makes names in the session's directory durable, and its own.
 func (s *session) syncDir(first bool) error {
-	if err := s.r.dir.sync(string(s.id)); err != nil || !first {
+	if err := s.r.dir.Sync(string(s.id)); err != nil || !first {
 		return err
 	}
-	return s.r.dir.sync(".")
+	return s.r.dir.Sync(".")
 }
 
 // seal makes what is stored of p.
