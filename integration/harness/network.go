@@ -20,14 +20,14 @@ type Place struct {
 // quick has the kernel repeat what was lost after 20 ms at first and a second at
 // last, and not its usual 200 ms and two minutes: no round trip takes even one,
 // and a scenario has no time for bad luck.
-var quick = [...]string{"net.ipv4.tcp_rto_min_us=20000", "net.ipv4.tcp_rto_max_ms=1000"}
+const quick = "net.ipv4.tcp_rto_min_us=20000 net.ipv4.tcp_rto_max_ms=1000"
 
 // NewPlace makes a place that is connected to nothing. It goes when the test
 // ends, also when that is killed, and everything in it with it.
 func NewPlace(t testing.TB) *Place {
 	t.Helper()
 	needRoot(t, "a network of its own")
-	holder := exec.Command("unshare", "--net", "sh", "-c", "ip link set lo up && sysctl -q -w $0 $1 && echo ready && exec cat", quick[0], quick[1])
+	holder := exec.Command("unshare", "--net", "sh", "-c", "ip link set lo up && sysctl -q -w "+quick+" && echo ready && exec cat")
 	stdout, err := holder.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -46,6 +46,7 @@ func NewPlace(t testing.TB) *Place {
 		_ = holder.Wait()
 	})
 	if _, err := io.ReadFull(stdout, make([]byte, len("ready"))); err != nil {
+		_ = holder.Wait() // what it said is there when this returns
 		t.Fatalf("a network of its own: %v %s", err, words.String())
 	}
 	return &Place{t: t, pid: fmt.Sprint(holder.Process.Pid)}
