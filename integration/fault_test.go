@@ -27,10 +27,10 @@ func begin(t *testing.T, c *harness.Cluster, p *harness.Person, node string) *se
 	if p.Config == "" {
 		p.Configure()
 	}
-	before := len(c.Events("--event", "session.start"))
+	before := len(c.Events("--event", "session.start", "--node", node))
 	mark := harness.Mark(t)
 	s := &session{t: t, end: make(chan int, 1)}
-	s.cmd = exec.Command("ssh", "-F", p.Config, "-o", "BatchMode=yes", node, "touch "+mark+"; cat; touch "+mark+".after")
+	s.cmd = c.Command("ssh", "-F", p.Config, "-o", "BatchMode=yes", node, "touch "+mark+"; cat; touch "+mark+".after")
 	in, err := s.cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -46,7 +46,7 @@ func begin(t *testing.T, c *harness.Cluster, p *harness.Person, node string) *se
 	harness.Eventually(t, "the command runs", func() bool { _, err := os.Stat(mark); return err == nil })
 	var all []harness.Event
 	c.Eventually("session.start is logged", func() bool {
-		all = c.Events("--event", "session.start")
+		all = c.Events("--event", "session.start", "--node", node)
 		return len(all) > before
 	})
 	s.sid = all[len(all)-1].Str("sid")

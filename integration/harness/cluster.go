@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"os/user"
 	"path/filepath"
 	"slices"
@@ -24,6 +25,7 @@ type Cluster struct {
 	Main  *Process
 	Nodes map[string]*Process
 
+	at    *Place // where its processes and clients run; nil for this machine
 	extra []string
 }
 
@@ -34,6 +36,20 @@ func New(t testing.TB, extra ...string) *Cluster {
 	c := &Cluster{T: t, Dir: t.TempDir(), Home: t.TempDir(), Addr: "127.0.0.1:0", Login: account(t), Nodes: map[string]*Process{}, extra: extra}
 	c.StartMain()
 	return c
+}
+
+// NewIn starts a cluster whose auth, proxy and clients are in the centre of a
+// network.
+func NewIn(t testing.TB, n *Network, extra ...string) *Cluster {
+	t.Helper()
+	c := &Cluster{T: t, Dir: t.TempDir(), Home: t.TempDir(), Addr: n.Addr + ":0", Login: account(t), Nodes: map[string]*Process{}, at: n.Centre, extra: extra}
+	c.StartMain()
+	return c
+}
+
+// Command returns a command that will run where the cluster's clients do.
+func (c *Cluster) Command(name string, args ...string) *exec.Cmd {
+	return c.at.Command(name, args...)
 }
 
 // testAccount is the account of sessions where the tests run as root: one of its
@@ -85,7 +101,7 @@ func (c *Cluster) StartMain() {
 		args = append(args, "--roles", "auth,proxy")
 	}
 	args = append(args, c.extra...)
-	c.Main = Start(c.T, args...)
+	c.Main = StartAt(c.T, c.at, args...)
 	c.Addr = c.Main.Field("listen")
 }
 
@@ -135,6 +151,14 @@ func (c *Cluster) Node(name string, extra ...string) *Process {
 	c.T.Helper()
 	p := Start(c.T, c.NodeArgs(name, c.T.TempDir(), extra...)...)
 	c.Nodes[name] = p
+	c.WaitOnline(name)
+	return p
+}
+
+// NodeAt joins and starts a node at a place; it is connected when NodeAt returns.
+func (c *Cluster) NodeAt(at *Place, name string, extra ...string) *Process {
+	c.T.Helper()
+	p := StartAt(c.T, at, c.NodeArgs(name, c.T.TempDir(), extra...)...)
 	c.WaitOnline(name)
 	return p
 }
@@ -251,7 +275,8 @@ func (p *Person) SSHIn(stdin io.Reader, args ...string) Result {
 	if p.Config == "" {
 		p.Configure()
 	}
-	return Run(p.c.T, stdin, "ssh", append([]string{"-F", p.Config, "-o", "BatchMode=yes"}, args...)...)
+	name, args := p.c.at.words("ssh", append([]string{"-F", p.Config, "-o", "BatchMode=yes"}, args...))
+	return Run(p.c.T, stdin, name, args...)
 }
 
 // Event is an audit event as "audit ls --format json" prints it.

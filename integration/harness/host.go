@@ -26,12 +26,7 @@ type Host struct {
 // NewHost makes a host; it needs root.
 func NewHost(t testing.TB) *Host {
 	t.Helper()
-	if os.Getuid() != 0 {
-		if os.Getenv("CI") != "" {
-			t.Fatal("this scenario needs root, and CI has to be it")
-		}
-		t.Skip("NOT RUN: a host of its own needs root")
-	}
+	needRoot(t, "a host of its own")
 	dir, err := os.MkdirTemp("", "accessd-host-") //nolint:usetesting // a test's directory is closed to other accounts
 	if err != nil {
 		t.Fatal(err)

@@ -111,7 +111,13 @@ func (b *buffer) String() string {
 // and fails when it had complained of a data race.
 func Start(t testing.TB, args ...string) *Process {
 	t.Helper()
-	p, ready := Launch(t, args...)
+	return StartAt(t, nil, args...)
+}
+
+// StartAt is [Start] at a place.
+func StartAt(t testing.TB, at *Place, args ...string) *Process {
+	t.Helper()
+	p, ready := launch(t, at.Command(Binary(t), args...))
 	p.await(ready)
 	return p
 }

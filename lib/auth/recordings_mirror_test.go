@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -21,6 +22,7 @@ import (
 	"github.com/accessd/accessd/lib/services"
 	"github.com/accessd/accessd/lib/sshca"
 	"github.com/accessd/accessd/lib/store"
+	"github.com/accessd/accessd/lib/store/storetest"
 )
 
 // mirrored opens a world with a mirror in a folder, behind what fails when it is
@@ -28,7 +30,14 @@ import (
 func mirrored(t *testing.T, p plan) (*world, *failing, string) {
 	t.Helper()
 	dir := t.TempDir()
-	to, err := store.Open(t.Context(), store.Folder(dir))
+	w, f := mirroredTo(t, p, store.Folder(dir))
+	return w, f, dir
+}
+
+// mirroredTo is mirrored with a store that is named.
+func mirroredTo(t *testing.T, p plan, url string) (*world, *failing) {
+	t.Helper()
+	to, err := store.Open(t.Context(), url)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +67,7 @@ func mirrored(t *testing.T, p plan) (*world, *failing, string) {
 			}
 		}
 	}
-	return w, f, dir
+	return w, f
 }
 
 // bring brings the mirror up to now, and reports whether it is.
@@ -165,6 +174,69 @@ func TestRecordingsMirrored(t *testing.T) {
 		t.Error("an empty mirror is not brought everything")
 	}
 	w.wantCopy(dir, tp)
+}
+
+// A real server that speaks S3's protocol, which is killed and comes back: recordings
+// and a period of the log come to it whole, and are counted as there, and removed
+// here, only when they are.
+func TestBucketOfMirrorAndArchive(t *testing.T) {
+	s3 := storetest.Start(t)
+	at := s3.URL("copies")
+	dir := filepath.Join(s3.Dir, "copies")
+	w, _ := mirroredTo(t, plan{}, at)
+	m := w.join(sshca.KindNode, "web-1")
+	tapes := []*tape{w.newTape(m, "one", "two", "three"), w.newTape(m, "four", "five")}
+	w.upload(m, tapes[0])
+	if !w.bring() {
+		t.Fatal("nothing came to the bucket")
+	}
+	w.wantCopy(dir, tapes[0])
+	must(t, w.admin().RotateLog, &accessdv1.RotateLogRequest{})
+	archive := func() (*accessdv1.ArchivePeriodResponse, error) {
+		return call(t, w.admin().ArchivePeriod, &accessdv1.ArchivePeriodRequest{Period: events.FirstPeriod, To: at, Young: true})
+	}
+	here := w.cfg.AuditDir
+
+	s3.Stop()
+	w.upload(m, tapes[1])
+	var wg sync.WaitGroup // both try for a while
+	wg.Go(func() {
+		if _, err := archive(); !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "and stays") {
+			t.Errorf("with the server gone: %v, want the period to stay", err)
+		}
+	})
+	if w.bring() {
+		t.Error("what is not there counts as mirrored")
+	}
+	wg.Wait()
+	if r, err := w.cfg.Store.Recording(t.Context(), tapes[1].id); err != nil || r.Mirrored != "" {
+		t.Errorf("what is not there counts as mirrored by %q, %v", r.Mirrored, err)
+	}
+	if r, err := events.Verify(t.Context(), here, w.cfg.Keys.AuditVerifierKey()); err != nil || len(r.Before) != 1 {
+		t.Errorf("the log has %d periods before this one, %v; want it whole", len(r.Before), err)
+	}
+
+	s3.Again()
+	if !w.bring() {
+		t.Error("nothing comes to the bucket that is back")
+	}
+	for _, tp := range tapes {
+		w.wantCopy(dir, tp)
+	}
+	done, err := archive()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := events.Verify(t.Context(), filepath.Join(dir, done.GetPath()), w.cfg.Keys.AuditVerifierKey())
+	if err != nil || r.Size != done.GetSize() || r.RootHash != done.GetRootHash() {
+		t.Errorf("the archive has %d entries, %v, want %d", r.Size, err, done.GetSize())
+	}
+	if r, err := events.VerifyArchived(t.Context(), here, w.cfg.Keys.AuditVerifierKey()); err != nil || r.Absent == nil || r.Absent.Size != done.GetSize() {
+		t.Errorf("here the period is absent as %+v, %v", r.Absent, err)
+	}
+	if got := w.logged(events.AuditArchive); len(got) != 1 || got[0]["to"] != at {
+		t.Errorf("the log has %v, want one event", got)
+	}
 }
 
 // What is gone from the store, or was changed there, is not copied, and what is in

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"os"
 	"os/exec"
@@ -122,6 +123,52 @@ func TestUnitsRunStockSSH(t *testing.T) {
 	}
 	if !strings.Contains(d.words.String(), "accessd tokens add --names node7") {
 		t.Errorf("the words do not say how to join:\n%s", d.words.String())
+	}
+}
+
+// TestUnitsVerify: systemd has nothing to say about the units, and it would have.
+func TestUnitsVerify(t *testing.T) {
+	d, dir := newDesk(), t.TempDir()
+	if err := d.printUnit(t.Context(), "node7", "proxy.example:3022", ""); err != nil {
+		t.Fatal(err)
+	}
+	var units []string
+	for _, file := range strings.Split("\n"+d.out.String(), "\n# /")[1:] {
+		path, text, _ := strings.Cut(file, "\n")
+		if !strings.HasPrefix(path, "etc/systemd/system/") {
+			continue
+		}
+		unit := filepath.Join(dir, filepath.Base(path))
+		if err := os.WriteFile(unit, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		units = append(units, unit)
+		if strings.Contains(text, "Type=oneshot") && !strings.Contains(text, "TimeoutStartSec=") {
+			t.Errorf("%s may run for ever", path)
+		}
+	}
+	if len(units) != 5 {
+		t.Fatalf("units are %q, want 5", units)
+	}
+	verify := func() string {
+		out, err := exec.Command("systemd-analyze", append([]string{"verify", "--man=no", "--recursive-errors=no"}, units...)...).CombinedOutput()
+		if _, ran := errors.AsType[*exec.ExitError](err); err != nil && !ran {
+			t.Fatalf("this test needs systemd-analyze: %v", err)
+		}
+		return string(out)
+	}
+	if said := verify(); said != "" {
+		t.Errorf("systemd says:\n%s", said)
+	}
+	text, err := os.ReadFile(units[0])
+	if err == nil {
+		err = os.WriteFile(units[0], bytes.ReplaceAll(text, []byte("Restart=always"), []byte("Restart=sometimes")), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if said := verify(); !strings.Contains(said, "sometimes") {
+		t.Errorf("of a unit that is wrong systemd says %q", said)
 	}
 }
 

@@ -34,6 +34,8 @@ type unitConfig struct {
 // the same way the authorities' keys are fetched, so that the machine follows when
 // those are rotated: whom ssh believes, and whom sshd lets in where it is told. What
 // is locked is fetched each minute, over the tunnel's connection while that is up.
+// What fetches has a time to do it in: systemd gives such a command for ever by
+// itself, and one that waits for a network that has forgotten it would be the last.
 var unitTemplate = template.Must(template.New("unit").Parse(`{{define "ssh"}}/usr/bin/ssh -F none -p {{.Port}} -i {{.Key}} -o CertificateFile={{.Key}}-cert.pub -o IdentitiesOnly=yes -o BatchMode=yes -o UserKnownHostsFile={{.KnownHosts}} -o GlobalKnownHostsFile=none -o StrictHostKeyChecking=yes{{end -}}
 # {{.KnownHosts}}
 {{- range .Authority}}
@@ -61,6 +63,7 @@ Description=accessd: renew the certificate of {{.Name}} and the authorities' key
 
 [Service]
 Type=oneshot
+TimeoutStartSec=5min
 ExecStart=/bin/sh -c '{{template "ssh" .}} {{.Name}}@{{.Host}} join > {{.Key}}-cert.new && mv {{.Key}}-cert.new {{.Key}}-cert.pub'
 ExecStart=/bin/sh -c '{{template "ssh" .}} {{.Name}}@{{.Host}} host-ca > {{.KnownHosts}}.new && mv {{.KnownHosts}}.new {{.KnownHosts}}'
 ExecStart=/bin/sh -c 'test ! -e {{.UserCA}} || { {{template "ssh" .}} {{.Name}}@{{.Host}} sshd-ca > {{.UserCA}}.new && mv {{.UserCA}}.new {{.UserCA}}; }'
@@ -83,6 +86,7 @@ Description=accessd: fetch what is locked on {{.Name}}
 
 [Service]
 Type=oneshot
+TimeoutStartSec=50s
 ExecStart=/bin/sh -c '{{template "ssh" .}} -o ControlPath={{.Key}}.ctl {{.Name}}@{{.Host}} krl > {{.Key}}.krl.new && mv {{.Key}}.krl.new {{.Key}}.krl'
 
 # /etc/systemd/system/accessd-{{.Name}}-krl.timer

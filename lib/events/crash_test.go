@@ -41,6 +41,10 @@ func child(what string) int {
 		if err = rotateChild("."); err == nil {
 			return 0
 		}
+	case "archive":
+		if err = archiveChild("."); err == nil {
+			return 0
+		}
 	case "full":
 		err = fullChild(".")
 	case "steps":

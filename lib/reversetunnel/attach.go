@@ -94,7 +94,7 @@ func (s service) Attach(
 func (s *Server) newTunnel(c *sshserver.Conn, req *accessdv1.AttachRequest, end context.CancelCauseFunc) (*tunnel, error) {
 	t := &tunnel{
 		node: c.Identity.Member, conn: c, end: end, since: time.Now(), probe: probeTimeout,
-		wake: make(chan struct{}, 1), gone: make(chan struct{}),
+		wake: make(chan struct{}, 1), gone: make(chan struct{}), silent: map[*nodeConn]struct{}{},
 	}
 	if k := req.GetDataKeySha256(); len(k) > 0 {
 		var ok bool
@@ -138,7 +138,7 @@ func (s *Server) register(ctx context.Context, t *tunnel) error {
 			return s.refuse(ctx, t, old)
 		default:
 			old.conn.Cut(errReplaced)
-			s.remove(old)
+			s.abandon(old)
 		}
 	}
 }

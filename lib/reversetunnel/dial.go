@@ -2,8 +2,10 @@ package reversetunnel
 
 import (
 	"context"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -29,7 +31,42 @@ func (s *Server) Dial(ctx context.Context, node names.NodeID, from netip.AddrPor
 		s.leave(t)
 		return nil, err
 	}
-	return &nodeConn{Conn: conn, done: sync.OnceFunc(func() { s.leave(t) })}, nil
+	return s.track(t, conn), nil
+}
+
+// track returns conn, which is one of t's, as its user has it.
+func (s *Server) track(t *tunnel, conn net.Conn) *nodeConn {
+	c := &nodeConn{Conn: conn}
+	c.heard = sync.OnceFunc(func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(t.silent, c)
+	})
+	c.done = sync.OnceFunc(func() {
+		c.heard()
+		s.leave(t)
+	})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t.abandoned {
+		conn.Close()
+	}
+	t.silent[c] = struct{}{}
+	return c
+}
+
+// abandon removes t, whose node does not answer, and closes the connections of it
+// that have not brought a byte: they were given out when it was dead already, and
+// nothing else would tell their clients for as long as the kernel has patience.
+func (s *Server) abandon(t *tunnel) {
+	s.remove(t)
+	s.mu.Lock()
+	t.abandoned = true
+	silent := slices.Collect(maps.Keys(t.silent))
+	s.mu.Unlock()
+	for _, c := range silent {
+		_ = c.Conn.Close()
+	}
 }
 
 // enter counts one more connection to node.
@@ -185,7 +222,17 @@ func (s *Server) channel(t *tunnel, h header) (net.Conn, error) {
 // nodeConn is a connection to a node, counted until it is closed.
 type nodeConn struct {
 	net.Conn
-	done func()
+	heard func() // something came
+	done  func()
+}
+
+// Read reads what the node sends.
+func (c *nodeConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n > 0 {
+		c.heard()
+	}
+	return n, err
 }
 
 // Close closes the connection.

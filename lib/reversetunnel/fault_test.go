@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -195,7 +196,8 @@ func TestSilentLoss(t *testing.T) {
 }
 
 // F08: the network of a node changes and the proxy still believes in the old
-// connection. The new one takes its place, after the old one had its chance.
+// connection. The new one takes its place, after the old one had its chance; who
+// was given a connection that was dead by then is told, and sessions are not cut.
 func TestNewConnectionReplacesDeadOne(t *testing.T) {
 	w := newWorld(t)
 	p := w.startProxy(nil) // its own keepalive would need 45 s
@@ -205,11 +207,27 @@ func TestNewConnectionReplacesDeadOne(t *testing.T) {
 		cfg.Dial, cfg.KeepaliveInterval = ws.dial, 50*time.Millisecond
 	}, p.addr)
 	p.holds(n.id)
+	session := p.dial(n.id)
+	p.warm(n.id, DefaultPool)
 	began := time.Now()
 	ws.freeze()
+	late, err := p.server.Dial(t.Context(), n.id, client1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer late.Close()
 	await(t, "replacement", p.events.next, func() bool { return strings.Count(p.events.text(), "tunnel.") == 3 })
 	if took := time.Since(began); took < probeTimeout || took > probeTimeout+5*time.Second {
 		t.Errorf("replaced after %v, want a little over %v", took, probeTimeout)
+	}
+	if _, err := late.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("a connection that was dead when it was given out: %v, want it closed", err)
+	}
+	if err := session.SetReadDeadline(time.Now().Add(glance)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := session.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("a session from before: %v, want it open", err)
 	}
 	p.holds(n.id)
 	p.dial(n.id)

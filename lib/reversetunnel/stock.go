@@ -39,7 +39,7 @@ func (s *Server) ForwardStock(c *sshserver.Conn, r *ssh.Request) (ok bool, paylo
 	ctx, end := context.WithCancelCause(c.Context())
 	t := &tunnel{
 		node: c.Identity.Member, conn: c, forward: f, end: end, since: time.Now(), probe: stockProbe,
-		wake: make(chan struct{}, 1), gone: make(chan struct{}),
+		wake: make(chan struct{}, 1), gone: make(chan struct{}), silent: map[*nodeConn]struct{}{},
 	}
 	if s.openStock(ctx, t) {
 		return true, payload

@@ -36,12 +36,14 @@ type tunnel struct {
 	gone chan struct{}           // closed when removed
 
 	// Guarded by Server.mu.
-	removed bool
-	idle    []net.Conn      // warm data connections, the freshest last
-	waiting []chan net.Conn // who waits for one, in order; each with room for it
-	tickets []ticketHash    // issued and not used, the oldest first
-	live    int             // connections in use
-	opening int             // channel opens without an answer
+	removed   bool
+	abandoned bool                   // removed because the node does not answer
+	silent    map[*nodeConn]struct{} // connections in use that have not brought a byte
+	idle      []net.Conn             // warm data connections, the freshest last
+	waiting   []chan net.Conn        // who waits for one, in order; each with room for it
+	tickets   []ticketHash           // issued and not used, the oldest first
+	live      int                    // connections in use
+	opening   int                    // channel opens without an answer
 }
 
 // ticket is what the server keeps of a ticket.

@@ -1,21 +1,17 @@
 package store
 
 import (
-	"bufio"
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log" //nolint:depguard // what httputil takes
 	"maps"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -27,10 +23,11 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 
 	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/store/storetest"
 )
 
-// server is an S3 API server, the program of tools/s3, behind a proxy that can do
-// wrong. Its buckets are directories of dir.
+// server is an S3 API server behind a proxy that can do wrong. Its buckets are
+// directories of dir.
 type server struct {
 	dir string
 	url string // of the proxy
@@ -43,57 +40,9 @@ type wrong func(w http.ResponseWriter, r *http.Request, next http.Handler) bool
 
 func startServer(t *testing.T) *server {
 	t.Helper()
-	find := exec.CommandContext(t.Context(), "go", "tool", "-n", "versitygw") // builds it once
-	find.Dir = filepath.Join("..", "..", "tools", "s3")
-	find.Stderr = os.Stderr
-	program, err := find.Output()
-	if err != nil {
-		t.Fatalf("build the S3 server: %v", err)
-	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := ln.Addr().String()
-	if err := ln.Close(); err != nil {
-		t.Fatal(err)
-	}
-	s := &server{dir: t.TempDir()}
-	t.Setenv("AWS_ACCESS_KEY_ID", "tester")
-	t.Setenv("AWS_SECRET_ACCESS_KEY", "not-a-secret")
-	ctx, stop := context.WithCancel(t.Context())
-	cmd := exec.CommandContext(ctx, strings.TrimSpace(string(program)), "--port", address, "posix", "--sidecar", t.TempDir(), s.dir)
-	cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY=tester", "ROOT_SECRET_KEY=not-a-secret")
-	out, err := cmd.StdoutPipe()
-	if err == nil {
-		err = cmd.Start()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	read := make(chan struct{})
-	t.Cleanup(func() {
-		stop()
-		<-read
-		_ = cmd.Wait() // it was killed
-	})
-	lines, up := bufio.NewScanner(out), make(chan struct{})
-	go func() {
-		defer close(read)
-		told := false
-		for lines.Scan() {
-			if !told && strings.Contains(lines.Text(), "http://"+address) {
-				told = true
-				close(up)
-			}
-		}
-	}()
-	select {
-	case <-up:
-	case <-read:
-		t.Fatal("the S3 server ended before it listened")
-	}
-	at, err := url.Parse("http://" + address)
+	backend := storetest.Start(t)
+	s := &server{dir: backend.Dir}
+	at, err := url.Parse("http://" + backend.Address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +59,7 @@ func startServer(t *testing.T) *server {
 	s.url = front.URL
 	s.api = s3.New(s3.Options{
 		BaseEndpoint: aws.String(front.URL), Region: "us-east-1", UsePathStyle: true, RetryMaxAttempts: 10,
-		Credentials: credentials.NewStaticCredentialsProvider("tester", "not-a-secret", ""),
+		Credentials: credentials.NewStaticCredentialsProvider(storetest.Key, storetest.Secret, ""),
 	})
 	if _, err := s.api.CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: aws.String("bucket")}); err != nil {
 		t.Fatal(err)
