@@ -23,7 +23,10 @@ const noticed = 60 * time.Second
 func TestFaultyNetwork(t *testing.T) {
 	t.Parallel()
 	network := harness.NewNetwork(t)
-	w := &faulty{Cluster: harness.NewIn(t, network, "--config", noPenalties(t))}
+	w := &faulty{Cluster: harness.NewIn(t, network, "--config", noPenalties(t)), lost: 0.3}
+	if !network.Quick {
+		w.lost = 0.1
+	}
 	w.alice = w.User("alice", "access")
 	scenarios := map[string]func(*testing.T, *far){"loses": w.loses, "narrow": w.narrow, "moves": w.moves}
 	if os.Getenv("ACCESSD_FAULT_ROUNDS") != "" {
@@ -55,6 +58,7 @@ type faulty struct {
 	*harness.Cluster
 
 	alice *harness.Person
+	lost  float64 // share of the packets, where some are
 }
 
 // far is a node at the end of a line.
@@ -79,11 +83,11 @@ func (w *faulty) copies(t *testing.T, node string, size int) {
 }
 
 func (w *faulty) loses(t *testing.T, n *far) {
-	n.Lose(harness.Up, 0.3)
-	n.Lose(harness.Down, 0.3)
+	n.Lose(harness.Up, w.lost)
+	n.Lose(harness.Down, w.lost)
 	began := time.Now()
 	if r := w.alice.SSH(n.name, "echo out; echo err >&2; exit 7"); r.Code != 7 || r.Stdout != "out\n" || r.Stderr != "err\n" {
-		t.Errorf("with 3 of 10 packets lost: ssh = %d %q %q", r.Code, r.Stdout, r.Stderr)
+		t.Errorf("with %g of the packets lost: ssh = %d %q %q", w.lost, r.Code, r.Stdout, r.Stderr)
 	}
 	t.Logf("a command took %v", time.Since(began))
 	began = time.Now()

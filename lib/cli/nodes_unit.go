@@ -158,7 +158,7 @@ func (e *env) printUnit(ctx context.Context, name, proxy, key string) error {
 	e.say("  ssh-keygen -t ed25519 -N '' -f %s", cfg.Key)
 	e.say("  ssh -p %s -i %s -o UserKnownHostsFile=%s %s@%s join > %s-cert.pub", cfg.Port, cfg.Key, cfg.KnownHosts, name, cfg.Host, cfg.Key)
 	e.say("  (it asks for the token that \"accessd tokens add --names %s\" prints)", name)
-	e.say("  systemctl enable --now accessd-%s.service accessd-%s-renew.timer", name, name)
+	e.say("  systemctl enable --now accessd-%[1]s.service accessd-%[1]s-renew.timer accessd-%[1]s-krl.timer", name)
 	return unitTemplate.Execute(e.stdout, cfg)
 }
 
