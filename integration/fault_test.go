@@ -205,7 +205,8 @@ func TestSecondProcessOnOneDirectory(t *testing.T) {
 	c.Admin("nodes", "ls")
 }
 
-// Everything that was there before a stop is there after it.
+// Everything that was there before a stop is there after it; and what was written an
+// hour from now tells that the node's clock was set meanwhile.
 func TestRestartKeepsTheCluster(t *testing.T) {
 	t.Parallel()
 	c := harness.New(t)
@@ -220,6 +221,15 @@ func TestRestartKeepsTheCluster(t *testing.T) {
 	if code := n.Stop(); code != 0 {
 		t.Errorf("the node ended with %d, want 0", code)
 	}
+	left, err := filepath.Glob(filepath.Join(dir, "spool", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range append(left, filepath.Join(dir, "spool")) {
+		if err := os.Chtimes(path, time.Time{}, time.Now().Add(time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	c.StartMain()
 	harness.Start(t, "start", "--data-dir", dir, "--roles", "node", "--join", c.Addr, "--node-name", "n1")
 	after := c.WaitOnline("n1")
@@ -228,6 +238,12 @@ func TestRestartKeepsTheCluster(t *testing.T) {
 	}
 	if r := alice.SSH("n1", "true"); r.Code != 0 {
 		t.Errorf("ssh = %d %q", r.Code, r.Stderr)
+	}
+	c.WaitEvent("the mark of the jump", func(e harness.Event) bool {
+		return e.Str("server_hostname") == "n1" && strings.HasPrefix(e.Str("error"), "the clock went back by ")
+	}, "--event", "clock.jump", "--failed")
+	if marks := c.Events("--event", "clock.jump"); len(marks) != 1 {
+		t.Errorf("jumps of clocks: %v, want one", marks)
 	}
 	c.Verify()
 }

@@ -185,7 +185,7 @@ func writers() map[events.Name]sshca.Kind {
 	for kind, list := range map[sshca.Kind][]events.Name{
 		everyMember: {
 			events.UserLogin, events.AuthRejected, events.AccessDecision, events.SessionRejected,
-			events.ClientDisconnect, events.ProcessStart, events.ProcessStop,
+			events.ClientDisconnect, events.ProcessStart, events.ProcessStop, events.ClockJump,
 		},
 		sshca.KindNode: {
 			events.SessionStart, events.SessionEnd, events.SessionJoin, events.SessionLeave, events.Exec,

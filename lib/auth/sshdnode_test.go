@@ -528,6 +528,7 @@ func TestProxiesTellOfPlainNodesOnly(t *testing.T) {
 		{accessd, events.SessionStart, "A3000I", plain.GetId(), false},
 		{accessd, events.AccessDecision, "A2000I", string(other.id), false},
 		{accessd, events.NodeHostKey, "A4010I", string(accessd.id), false},
+		{accessd, events.ClockJump, "A4011W", "", true},
 	} {
 		_, err := call(t, c.who.AppendEvents, about(c.who, c.name, c.code, c.node))
 		if (err == nil) != c.ok || err != nil && !fault.Is(err, fault.Denied) {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -49,7 +50,10 @@ type EmitterConfig struct {
 	MaxAge   time.Duration // bound of what waits in the spool; 0 means 30 days
 
 	Now func() time.Time // nil means time.Now
-	Log *zap.Logger      // nil discards
+	// Steady is a clock that nobody sets: where Now moves against it, an event
+	// clock.jump says so. nil means the system's, or, when Now is given, none.
+	Steady func() time.Duration
+	Log    *zap.Logger // nil discards
 }
 
 // Emitter records events in a local spool and ships them from there.
@@ -58,6 +62,7 @@ type Emitter struct {
 	schema  schema
 	claims  claims
 	spool   *spool
+	clock   *clockWatch
 	running atomic.Bool
 	closed  atomic.Bool
 }
@@ -85,6 +90,9 @@ func NewEmitter(cfg EmitterConfig) (*Emitter, error) {
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
+		if cfg.Steady == nil {
+			cfg.Steady = steadyClock
+		}
 	}
 	if cfg.Log == nil {
 		cfg.Log = zap.NewNop()
@@ -95,7 +103,7 @@ func NewEmitter(cfg EmitterConfig) (*Emitter, error) {
 		return nil, err
 	}
 	s.maxAge, s.now = cfg.MaxAge, cfg.Now
-	return &Emitter{cfg: cfg, schema: newSchema(), claims: newClaims(cfg.Known), spool: s}, nil
+	return &Emitter{cfg: cfg, schema: newSchema(), claims: newClaims(cfg.Known), spool: s, clock: newClockWatch(cfg, s.written)}, nil
 }
 
 // Emit records ev. When it returns nil the record is durable; when it returns an
@@ -119,7 +127,7 @@ func (e *Emitter) EmitAll(_ context.Context, evs ...Event) error {
 	}
 	quit, stop := patience()
 	defer stop()
-	err := e.spool.records.do(quit, records, e.spool.write)
+	err := e.spool.records.do(quit, records, e.write)
 	if errors.Is(err, errAbandoned) {
 		return fault.New(fault.Unavailable, "the audit spool does not answer")
 	}
@@ -194,6 +202,11 @@ func (e *Emitter) Run(ctx context.Context, drain func(ctx context.Context, event
 		return fault.New(fault.Internal, "events: internal error: the spool is being drained already")
 	}
 	defer e.running.Store(false)
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	looking, stop := context.WithCancel(ctx)
+	defer stop()
+	watching.Go(func() { e.watchClock(looking) })
 	backoff := firstBackoff
 	for ctx.Err() == nil {
 		_, _, changed := e.spool.end()

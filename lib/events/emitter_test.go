@@ -339,7 +339,7 @@ func TestF29SegmentsRemovedByOthers(t *testing.T) {
 func TestRunTriesAgain(t *testing.T) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
-		e, err := NewEmitter(EmitterConfig{Dir: dir})
+		e, err := NewEmitter(EmitterConfig{Dir: dir, Now: time.Now})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -382,7 +382,7 @@ func TestRunTriesAgain(t *testing.T) {
 func TestRunGathersWhenBusy(t *testing.T) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
-		e, err := NewEmitter(EmitterConfig{Dir: dir})
+		e, err := NewEmitter(EmitterConfig{Dir: dir, Now: time.Now})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -710,7 +710,7 @@ func TestF05DiskFails(t *testing.T) {
 func TestF05DiskHangs(t *testing.T) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
-		e, err := NewEmitter(EmitterConfig{Dir: dir})
+		e, err := NewEmitter(EmitterConfig{Dir: dir, Now: time.Now})
 		if err != nil {
 			t.Fatal(err)
 		}

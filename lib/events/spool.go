@@ -83,6 +83,7 @@ type spool struct {
 	segments []segment // oldest first
 	next     uint64    // number of the next segment
 	kept     int64     // bytes in kept segments
+	written  time.Time // when an earlier process wrote last, as the files say
 	acked    position  // everything before it was shipped
 	waiting  time.Time // of the oldest event that could not be shipped; zero when there is none
 	tried    time.Time // when that was found out
@@ -114,6 +115,9 @@ func (s *spool) scan() error {
 	if err != nil {
 		return err
 	}
+	if info, err := s.dir.Stat("."); err == nil { // when the last segment was removed
+		s.written = info.ModTime()
+	}
 	for _, entry := range entries {
 		info, err := entry.Info()
 		if err != nil {
@@ -125,7 +129,9 @@ func (s *spool) scan() error {
 		if !ok || err != nil {
 			continue // not ours
 		}
-		s.next = max(s.next, number+1)
+		if number >= s.next {
+			s.next, s.written = number+1, info.ModTime()
+		}
 		switch {
 		case !info.Mode().IsRegular():
 			continue // not ours, but it has the name
@@ -147,8 +153,11 @@ func (s *spool) scan() error {
 // write makes the records of several callers durable, all or none of them. It has
 // the turn.
 func (s *spool) write(callers [][][]byte) error {
-	var buf []byte
 	records := slices.Concat(callers...)
+	if len(records) == 0 {
+		return nil
+	}
+	var buf []byte
 	for _, r := range records {
 		buf = appendFrame(buf, r)
 	}

@@ -47,6 +47,7 @@ const (
 	AuthorityDelete   Name = "authority.delete"
 	NodeCreate        Name = "node.create"
 	NodeHostKey       Name = "node.hostkey"
+	ClockJump         Name = "clock.jump"
 	ProxyJoin         Name = "proxy.join"
 	TunnelUp          Name = "tunnel.up"
 	TunnelDown        Name = "tunnel.down"
@@ -385,6 +386,7 @@ func members() []Spec {
 				by(), reason(), connection(),
 			),
 		},
+		clockJump(),
 		{
 			Name: AuthorityDelete, Code: "A4020", Outcome: Either, Meaning: "an authority that is gone for good was taken off the record; nobody asks for its log any more",
 			Fields: fields(
@@ -394,6 +396,21 @@ func members() []Spec {
 				Field{Name: "checkpoint", Type: String, Meaning: "the last checkpoint of its log that was shown", Example: "example/audit/5630a42e-5177-4ce8-a3c3-4ed24708b577 ...", Max: maxDocument},
 				reason(),
 			),
+		},
+	}
+}
+
+// clockJump is the row of an event that the emitter itself emits.
+func clockJump() Spec {
+	return Spec{
+		Name: ClockJump, Code: "A4011", Outcome: Failure,
+		Meaning: "the clock of a process was set, by more than the two seconds that are let pass: events behind this one carry the new time, those before it the old. Sleep of the machine is no jump, except where its system has no clock that counts it (macOS)",
+		Fields: []Field{
+			{Name: "moved_ms", Type: Int, Meaning: "by how much, in milliseconds; negative when it went back", Example: "-3600000"},
+			{Name: "before", Type: String, Meaning: "what it would say at this moment, had it not been set; UTC, microseconds", Example: "2026-03-01T10:30:00.000000Z"},
+			{Name: "after", Type: String, Meaning: "what it says", Example: "2026-03-01T09:30:00.000000Z"},
+			{Name: "jumps", Type: Int, Meaning: "how many jumps this tells of: each of the first ten in an hour has an event, the others of that hour have one", Example: "1"},
+			{Name: "stopped", Type: Bool, Meaning: "whether the process did not run when the clock was set; then it is found only when it went back behind the last event, and may have gone further", Example: "false"},
 		},
 	}
 }

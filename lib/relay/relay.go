@@ -24,10 +24,15 @@ const (
 	busySize = 32 << 10
 	// recordSize is the most that a record of TLS carries.
 	recordSize = 16 << 10
-	// calm is how many reads in a row that idleSize would have held make a
-	// direction idle again. One is not enough: a stream of 32 KiB messages in
-	// records of 16 KiB has a small remainder after each.
+	// calm is how many reads in a row that idleSize would have held end a stretch.
+	// One is not enough: a stream of 32 KiB messages in records of 16 KiB has a small
+	// remainder after each.
 	calm = 2
+	// streamSize is how much a stretch brings before it is taken for a stream, in
+	// bytes. A stream waits with the large buffer, or each of its messages would be
+	// cut in two. What is less, a handshake, a policy, a screen, does not: a wait may
+	// be long, and nothing can take the buffer away from it.
+	streamSize = 64 << 10
 	// Stall is how long an end may take nothing before the pair is cut.
 	Stall = time.Minute
 )
@@ -108,11 +113,12 @@ func direct(dst io.WriteCloser, src io.Reader, cut func()) int64 {
 
 // direction is one way through a pair.
 type direction struct {
-	idle  [idleSize]byte
-	busy  *[busySize]byte // nil while idle
-	small int             // reads in a row that idle would have held
-	moved int64
-	stall *time.Timer // runs while a write does; nil never
+	idle    [idleSize]byte
+	busy    *[busySize]byte // nil while idle
+	small   int             // reads in a row that idle would have held
+	stretch int64           // bytes since there were calm of those
+	moved   int64
+	stall   *time.Timer // runs while a write does; nil never
 }
 
 // buffer returns where the next Read puts its bytes.
@@ -156,16 +162,18 @@ func (d *direction) write(dst io.Writer, n int) error {
 		d.stall.Stop()
 	}
 	d.moved += int64(w)
+	d.stretch += int64(n)
+	if d.small++; n >= idleSize {
+		d.small = 0
+	}
+	if d.small >= calm {
+		d.stretch = 0
+	}
 	switch {
-	case d.busy == nil && n == idleSize:
+	case d.busy == nil && n == idleSize: // there is more
 		d.busy, _ = buffers.Get().(*[busySize]byte)
-		d.small = 0
-	case d.busy != nil && n <= idleSize:
-		if d.small++; d.small == calm {
-			d.release()
-		}
-	default:
-		d.small = 0
+	case n < busySize && d.stretch < streamSize: // that was all, and not much
+		d.release()
 	}
 	return err
 }

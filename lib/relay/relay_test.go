@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -240,3 +241,70 @@ func (full) Write([]byte) (int, error) { return 7, io.ErrShortWrite }
 type broken struct{}
 
 func (broken) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
+
+// meal is a source that gives what is there and then waits, as a channel does, and
+// notes with how much room it is waited for.
+type meal struct {
+	portions []int // what comes at a time
+	there    int
+	waits    []int
+}
+
+func (m *meal) Read(b []byte) (int, error) {
+	if m.there == 0 {
+		m.waits = append(m.waits, len(b))
+		if len(m.portions) == 0 {
+			return 0, io.EOF
+		}
+		m.there, m.portions = m.portions[0], m.portions[1:]
+	}
+	n := min(len(b), m.there)
+	m.there -= n
+	return n, nil
+}
+
+// counter counts writes.
+type counter struct{ writes int }
+
+func (c *counter) Write(p []byte) (int, error) {
+	c.writes++
+	return len(p), nil
+}
+
+// TestWaitsWithLittle: what is no stream leaves no large buffer behind, and a stream
+// keeps it, so that it is not cut into pieces, until only little comes.
+func TestWaitsWithLittle(t *testing.T) {
+	const idle, busy = 512, 32 << 10
+	repeat := func(n, size int) []int { return slices.Repeat([]int{size}, n) }
+	for _, c := range []struct {
+		name     string
+		portions []int
+		last     int // room of the last wait
+		large    int // waits with a large buffer at most
+		writes   int // at most
+	}{
+		{"keys", repeat(100, 10), idle, 0, 100},
+		{"a handshake and a policy", []int{20, 1500, 100, 1100, 900, 60, 9000, 40, 500}, idle, 1, 15},
+		{"a screen now and then", slices.Repeat([]int{1, 1, 20_000}, 10), idle, 0, 40},
+		{"one message of a stream", []int{busy}, idle, 0, 2},
+		{"a stream", repeat(100, busy), busy, 100, 104},
+		{"a stream with remainders", slices.Repeat([]int{busy, 40}, 50), busy, 100, 106},
+		{"a stream that ended", append(repeat(100, busy), 10, 10), idle, 101, 106},
+		{"a stream that ended, and a screen", append(repeat(100, busy), 10, 10, 10_000), idle, 101, 108},
+	} {
+		m, out := meal{portions: c.portions}, counter{}
+		if _, err := relay.Copy(&out, &m); err != nil {
+			t.Fatal(err)
+		}
+		large := 0
+		for _, room := range m.waits {
+			if room > idle {
+				large++
+			}
+		}
+		if last := m.waits[len(m.waits)-1]; last != c.last || large > c.large || out.writes > c.writes {
+			t.Errorf("%s: %d waits with a large buffer, the last one with room for %d, %d writes; want at most %d, %d, %d",
+				c.name, large, last, out.writes, c.large, c.last, c.writes)
+		}
+	}
+}

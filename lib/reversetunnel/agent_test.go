@@ -390,13 +390,14 @@ func TestStopLetsClientsEnd(t *testing.T) {
 		p := w.startProxy(mode)
 		finish := make(chan struct{})
 		stopping := make(chan struct{})
+		stops := sync.OnceFunc(func() { close(stopping) }) // a slow machine serves the connection that came second, too
 		n := w.startNode("n1", func(cfg *AgentConfig) {
 			cfg.Serve = func(ctx context.Context, conn net.Conn) {
 				inner, cancel := context.WithCancel(context.WithoutCancel(ctx))
 				defer cancel()
 				go func() {
 					<-ctx.Done()
-					close(stopping)
+					stops()
 					<-finish
 					cancel()
 				}()

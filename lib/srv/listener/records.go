@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"syscall"
 )
 
 // crypto/tls writes each record of 16 KiB by itself, reads one and a bit at a
@@ -21,9 +22,6 @@ const (
 	// heldSize is what one write to the socket takes at most, in bytes: two records
 	// and what goes around them.
 	heldSize = 36 << 10
-	// littleRead is how many bytes a read brings at most of a connection that is not
-	// busy any more.
-	littleRead = 4 << 10
 )
 
 var (
@@ -80,9 +78,12 @@ type records struct {
 	net.Conn
 
 	// Of the reader.
-	buf   *[aheadSize]byte // nil unless there was a lot to read just now
+	raw   syscall.RawConn // the socket's; nil while what was sniffed is unread, and of what is none
+	try   func(uintptr) bool
+	got   int              // what try read,
+	err   error            // or why it could not
+	buf   *[aheadSize]byte // nil unless something was read and not yet given out
 	ahead []byte           // unread part of buf
-	last  int              // what the last read into buf brought
 	only  bool             // nothing but ahead is to be read
 
 	mu      sync.Mutex
@@ -98,21 +99,17 @@ func (r *records) Read(p []byte) (int, error) {
 	case len(r.ahead) > 0:
 	case r.only:
 		return 0, os.ErrDeadlineExceeded
-	case r.buf == nil:
+	case r.raw == nil:
 		n, err := r.Conn.Read(p)
-		if n >= maxRecord && err == nil {
-			r.buf, _ = aheads.Get().(*[aheadSize]byte)
-		}
+		r.raw = rawOf(r.Conn)
 		return n, err
 	default:
-		n, err := r.Conn.Read(r.buf[:])
-		if n == 0 {
+		if err := r.fill(); err != nil {
 			return 0, err
 		}
-		r.ahead, r.last = r.buf[:n], n // an error comes again
 	}
 	n := copy(p, r.ahead)
-	if r.ahead = r.ahead[n:]; len(r.ahead) == 0 && r.last < littleRead {
+	if r.ahead = r.ahead[n:]; len(r.ahead) == 0 {
 		aheads.Put(r.buf)
 		r.buf, r.ahead = nil, nil
 	}

@@ -146,17 +146,8 @@ func TestReadMoreDoesNotWait(t *testing.T) {
 	if !bytes.Equal(got, data) {
 		t.Error("what came is not what was sent")
 	}
-	// A little traffic gives the buffer back.
-	for range 2 {
-		if _, err := near.Write([]byte("key")); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.ReadFull(far, buf[:3]); err != nil {
-			t.Fatal(err)
-		}
-	}
 	if far.records.buf != nil {
-		t.Error("a connection that is not busy keeps a buffer for reading")
+		t.Error("a connection of which all is read keeps a buffer for reading")
 	}
 }
 
