@@ -182,7 +182,7 @@ func (a *Authority) holder(ctx context.Context, b rpc.Bearer) (services.APIToken
 		return t, nil, err
 	}
 	if err := a.checkLock(services.Subject{Identity: who}); err != nil {
-		a.noteToken(ctx, b, t, fault.Public(err))
+		a.noteToken(ctx, b, t, err)
 		return t, nil, err
 	}
 	return t, who.WithFactor(""), nil
@@ -191,14 +191,19 @@ func (a *Authority) holder(ctx context.Context, b rpc.Bearer) (services.APIToken
 // badToken records why a token is refused, of which its holder reads nothing. t is
 // zero unless the secret was right.
 func (a *Authority) badToken(ctx context.Context, b rpc.Bearer, t services.APIToken, reason string) error {
-	a.noteToken(ctx, b, t, reason)
+	a.noteToken(ctx, b, t, errors.New(reason))
 	return rpc.Unauthenticated("the API token is not good, or not good any more")
 }
 
-func (a *Authority) noteToken(ctx context.Context, b rpc.Bearer, t services.APIToken, reason string) {
+func (a *Authority) noteToken(ctx context.Context, b rpc.Bearer, t services.APIToken, why error) {
+	reason := why.Error()
 	ev := events.Event{Name: events.AuthRejected, User: t.User, Proto: protoHTTPS, Error: reason, Fields: map[string]any{
-		"method": methodAPIToken, "reason": reason,
+		"method": methodAPIToken,
 	}}
+	if lock := services.LockOf(why); lock != "" {
+		ev.Fields["refusal"], ev.Fields["lock"], reason = "locked", lock, fault.Public(why)
+	}
+	ev.Fields["reason"] = reason
 	if b.Addr.IsValid() {
 		ev.AddrRemote = b.Addr.String()
 	}

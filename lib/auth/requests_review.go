@@ -141,6 +141,9 @@ func (s requestService) prove(ctx context.Context, m *accessdv1.ReviewRequestReq
 			return 0, err
 		}
 		id, err = s.cfg.Keys.Trust().CheckUser(cert, sshca.Peer{SSHUser: string(sub.Name), Addr: peer.Addr.Addr(), Now: s.cfg.Now()})
+		if err == nil {
+			err = s.checkShown(ctx, id) // it need not be what let the connection in
+		}
 		if err != nil {
 			return 0, err
 		}
