@@ -211,7 +211,8 @@ func (a *attestation) verify(makers *x509.CertPool, challenge []byte, now time.T
 	return nil
 }
 
-// challenge is what a security key is made with; it is sealed, not kept.
+// challenge is what a security key is made with; it is sealed, and kept only once it
+// was used.
 type challenge struct {
 	Nonce   string    `json:"nonce"`
 	Expires time.Time `json:"expires"`
@@ -230,66 +231,74 @@ func (a *Authority) newChallenge(ctx context.Context, user names.UserName) ([]by
 	return []byte(base64.RawURLEncoding.EncodeToString(sealed)), c.Expires, err
 }
 
-// checkChallenge refuses text unless it is a challenge for a key of user, of lately.
-func (a *Authority) checkChallenge(ctx context.Context, user names.UserName, text []byte) error {
-	bad := errors.New("the challenge is none that was given out for this user")
+// checkChallenge returns the challenge for a key of user that text is, of lately and
+// not used yet.
+func (a *Authority) checkChallenge(ctx context.Context, user names.UserName, text []byte) (services.KeyChallenge, error) {
+	bad := fault.New(fault.Denied, "the challenge is none that was given out for this user")
 	if len(text) > maxChallenge {
-		return bad
+		return services.KeyChallenge{}, bad
 	}
 	sealed, err := base64.RawURLEncoding.DecodeString(string(bytes.TrimSpace(text)))
 	if err != nil {
-		return bad
+		return services.KeyChallenge{}, bad
 	}
 	plain, err := a.cfg.Sealer.Unseal(ctx, challengePurpose(user), sealed)
 	if err != nil {
-		return bad
+		return services.KeyChallenge{}, bad
 	}
 	var c challenge
 	if err := json.Unmarshal(plain, &c); err != nil {
-		return bad
+		return services.KeyChallenge{}, bad
 	}
 	if !a.cfg.Now().Before(c.Expires) {
-		return errors.New("the challenge has expired")
+		return services.KeyChallenge{}, fault.New(fault.Denied, "the challenge has expired")
 	}
-	return nil
+	// Not of the text: the same may be written in several ways.
+	used := services.KeyChallenge{ID: hashSecret("key challenge " + c.Nonce), Expires: c.Expires}
+	return used, a.cfg.Store.CheckKeyChallenge(ctx, user, used)
 }
 
 // attest notes in k, a key that is to be enrolled for user, what its maker says of
-// it in m, and refuses a security key that does not count.
-func (a *Authority) attest(ctx context.Context, user names.UserName, k *services.UserKey, m *accessdv1.AddUserKeyRequest) error {
+// it in m, and refuses a security key that does not count. It returns the challenge
+// that the key was made with, nil of a key without an attestation.
+func (a *Authority) attest(ctx context.Context, user names.UserName, k *services.UserKey, m *accessdv1.AddUserKeyRequest) (*services.KeyChallenge, error) {
 	text, challenge := m.GetAttestation(), m.GetChallenge()
 	key, err := parseKeyLine(k.Public)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	settings, err := a.cfg.Store.Authenticators(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	refuse := func(why string) error {
-		return fault.New(fault.Denied, "the attestation of key %s is refused: %s", k.Fingerprint, why)
+	refuse := func(why string) (*services.KeyChallenge, error) {
+		return nil, fault.New(fault.Denied, "the attestation of key %s is refused: %s", k.Fingerprint, why)
 	}
 	switch {
 	case !services.IsSecurityKey(key) && len(text) > 0:
-		return fault.New(fault.BadInput, "key %s is no security key, and has no attestation", k.Fingerprint)
+		return nil, fault.New(fault.BadInput, "key %s is no security key, and has no attestation", k.Fingerprint)
 	case !services.IsSecurityKey(key) || !settings.Set() && len(text) == 0:
-		return nil
+		return nil, nil //nolint:nilnil // as documented
 	case !settings.Set():
-		return fault.New(fault.Conflict, "it is not said whose attestations count").WithHint("\"accessd users authenticators set\" says it")
+		return nil, fault.New(fault.Conflict, "it is not said whose attestations count").WithHint("\"accessd users authenticators set\" says it")
 	case len(text) == 0:
-		return fault.New(fault.Denied, "security key %s has no attestation", k.Fingerprint).
+		return nil, fault.New(fault.Denied, "security key %s has no attestation", k.Fingerprint).
 			WithHint("make it with \"ssh-keygen -O challenge=FILE -O write-attestation=FILE\"; \"accessd users keys challenge %s\" prints a challenge", user)
 	}
 	att, err := parseAttestation(text, key)
 	if err != nil {
 		return refuse(err.Error())
 	}
-	if err := a.checkChallenge(ctx, user, challenge); err != nil {
-		return refuse(err.Error())
+	made, err := a.checkChallenge(ctx, user, challenge)
+	if fault.Is(err, fault.Denied) {
+		return refuse(fault.Public(err))
+	}
+	if err != nil {
+		return nil, err
 	}
 	makers, err := settings.Makers()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := att.verify(makers, challenge, a.cfg.Now()); err != nil {
 		return refuse(err.Error())
@@ -298,7 +307,7 @@ func (a *Authority) attest(ctx context.Context, user names.UserName, k *services
 		return refuse("model " + att.aaguid + " is not among those that count")
 	}
 	k.AAGUID, k.PIN = att.aaguid, att.pin
-	return nil
+	return &made, nil
 }
 
 // securityKey returns what counts of key, with which user signs.
