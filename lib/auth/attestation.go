@@ -9,7 +9,6 @@ import (
 	"crypto/x509"
 	"encoding/asn1"
 	"encoding/base64"
-	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -22,6 +21,7 @@ import (
 	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
+	"github.com/accessd/accessd/lib/passkey"
 	"github.com/accessd/accessd/lib/services"
 	"github.com/accessd/accessd/lib/sshca"
 )
@@ -37,8 +37,9 @@ type attestation struct {
 	signature []byte
 	data      []byte // what the authenticator tells, as it is signed
 
-	aaguid string
-	pin    bool // the key signs for nobody whom it has not verified
+	model  []byte // AAGUID
+	aaguid string // the same as a UUID
+	pin    bool   // the key signs for nobody whom it has not verified
 }
 
 const (
@@ -50,13 +51,6 @@ const (
 	// challengeTTL is how long a challenge is good: it is sent to a person, who has
 	// to find their key.
 	challengeTTL = 24 * time.Hour
-)
-
-// Flags of authenticator data (WebAuthn level 2, section 6.1).
-const (
-	flagPresent  = 0x01
-	flagAttested = 0x40
-	flagExtended = 0x80
 )
 
 // fidoAAGUID is the certificate's extension with the model (section 8.2.1).
@@ -98,26 +92,25 @@ func parseAttestation(b []byte, key ssh.PublicKey) (*attestation, error) {
 // read reads the authenticator data (WebAuthn level 2, sections 6.1 and 6.5.1)
 // and holds it against key.
 func (a *attestation) read(key ssh.PublicKey) error {
-	const fixed = sha256.Size + 1 + 4 + 16 + 2
 	malformed := errors.New("its authenticator data is malformed")
 	want, application, err := coseOf(key)
 	if err != nil {
 		return err
 	}
-	if len(a.data) < fixed {
-		return malformed
-	}
-	sum, flags, model := sha256.Sum256([]byte(application)), a.data[sha256.Size], a.data[sha256.Size+5:sha256.Size+21]
-	size := int(binary.BigEndian.Uint16(a.data[fixed-2:]))
+	d, ok := passkey.ParseData(a.data)
+	model, _, made, hasKey := d.NewKey()
+	sum := sha256.Sum256([]byte(application))
 	switch {
-	case !bytes.Equal(a.data[:sha256.Size], sum[:]):
+	case !ok:
+		return malformed
+	case !bytes.Equal(d.Hash, sum[:]):
 		return errors.New("it is for another application than the key")
-	case flags&flagPresent == 0:
+	case !d.Present():
 		return errors.New("nobody touched the authenticator when the key was made")
-	case flags&flagAttested == 0 || len(a.data) < fixed+size:
+	case !hasKey:
 		return malformed
 	}
-	r := &cborReader{rest: a.data[fixed+size:]}
+	r := &cborReader{rest: made}
 	cose, err := r.mapping()
 	if err != nil {
 		return malformed
@@ -127,7 +120,7 @@ func (a *attestation) read(key ssh.PublicKey) error {
 			return errors.New("it is of another key")
 		}
 	}
-	if flags&flagExtended != 0 {
+	if d.Extended() {
 		extensions, err := r.mapping()
 		if err != nil {
 			return malformed
@@ -139,7 +132,7 @@ func (a *attestation) read(key ssh.PublicKey) error {
 		return malformed
 	}
 	h := hex.EncodeToString(model)
-	a.aaguid = h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
+	a.model, a.aaguid = model, h[:8]+"-"+h[8:12]+"-"+h[12:16]+"-"+h[16:20]+"-"+h[20:]
 	return nil
 }
 
@@ -189,7 +182,7 @@ func (a *attestation) verify(makers *x509.CertPool, challenge []byte, now time.T
 			continue
 		}
 		var model []byte
-		if rest, err := asn1.Unmarshal(e.Value, &model); err != nil || len(rest) > 0 || !bytes.Equal(model, a.data[sha256.Size+5:sha256.Size+21]) {
+		if rest, err := asn1.Unmarshal(e.Value, &model); err != nil || len(rest) > 0 || !bytes.Equal(model, a.model) {
 			return errors.New("its certificate is of another model")
 		}
 	}

@@ -28,6 +28,13 @@ import (
 	"github.com/accessd/accessd/lib/fault"
 )
 
+// Flags of authenticator data (WebAuthn level 2, section 6.1).
+const (
+	flagPresent  = 0x01
+	flagAttested = 0x40
+	flagExtended = 0x80
+)
+
 // A maker attests one key; a test has something of it wrong.
 type maker struct {
 	challenge   []byte
