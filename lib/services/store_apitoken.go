@@ -171,6 +171,25 @@ func (s *Store) DeleteAPIToken(ctx context.Context, id string) error {
 	})
 }
 
+// WatchAPITokens calls begun, and gone with each token that has gone since, for
+// whatever reason. It returns when ctx ends, or when it may have missed one: who
+// watches again asks anew about what matters once it has begun.
+func (s *Store) WatchAPITokens(ctx context.Context, begun func(), gone func(id string)) error {
+	_, revision, err := s.b.List(ctx, dirAPIToken)
+	if err != nil {
+		return err
+	}
+	begun()
+	return s.b.Watch(ctx, dirAPIToken, revision+1, func(changes []backend.Event) error {
+		for _, e := range changes {
+			if e.Deleted {
+				gone(strings.TrimPrefix(e.Key, dirAPIToken))
+			}
+		}
+		return nil
+	})
+}
+
 // DeleteAPITokens removes all tokens of a person.
 func (s *Store) DeleteAPITokens(ctx context.Context, user names.UserName) error {
 	return s.changeAPITokens(ctx, user, func(tx *backend.Txn, list []apiTokenEntry) ([]apiTokenEntry, error) {
