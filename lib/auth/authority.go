@@ -134,6 +134,7 @@ type Authority struct {
 	codes   *backoff // of second factors for connections
 	lobby   *lobby
 	grants  *grants
+	links   *factorLinks
 	feed    *feed
 	archive *archive
 
@@ -161,6 +162,7 @@ func New(cfg Config) (*Authority, error) {
 		codes:   newBackoff("code", cfg.Store, cfg.Now, cfg.Log),
 		lobby:   newLobby(cfg.Now, cfg.Parked, cfg.ParkedPerSource),
 		grants:  newGrants(cfg.Now, cfg.Parked),
+		links:   newFactorLinks(cfg.Now),
 		feed:    newFeed(),
 
 		providers: newProviders(cfg.Now),
@@ -281,6 +283,7 @@ func (a *Authority) sweep(ctx context.Context) error {
 			a.refreshKeys(ctx)
 			a.lobby.sweep()
 			a.grants.sweep()
+			a.links.sweep()
 		}
 	}
 }
