@@ -136,8 +136,8 @@ func (s *Store) RemoveUserKey(ctx context.Context, name names.UserName, fingerpr
 	}
 }
 
-// DeleteUser removes the user together with its credentials and keys, or returns
-// [fault.NotFound].
+// DeleteUser removes the user together with its credentials, keys and API tokens, or
+// returns [fault.NotFound].
 func (s *Store) DeleteUser(ctx context.Context, name names.UserName) error {
 	for {
 		u, err := s.User(ctx, name)
@@ -151,6 +151,9 @@ func (s *Store) DeleteUser(ctx context.Context, name names.UserName) error {
 		key, credential := userKey(name), credentialKey(name)
 		tx := s.b.Txn().At(key, u.Revision).At(credential, c.Revision).Delete(key).Delete(credential)
 		indexPasskeys(tx, name, c, Credentials{})
+		if err := s.dropAPITokens(ctx, tx, name); err != nil {
+			return err
+		}
 		for _, k := range u.Keys {
 			tx.Delete(enrolledKey(k.Fingerprint))
 		}
