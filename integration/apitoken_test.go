@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -117,6 +118,23 @@ func tokenAPI(t *testing.T, c *harness.Cluster, anna *harness.Person, other *har
 	}
 	wantEvent(t, c, map[string]string{"proto": "https", "method": "api_token", "reason": "no API token", "success": "false"}, "--event", "auth.rejected")
 	wantEvent(t, c, map[string]string{"user": "anna", "by": "anna", "note": "report"}, "--event", "api_token.create")
+	stolen := newToken(t, anna, other.Field("listen"))
+	serial := regexp.MustCompile(`(?m)^\s*Serial: (\d+)$`).FindStringSubmatch(harness.Run(t, nil, "ssh-keygen", "-L", "-f", anna.Key+"-cert.pub").Stdout)
+	if len(serial) == 0 {
+		t.Fatal("anna's certificate has no serial number")
+	}
+	lock := strings.TrimSpace(c.Admin("locks", "add", "--serial", serial[1], "--message", "laptop stolen"))
+	for _, s := range sites {
+		c.Eventually("what stands for anna's certificate is locked out", func() bool {
+			status, answer := s.curl("NodeService/ListNodes", stolen, "{}")
+			return status == "403" && strings.Contains(answer, "laptop stolen")
+		})
+	}
+	c.Admin("locks", "rm", lock)
+	c.Eventually("anna is back", func() bool {
+		status, _ := sites[1].curl("NodeService/ListNodes", stolen, "{}")
+		return status == "200"
+	})
 	locked := newToken(t, anna, c.Addr)
 	c.Admin("locks", "add", "--user", "anna", "--message", "out of office")
 	for _, s := range sites {

@@ -114,9 +114,14 @@ func (c *careful) attested(t *testing.T) {
 			t.Errorf("%s: exit %d, want %q\n%s", what, r.Code, x.words, r.Stderr)
 		}
 	}
-	touch := forge(a, "ben-touch", challenge)
-	for _, key := range []string{good, touch} {
+	again := forge(a, "ben-again", challenge)
+	second := c.File("second-challenge", c.Admin("users", "keys", "challenge", "ben"))
+	touch := forge(a, "ben-touch", second)
+	for key, challenge := range map[string]string{good: challenge, touch: second} {
 		c.Admin("users", "keys", "add", "ben", key+".pub", "--attestation", key+".att", "--challenge", challenge)
+	}
+	if r := c.Try("users", "keys", "add", "ben", again+".pub", "--attestation", again+".att", "--challenge", challenge); r.Code == 0 || !strings.Contains(r.Stderr, "the challenge was used before") {
+		t.Errorf("a second key with one challenge: exit %d\n%s", r.Code, r.Stderr)
 	}
 	wantEvent(t, c.Cluster, map[string]string{"user": "ben", "success": "true", "aaguid": a.Model(), "pin": "true"}, "--event", "user.key.create")
 	connect := func(key, host string) harness.Result {

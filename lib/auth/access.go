@@ -411,6 +411,7 @@ func decision(ctx context.Context, peer rpc.Peer, procedure string) events.Event
 		ev.User = id.User
 		ev.Fields["fingerprint"] = id.Fingerprint
 		ev.Fields["cert_serial"] = strconv.FormatUint(id.Serial, 10)
+		standsFor(ev, id.For)
 		if id.Kind == sshca.KindNode {
 			ev.Fields["node_id"], ev.Fields["node_name"] = string(id.Member), string(id.MemberName)
 		}

@@ -182,7 +182,7 @@ func (a *Authority) holder(ctx context.Context, b rpc.Bearer) (services.APIToken
 		return t, nil, err
 	}
 	if err := a.checkLock(services.Subject{Identity: who}); err != nil {
-		a.noteToken(ctx, b, t, fault.Public(err))
+		a.noteToken(ctx, b, t, err)
 		return t, nil, err
 	}
 	return t, who.WithFactor(""), nil
@@ -191,74 +191,22 @@ func (a *Authority) holder(ctx context.Context, b rpc.Bearer) (services.APIToken
 // badToken records why a token is refused, of which its holder reads nothing. t is
 // zero unless the secret was right.
 func (a *Authority) badToken(ctx context.Context, b rpc.Bearer, t services.APIToken, reason string) error {
-	a.noteToken(ctx, b, t, reason)
+	a.noteToken(ctx, b, t, errors.New(reason))
 	return rpc.Unauthenticated("the API token is not good, or not good any more")
 }
 
-func (a *Authority) noteToken(ctx context.Context, b rpc.Bearer, t services.APIToken, reason string) {
+func (a *Authority) noteToken(ctx context.Context, b rpc.Bearer, t services.APIToken, why error) {
+	reason := why.Error()
 	ev := events.Event{Name: events.AuthRejected, User: t.User, Proto: protoHTTPS, Error: reason, Fields: map[string]any{
-		"method": methodAPIToken, "reason": reason,
+		"method": methodAPIToken,
 	}}
+	if lock := services.LockOf(why); lock != "" {
+		ev.Fields["refusal"], ev.Fields["lock"], reason = "locked", lock, fault.Public(why)
+	}
+	ev.Fields["reason"] = reason
 	if b.Addr.IsValid() {
 		ev.AddrRemote = b.Addr.String()
 	}
 	set(ev, "api_token", t.ID)
 	a.note(ctx, ev)
-}
-
-// tokenBeat is how often a stream that was opened with a token asks whether that
-// is still there. What the policy says is asked when that changes.
-const tokenBeat = 2 * time.Second
-
-// whileGood runs a stream, and ends it when the caller's token is not good any
-// more or does not open it any more. A connection of SSH ends instead.
-func (g gatekeeper) whileGood(ctx context.Context, conn connect.StreamingHandlerConn, next connect.StreamingHandlerFunc) error {
-	t, held := tokenOf(ctx)
-	if !held {
-		return next(ctx, conn)
-	}
-	ctx, end := context.WithCancelCause(ctx)
-	watching := make(chan struct{})
-	go func() {
-		defer close(watching)
-		end(g.outlive(ctx, t, conn.Spec().Procedure))
-	}()
-	err := next(ctx, conn)
-	end(nil)
-	<-watching
-	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) && !errors.Is(cause, context.DeadlineExceeded) {
-		return cause
-	}
-	return err
-}
-
-// outlive returns why t does not open the stream any more, or nil when ctx ends.
-// While the store is away nobody can have removed t; the rest is asked all the same.
-func (g gatekeeper) outlive(ctx context.Context, t services.APIToken, procedure string) error {
-	b, _ := rpc.BearerFrom(ctx)
-	peer, _ := rpc.PeerFrom(ctx)
-	beat := time.NewTicker(tokenBeat)
-	defer beat.Stop()
-	for {
-		changed := g.cfg.Cache.Changed()
-		_, id, err := g.holder(ctx, b)
-		if fault.Is(err, fault.Unavailable) && g.cfg.Now().Before(t.Expires) {
-			id, err = peer.Identity, nil
-		}
-		if ctx.Err() != nil {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if d, _ := g.ask(id, g.access[procedure]); !d.Allow {
-			return g.refuse(ctx, peer, procedure, d.Reason)
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-changed:
-		case <-beat.C:
-		}
-	}
 }

@@ -250,3 +250,62 @@ func TestTokenIsNotMadeWithoutARecord(t *testing.T) {
 		t.Errorf("there are tokens: %v, %v", list, err)
 	}
 }
+
+// TestStreamEndsWithItsToken: at once, when somebody says so: here, at another
+// authority, or by taking away what the token stands for. Others of the person go on.
+func TestStreamEndsWithItsToken(t *testing.T) {
+	w := newWorld(t, plan{})
+	w.tokenBeat = time.Hour // so that nothing but the news ends it
+	proxy := w.join(sshca.KindProxy, "edge-1")
+	for _, name := range []string{"ada", "eva", "lea", "root"} {
+		w.addUser(name, "admin")
+	}
+	w.known("root")
+	root := w.person("root")
+	open := func(id *sshca.Identity) (*accessdv1.AddAPITokenResponse, *connect.ServerStreamForClient[accessdv1.WatchRequestsResponse]) {
+		t.Helper()
+		token := w.addToken(id, 0)
+		c := rpc.Service(proxy.bearer(w, token.GetSecret(), clientAddr), accessdv1connect.NewRequestServiceClient)
+		stream, err := c.WatchRequests(t.Context(), connect.NewRequest(&accessdv1.WatchRequestsRequest{}))
+		if err != nil || !stream.Receive() {
+			t.Fatalf("watch: %v, %v", err, stream.Err())
+		}
+		return token, stream
+	}
+	_, stays := open(root)
+	for name, tc := range map[string]struct {
+		user string
+		end  func(token string)
+	}{
+		"removed here": {"root", func(token string) {
+			must(t, apiTokens(rpc.Local(w.Handler(), rpc.Peer{Identity: root})).RemoveAPIToken, &accessdv1.RemoveAPITokenRequest{Id: token})
+		}},
+		"removed elsewhere": {"ada", func(token string) {
+			if err := services.NewStore(w.back, w.clock.Now).DeleteAPIToken(t.Context(), token); err != nil {
+				t.Error(err)
+			}
+		}},
+		"its person removed": {"eva", func(string) { must(t, w.admin().RemoveUser, &accessdv1.RemoveUserRequest{Name: "eva"}) }},
+		"its person locked":  {"lea", func(string) { w.lock(&accessdv1.LockTarget{User: "lea"}) }},
+	} {
+		token, stream := open(w.person(tc.user))
+		tc.end(token.GetToken().GetId())
+		for stream.Receive() {
+			continue // until it ends
+		}
+		if !fault.Is(stream.Err(), fault.Denied) {
+			t.Errorf("%s: the stream ended with %v, want denied", name, stream.Err())
+		}
+	}
+	w.tokens.endAll() // a watch that began anew: all ask, and go on whose token is there
+	w.lock(&accessdv1.LockTarget{Address: clientAddr.Addr().String()})
+	for stays.Receive() {
+		continue
+	}
+	wantFault(t, stays.Err(), fault.Denied, "locked: stolen")
+	w.tokens.mu.Lock()
+	defer w.tokens.mu.Unlock()
+	if len(w.tokens.waiting) > 0 {
+		t.Errorf("%d tokens are waited for, and no stream is open", len(w.tokens.waiting))
+	}
+}

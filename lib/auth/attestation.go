@@ -9,7 +9,6 @@ import (
 	"crypto/x509"
 	"encoding/asn1"
 	"encoding/base64"
-	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -22,6 +21,7 @@ import (
 	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
+	"github.com/accessd/accessd/lib/passkey"
 	"github.com/accessd/accessd/lib/services"
 	"github.com/accessd/accessd/lib/sshca"
 )
@@ -37,8 +37,9 @@ type attestation struct {
 	signature []byte
 	data      []byte // what the authenticator tells, as it is signed
 
-	aaguid string
-	pin    bool // the key signs for nobody whom it has not verified
+	model  []byte // AAGUID
+	aaguid string // the same as a UUID
+	pin    bool   // the key signs for nobody whom it has not verified
 }
 
 const (
@@ -50,13 +51,6 @@ const (
 	// challengeTTL is how long a challenge is good: it is sent to a person, who has
 	// to find their key.
 	challengeTTL = 24 * time.Hour
-)
-
-// Flags of authenticator data (WebAuthn level 2, section 6.1).
-const (
-	flagPresent  = 0x01
-	flagAttested = 0x40
-	flagExtended = 0x80
 )
 
 // fidoAAGUID is the certificate's extension with the model (section 8.2.1).
@@ -98,26 +92,25 @@ func parseAttestation(b []byte, key ssh.PublicKey) (*attestation, error) {
 // read reads the authenticator data (WebAuthn level 2, sections 6.1 and 6.5.1)
 // and holds it against key.
 func (a *attestation) read(key ssh.PublicKey) error {
-	const fixed = sha256.Size + 1 + 4 + 16 + 2
 	malformed := errors.New("its authenticator data is malformed")
 	want, application, err := coseOf(key)
 	if err != nil {
 		return err
 	}
-	if len(a.data) < fixed {
-		return malformed
-	}
-	sum, flags, model := sha256.Sum256([]byte(application)), a.data[sha256.Size], a.data[sha256.Size+5:sha256.Size+21]
-	size := int(binary.BigEndian.Uint16(a.data[fixed-2:]))
+	d, ok := passkey.ParseData(a.data)
+	model, _, made, hasKey := d.NewKey()
+	sum := sha256.Sum256([]byte(application))
 	switch {
-	case !bytes.Equal(a.data[:sha256.Size], sum[:]):
+	case !ok:
+		return malformed
+	case !bytes.Equal(d.Hash, sum[:]):
 		return errors.New("it is for another application than the key")
-	case flags&flagPresent == 0:
+	case !d.Present():
 		return errors.New("nobody touched the authenticator when the key was made")
-	case flags&flagAttested == 0 || len(a.data) < fixed+size:
+	case !hasKey:
 		return malformed
 	}
-	r := &cborReader{rest: a.data[fixed+size:]}
+	r := &cborReader{rest: made}
 	cose, err := r.mapping()
 	if err != nil {
 		return malformed
@@ -127,7 +120,7 @@ func (a *attestation) read(key ssh.PublicKey) error {
 			return errors.New("it is of another key")
 		}
 	}
-	if flags&flagExtended != 0 {
+	if d.Extended() {
 		extensions, err := r.mapping()
 		if err != nil {
 			return malformed
@@ -139,7 +132,7 @@ func (a *attestation) read(key ssh.PublicKey) error {
 		return malformed
 	}
 	h := hex.EncodeToString(model)
-	a.aaguid = h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
+	a.model, a.aaguid = model, h[:8]+"-"+h[8:12]+"-"+h[12:16]+"-"+h[16:20]+"-"+h[20:]
 	return nil
 }
 
@@ -189,7 +182,7 @@ func (a *attestation) verify(makers *x509.CertPool, challenge []byte, now time.T
 			continue
 		}
 		var model []byte
-		if rest, err := asn1.Unmarshal(e.Value, &model); err != nil || len(rest) > 0 || !bytes.Equal(model, a.data[sha256.Size+5:sha256.Size+21]) {
+		if rest, err := asn1.Unmarshal(e.Value, &model); err != nil || len(rest) > 0 || !bytes.Equal(model, a.model) {
 			return errors.New("its certificate is of another model")
 		}
 	}
@@ -211,7 +204,8 @@ func (a *attestation) verify(makers *x509.CertPool, challenge []byte, now time.T
 	return nil
 }
 
-// challenge is what a security key is made with; it is sealed, not kept.
+// challenge is what a security key is made with; it is sealed, and kept only once it
+// was used.
 type challenge struct {
 	Nonce   string    `json:"nonce"`
 	Expires time.Time `json:"expires"`
@@ -230,66 +224,74 @@ func (a *Authority) newChallenge(ctx context.Context, user names.UserName) ([]by
 	return []byte(base64.RawURLEncoding.EncodeToString(sealed)), c.Expires, err
 }
 
-// checkChallenge refuses text unless it is a challenge for a key of user, of lately.
-func (a *Authority) checkChallenge(ctx context.Context, user names.UserName, text []byte) error {
-	bad := errors.New("the challenge is none that was given out for this user")
+// checkChallenge returns the challenge for a key of user that text is, of lately and
+// not used yet.
+func (a *Authority) checkChallenge(ctx context.Context, user names.UserName, text []byte) (services.KeyChallenge, error) {
+	bad := fault.New(fault.Denied, "the challenge is none that was given out for this user")
 	if len(text) > maxChallenge {
-		return bad
+		return services.KeyChallenge{}, bad
 	}
 	sealed, err := base64.RawURLEncoding.DecodeString(string(bytes.TrimSpace(text)))
 	if err != nil {
-		return bad
+		return services.KeyChallenge{}, bad
 	}
 	plain, err := a.cfg.Sealer.Unseal(ctx, challengePurpose(user), sealed)
 	if err != nil {
-		return bad
+		return services.KeyChallenge{}, bad
 	}
 	var c challenge
 	if err := json.Unmarshal(plain, &c); err != nil {
-		return bad
+		return services.KeyChallenge{}, bad
 	}
 	if !a.cfg.Now().Before(c.Expires) {
-		return errors.New("the challenge has expired")
+		return services.KeyChallenge{}, fault.New(fault.Denied, "the challenge has expired")
 	}
-	return nil
+	// Not of the text: the same may be written in several ways.
+	used := services.KeyChallenge{ID: hashSecret("key challenge " + c.Nonce), Expires: c.Expires}
+	return used, a.cfg.Store.CheckKeyChallenge(ctx, user, used)
 }
 
 // attest notes in k, a key that is to be enrolled for user, what its maker says of
-// it in m, and refuses a security key that does not count.
-func (a *Authority) attest(ctx context.Context, user names.UserName, k *services.UserKey, m *accessdv1.AddUserKeyRequest) error {
+// it in m, and refuses a security key that does not count. It returns the challenge
+// that the key was made with, nil of a key without an attestation.
+func (a *Authority) attest(ctx context.Context, user names.UserName, k *services.UserKey, m *accessdv1.AddUserKeyRequest) (*services.KeyChallenge, error) {
 	text, challenge := m.GetAttestation(), m.GetChallenge()
 	key, err := parseKeyLine(k.Public)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	settings, err := a.cfg.Store.Authenticators(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	refuse := func(why string) error {
-		return fault.New(fault.Denied, "the attestation of key %s is refused: %s", k.Fingerprint, why)
+	refuse := func(why string) (*services.KeyChallenge, error) {
+		return nil, fault.New(fault.Denied, "the attestation of key %s is refused: %s", k.Fingerprint, why)
 	}
 	switch {
 	case !services.IsSecurityKey(key) && len(text) > 0:
-		return fault.New(fault.BadInput, "key %s is no security key, and has no attestation", k.Fingerprint)
+		return nil, fault.New(fault.BadInput, "key %s is no security key, and has no attestation", k.Fingerprint)
 	case !services.IsSecurityKey(key) || !settings.Set() && len(text) == 0:
-		return nil
+		return nil, nil //nolint:nilnil // as documented
 	case !settings.Set():
-		return fault.New(fault.Conflict, "it is not said whose attestations count").WithHint("\"accessd users authenticators set\" says it")
+		return nil, fault.New(fault.Conflict, "it is not said whose attestations count").WithHint("\"accessd users authenticators set\" says it")
 	case len(text) == 0:
-		return fault.New(fault.Denied, "security key %s has no attestation", k.Fingerprint).
+		return nil, fault.New(fault.Denied, "security key %s has no attestation", k.Fingerprint).
 			WithHint("make it with \"ssh-keygen -O challenge=FILE -O write-attestation=FILE\"; \"accessd users keys challenge %s\" prints a challenge", user)
 	}
 	att, err := parseAttestation(text, key)
 	if err != nil {
 		return refuse(err.Error())
 	}
-	if err := a.checkChallenge(ctx, user, challenge); err != nil {
-		return refuse(err.Error())
+	made, err := a.checkChallenge(ctx, user, challenge)
+	if fault.Is(err, fault.Denied) {
+		return refuse(fault.Public(err))
+	}
+	if err != nil {
+		return nil, err
 	}
 	makers, err := settings.Makers()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := att.verify(makers, challenge, a.cfg.Now()); err != nil {
 		return refuse(err.Error())
@@ -298,7 +300,7 @@ func (a *Authority) attest(ctx context.Context, user names.UserName, k *services
 		return refuse("model " + att.aaguid + " is not among those that count")
 	}
 	k.AAGUID, k.PIN = att.aaguid, att.pin
-	return nil
+	return &made, nil
 }
 
 // securityKey returns what counts of key, with which user signs.

@@ -12,13 +12,27 @@ import (
 	"encoding/asn1"
 	"encoding/binary"
 	"encoding/hex"
+	"encoding/pem"
 	"math/big"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/crypto/ssh"
+	"google.golang.org/protobuf/proto"
+
+	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
+	"github.com/accessd/accessd/lib/events"
+	"github.com/accessd/accessd/lib/fault"
+)
+
+// Flags of authenticator data (WebAuthn level 2, section 6.1).
+const (
+	flagPresent  = 0x01
+	flagAttested = 0x40
+	flagExtended = 0x80
 )
 
 // A maker attests one key; a test has something of it wrong.
@@ -41,6 +55,14 @@ type maker struct {
 // attest returns an attestation of a security key in software, and who vouches.
 func (m maker) attest(t *testing.T) (file []byte, key ssh.PublicKey, roots *x509.CertPool) {
 	t.Helper()
+	file, key, ca := m.attested(t)
+	roots = x509.NewCertPool()
+	roots.AddCert(ca)
+	return file, key, roots
+}
+
+func (m maker) attested(t *testing.T) (file []byte, key ssh.PublicKey, ca *x509.Certificate) {
+	t.Helper()
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -53,7 +75,7 @@ func (m maker) attest(t *testing.T) (file []byte, key ssh.PublicKey, roots *x509
 	must(err)
 	root, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(err)
-	ca := &x509.Certificate{
+	ca = &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Maker"}, IsCA: true, BasicConstraintsValid: true,
 		NotBefore: attestTime.Add(-time.Hour), NotAfter: attestTime.Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
 	}
@@ -61,8 +83,6 @@ func (m maker) attest(t *testing.T) (file []byte, key ssh.PublicKey, roots *x509
 	must(err)
 	ca, err = x509.ParseCertificate(der)
 	must(err)
-	roots = x509.NewCertPool()
-	roots.AddCert(ca)
 	leaf := &x509.Certificate{
 		SerialNumber: big.NewInt(2), NotBefore: attestTime.Add(-time.Hour - m.age), NotAfter: attestTime.Add(time.Minute - m.age), BasicConstraintsValid: true, IsCA: m.ca,
 		Subject: pkix.Name{Organization: []string{"Maker"}, OrganizationalUnit: []string{m.unit}, CommonName: "Key"},
@@ -97,7 +117,7 @@ func (m maker) attest(t *testing.T) (file []byte, key ssh.PublicKey, roots *x509
 		Certificate, Signature, Data []byte
 		Flags                        uint32
 		Reserved                     []byte
-	}{attestMagic, cert, signature, wrapped, 0, nil}), key, roots
+	}{attestMagic, cert, signature, wrapped, 0, nil}), key, ca
 }
 
 // attestTime is when attestations are looked at.
@@ -164,6 +184,62 @@ func TestAttestationRefused(t *testing.T) {
 	if a, err := parseAttestation(file, key); err != nil || a.verify(strangers, nil, attestTime) == nil {
 		t.Errorf("another maker vouches for it: %v", err)
 	}
+}
+
+// TestChallengeIsGoodForOneKey: a second key that was made with a challenge is refused
+// by every authority, and so is the first once it was removed; one that is refused for
+// something else leaves it good.
+func TestChallengeIsGoodForOneKey(t *testing.T) {
+	one := newWorld(t, plan{})
+	two := newWorld(t, plan{backend: one.back, sealKey: filepath.Join(one.dir, "seal.key")})
+	for _, w := range []*world{one, two} {
+		w.clock.advance(attestTime.Sub(w.clock.Now()))
+	}
+	one.addUser("alice", "access")
+	challenge := must(t, one.admin().NewKeyChallenge, &accessdv1.NewKeyChallengeRequest{User: "alice"}).GetChallenge()
+	m := maker{challenge: challenge, application: "ssh:", flags: flagPresent | flagAttested, model: make([]byte, 16), unit: "Authenticator Attestation"}
+	var makers []byte
+	var tries []*accessdv1.AddUserKeyRequest
+	for range 3 {
+		file, key, ca := m.attested(t)
+		makers = append(makers, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Raw})...)
+		tries = append(tries, &accessdv1.AddUserKeyRequest{User: "alice", PublicKey: keyLine(key), Attestation: file, Challenge: challenge})
+	}
+	must(t, one.admin().SetAuthenticators, &accessdv1.SetAuthenticatorsRequest{Authenticators: &accessdv1.Authenticators{Roots: string(makers)}})
+	refused := func(what string, w *world, r *accessdv1.AddUserKeyRequest) {
+		t.Helper()
+		w.rec.take()
+		_, err := call(t, w.admin().AddUserKey, r)
+		if !fault.Is(err, fault.Denied) || !strings.HasSuffix(fault.Public(err), "the challenge was used before") {
+			t.Errorf("%s: %v, want a refusal", what, err)
+		}
+		if evs := w.rec.take(); len(evs) != 1 || evs[0].Name != events.UserKeyCreate || evs[0].Success || !strings.Contains(evs[0].Error, "the challenge was used before") {
+			t.Errorf("%s: events = %+v, want one refusal", what, evs)
+		}
+	}
+	wrong := proto.CloneOf(tries[0])
+	wrong.PublicKey = tries[1].GetPublicKey()
+	if _, err := call(t, one.admin().AddUserKey, wrong); !fault.Is(err, fault.Denied) || strings.Contains(fault.Public(err), "used before") {
+		t.Errorf("another key: %v, want a refusal", err)
+	}
+	added := must(t, one.admin().AddUserKey, tries[0]).GetKey()
+	if added.GetAaguid() == "" {
+		t.Errorf("key = %v, want its model", added)
+	}
+	refused("a second key", one, tries[1])
+	refused("a second key, at another authority", two, tries[2])
+	must(t, two.admin().RemoveUserKey, &accessdv1.RemoveUserKeyRequest{User: "alice", Fingerprint: added.GetFingerprint()})
+	refused("the first again", two, tries[0])
+	spaced := proto.CloneOf(tries[1])
+	spaced.Challenge = append(slices.Clone(challenge), '\n')
+	refused("a second key, and the challenge written otherwise", one, spaced)
+	another := must(t, two.admin().NewKeyChallenge, &accessdv1.NewKeyChallengeRequest{User: "alice"}).GetChallenge()
+	m.challenge = another
+	file, key, ca := m.attested(t)
+	must(t, two.admin().SetAuthenticators, &accessdv1.SetAuthenticatorsRequest{Authenticators: &accessdv1.Authenticators{
+		Roots: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Raw})),
+	}})
+	must(t, two.admin().AddUserKey, &accessdv1.AddUserKeyRequest{User: "alice", PublicKey: keyLine(key), Attestation: file, Challenge: another})
 }
 
 // FuzzCBOR: what is read of an authenticator's word is bounded, and refused or

@@ -134,10 +134,14 @@ type Authority struct {
 	codes   *backoff // of second factors for connections
 	lobby   *lobby
 	grants  *grants
+	links   *factorLinks
 	feed    *feed
 	archive *archive
 
 	providers *providers
+
+	tokens    *tokenStreams
+	tokenBeat time.Duration
 
 	deadlines chan struct{} // holds a token when there may be a nearer end of an access request
 }
@@ -158,9 +162,12 @@ func New(cfg Config) (*Authority, error) {
 		codes:   newBackoff("code", cfg.Store, cfg.Now, cfg.Log),
 		lobby:   newLobby(cfg.Now, cfg.Parked, cfg.ParkedPerSource),
 		grants:  newGrants(cfg.Now, cfg.Parked),
+		links:   newFactorLinks(cfg.Now),
 		feed:    newFeed(),
 
 		providers: newProviders(cfg.Now),
+
+		tokens: newTokenStreams(), tokenBeat: tokenBeat,
 	}
 	a.deadlines = make(chan struct{}, 1)
 	var err error
@@ -210,7 +217,8 @@ const sweepInterval = time.Minute
 
 // Run keeps the cache and every member's policy stream fed from the store, and
 // forgets sign-ins and grants that have expired, and looks after recordings, until
-// ctx ends, and ends access requests whose time is over. What recorders are told is in the policy from the beginning.
+// ctx ends, and ends access requests whose time is over and streams whose API token
+// has gone. What recorders are told is in the policy from the beginning.
 func (a *Authority) Run(ctx context.Context) error {
 	if err := a.putSettings(ctx); err != nil {
 		return err
@@ -220,6 +228,7 @@ func (a *Authority) Run(ctx context.Context) error {
 	g.Go(func() error { return a.sweep(ctx) })
 	g.Go(func() error { return a.archive.run(ctx) })
 	g.Go(func() error { return a.keepRequests(ctx) })
+	g.Go(func() error { return a.followTokens(ctx) })
 	return g.Wait()
 }
 
@@ -274,6 +283,7 @@ func (a *Authority) sweep(ctx context.Context) error {
 			a.refreshKeys(ctx)
 			a.lobby.sweep()
 			a.grants.sweep()
+			a.links.sweep()
 		}
 	}
 }

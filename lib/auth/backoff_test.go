@@ -20,16 +20,28 @@ import (
 
 // A clock is a time that a test sets.
 type clock struct {
-	mu  sync.Mutex
-	now time.Time
+	mu    sync.Mutex
+	now   time.Time
+	asked func() // nil, or called whenever somebody asks
 }
 
 func newClock() *clock { return &clock{now: time.Date(2026, 3, 1, 9, 30, 0, 0, time.UTC)} }
 
 func (c *clock) Now() time.Time {
 	c.mu.Lock()
+	now, asked := c.now, c.asked
+	c.mu.Unlock()
+	if asked != nil {
+		asked()
+	}
+	return now
+}
+
+// whenAsked has fn called whenever somebody asks for the time; nil ends that.
+func (c *clock) whenAsked(fn func()) {
+	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.now
+	c.asked = fn
 }
 
 func (c *clock) advance(d time.Duration) {

@@ -169,6 +169,7 @@ func (a *Authority) issueUser(ctx context.Context, r userCert) (*ssh.Certificate
 	if len(r.Requests) > 0 {
 		ev.Fields["requests"] = r.Requests
 	}
+	standsFor(ev, r.For)
 	if s := cert.CriticalOptions["source-address"]; s != "" {
 		ev.Fields["source_addresses"] = strings.Split(s, ",")
 	}
@@ -251,6 +252,17 @@ func certEvent(kind string, c *ssh.Certificate) events.Event {
 		"valid_after":  certTime(c.ValidAfter).Format(time.RFC3339),
 		"valid_before": certTime(c.ValidBefore).Format(time.RFC3339),
 	}}
+}
+
+// standsFor notes in ev which certificates that which ev is about stands for.
+func standsFor(ev events.Event, o sshca.Origin) {
+	serials := make([]string, len(o.Serials))
+	for i, n := range o.Serials {
+		serials[i] = strconv.FormatUint(n, 10)
+	}
+	if len(serials) > 0 {
+		ev.Fields["stands_for"] = serials
+	}
 }
 
 func certTime(t uint64) time.Time { return time.Unix(int64(t), 0).UTC() }

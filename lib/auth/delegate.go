@@ -123,7 +123,8 @@ func (s delegationService) delegation(ctx context.Context, m *accessdv1.Delegate
 }
 
 // ofCertificate returns what may be issued for a person's certificate: what it
-// says, less the roles that the person has lost since.
+// says, less the roles that the person has lost since. It stands for that
+// certificate, which is said here and nowhere else: nobody can ask for it.
 func (s delegationService) ofCertificate(ctx context.Context, line string, client netip.AddrPort) (delegation, error) {
 	id, err := s.verify(ctx, line, client)
 	if err != nil {
@@ -150,6 +151,7 @@ func (s delegationService) ofCertificate(ctx context.Context, line string, clien
 			d.ask.Roles = append(d.ask.Roles, r)
 		}
 	}
+	d.ask.For = id.Origin(d.ask.Roles, d.ask.Requests)
 	if start := s.cfg.Now().Add(-defaults.ClockSkew); start.After(d.ask.ValidAfter) {
 		d.ask.ValidAfter = start
 	}

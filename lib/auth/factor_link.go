@@ -4,8 +4,12 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
+	"sync"
+	"time"
 
 	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/services"
 	"github.com/accessd/accessd/lib/sshca"
 )
@@ -13,6 +17,59 @@ import (
 // Who has no app gets the code of a connection from a browser: the member shows a
 // link, its page signs the person in as for a sign-in, with their connector or a
 // passkey, and shows a code that is good for that connection alone.
+
+// maxFactorLinks bounds the links of one person that are good at a time, of those
+// that one member has asked this authority for.
+const maxFactorLinks = 16
+
+// A linkOwner is who asks for links, and for whom: a member that asks without end
+// leaves the person those at others.
+type linkOwner struct {
+	member names.NodeID
+	user   names.UserName
+}
+
+// factorLinks count the links that are good, or were until lately.
+type factorLinks struct {
+	now func() time.Time
+
+	mu   sync.Mutex // guards what follows
+	ends map[linkOwner][]time.Time
+}
+
+func newFactorLinks(now func() time.Time) *factorLinks {
+	return &factorLinks{now: now, ends: map[linkOwner][]time.Time{}}
+}
+
+// add counts one more link, if there may be one.
+func (f *factorLinks) add(o linkOwner) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.leftLocked(o)) >= maxFactorLinks {
+		return false
+	}
+	f.ends[o] = append(f.ends[o], f.now().Add(signOnTTL))
+	return true
+}
+
+// leftLocked forgets those of o that are over, and returns the others.
+func (f *factorLinks) leftLocked(o linkOwner) []time.Time {
+	now := f.now()
+	left := slices.DeleteFunc(f.ends[o], func(end time.Time) bool { return !now.Before(end) })
+	if f.ends[o] = left; len(left) == 0 {
+		delete(f.ends, o)
+	}
+	return left
+}
+
+// sweep forgets all that are over.
+func (f *factorLinks) sweep() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for o := range f.ends {
+		f.leftLocked(o)
+	}
+}
 
 // factorLink makes such a link for who, at client.
 func (s factorService) factorLink(ctx context.Context, who holder, client netip.AddrPort) (link, error) {
@@ -46,6 +103,9 @@ func (s factorService) factorLink(ctx context.Context, who holder, client netip.
 	}
 	if o.Connector == "" && o.RP == "" {
 		return link{}, refusal("there is nothing that you could sign in with in a browser")
+	}
+	if !s.links.add(linkOwner{callerOf(ctx).member.ID, who.user}) {
+		return link{}, refusal("there are too many links already; use one, or wait a few minutes")
 	}
 	return s.newLink(ctx, o)
 }

@@ -115,12 +115,12 @@ func (s factorService) ContinueChange(ctx context.Context, req *connect.Request[
 	}
 	answers := req.Msg.GetAnswers()
 	if len(answers) != in.asked || slices.ContainsFunc(answers, func(a string) bool { return len(a) > maxText }) {
-		s.lobby.forget(in)
+		s.leave(ctx, in)
 		return nil, fault.New(fault.BadInput, "%d answers: want %d of at most %d bytes", len(answers), in.asked, maxText)
 	}
 	out, err := in.next(ctx, in, answers)
 	if err != nil || out.GetDone() {
-		s.lobby.forget(in)
+		s.leave(ctx, in)
 		if r, ok := err.(refusal); ok { //nolint:errorlint // made by the steps, wrapped by nobody
 			err = fault.Wrap(fault.Denied, r, r.Error())
 		}

@@ -191,7 +191,7 @@ func (a *Authority) checkLock(s services.Subject) error {
 // checkPerson refuses a certificate for a person whom a lock keeps out, and records
 // that. One that is good for a single login is refused when that is locked.
 func (a *Authority) checkPerson(ctx context.Context, r userCert) error {
-	s := services.Subject{Identity: &sshca.Identity{Kind: sshca.KindUser, User: r.User, Roles: r.Roles, Requests: r.Requests}}
+	s := services.Subject{Identity: &sshca.Identity{Kind: sshca.KindUser, User: r.User, Roles: r.Roles, Requests: r.Requests, For: r.For}}
 	if client, err := parseClient(r.client); err == nil {
 		s.Identity.Addr = client.Addr()
 	}
@@ -213,10 +213,12 @@ func (a *Authority) checkPerson(ctx context.Context, r userCert) error {
 func (a *Authority) checkShown(ctx context.Context, id *sshca.Identity) error {
 	err := a.checkLock(services.Subject{Identity: id})
 	if err != nil {
-		a.note(ctx, events.Event{Name: events.AuthRejected, User: id.User, AddrRemote: id.Addr.String(), Proto: "ssh", Error: err.Error(), Fields: map[string]any{
+		ev := events.Event{Name: events.AuthRejected, User: id.User, AddrRemote: id.Addr.String(), Proto: "ssh", Error: err.Error(), Fields: map[string]any{
 			"method": "publickey", "refusal": "locked", "reason": fault.Public(err), "lock": services.LockOf(err),
 			"fingerprint": id.Fingerprint, "cert_serial": strconv.FormatUint(id.Serial, 10), "key_id": id.KeyID,
-		}})
+		}}
+		standsFor(ev, id.For)
+		a.note(ctx, ev)
 	}
 	return err
 }

@@ -7,11 +7,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"connectrpc.com/connect"
+	"golang.org/x/crypto/ssh"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
@@ -142,6 +145,140 @@ func TestLockIsAboutAllThatItSays(t *testing.T) {
 		w.lock(target)
 	}
 	w.sign("alice")
+}
+
+// through returns what a proxy that is no authority goes on with for line.
+func (m *member) through(w *world, line string) *sshca.Identity {
+	w.t.Helper()
+	return w.identityOf(must(w.t, m.Delegate, &accessdv1.DelegateRequest{
+		Credential: &accessdv1.DelegateRequest_Certificate{Certificate: line}, PublicKey: keyLine(proxyKey()), Client: clientAddr.String(),
+	}).GetCertificate())
+}
+
+// TestLockOnACertificateHoldsForWhatStandsForIt: by the serial number of a person's
+// certificate a lock ends what was issued on its strength, in one step or two: what a
+// proxy goes on with, the API token that was made through it, its stream, the
+// certificate of an access request, a review with it. Others of the same person go on.
+func TestLockOnACertificateHoldsForWhatStandsForIt(t *testing.T) {
+	w := newTeam(t)
+	edge := w.join(sshca.KindProxy, "edge-1")
+	w.apply("kind: role\nname: report\nallow:\n  - resources: {nodes: [read], users: [read], requests: [create]}\n")
+	w.addUser("ada", "report", "developer", "lead")
+	ada, other, mallory, sam := w.party("ada"), w.party("ada"), w.party("mallory"), w.party("sam")
+
+	far := edge.through(w, ada.line)
+	if far.Serial == ada.id.Serial || !slices.Equal(far.For.Serials, []uint64{ada.id.Serial}) {
+		t.Errorf("certificate %d stands for %+v, want %d", far.Serial, far.For, ada.id.Serial)
+	}
+	if farther := edge.through(w, keyLine(certOf(t, far))); !slices.Equal(farther.For.Serials, []uint64{ada.id.Serial, far.Serial}) {
+		t.Errorf("in two steps it stands for %+v, want %d and %d", farther.For, ada.id.Serial, far.Serial)
+	}
+	r := ada.ask("vault")
+	ada.RequestServiceClient = w.requestsAs(rpc.Peer{Identity: far, Addr: clientAddr})
+	if _, err := sam.review(r.GetId(), "approve"); !fault.Is(err, fault.Denied) {
+		t.Fatalf("unsigned: %v, want a denial", err)
+	}
+	if _, err := sam.signed(r.GetId(), sam.key, asItIs); err != nil {
+		t.Fatal(err)
+	}
+	assumed := w.identityOf(must(t, ada.AssumeRequest, &accessdv1.AssumeRequestRequest{Id: r.GetId(), PublicKey: keyLine(proxyKey())}).GetCertificate())
+	theirs := mallory.ask("dba")
+
+	token, hers := w.addToken(far, 0), w.addToken(other.id, 0)
+	calls, goesOn := edge.bearer(w, token.GetSecret(), clientAddr), edge.bearer(w, hers.GetSecret(), clientAddr)
+	if err := listUsers(t, calls); err != nil {
+		t.Fatal(err)
+	}
+	stream, err := rpc.Service(calls, accessdv1connect.NewRequestServiceClient).WatchRequests(t.Context(), connect.NewRequest(&accessdv1.WatchRequestsRequest{}))
+	if err != nil || !stream.Receive() {
+		t.Fatalf("watch: %v, %v", err, stream.Err())
+	}
+	created := named(w.rec.take(), events.CertCreate)
+	if got := created[len(created)-1].Fields["stands_for"]; !slices.Equal(got.([]string), []string{strconv.FormatUint(ada.id.Serial, 10), strconv.FormatUint(far.Serial, 10)}) {
+		t.Errorf("cert.create: stands_for %v", got)
+	}
+
+	lock := w.lock(&accessdv1.LockTarget{Serial: ada.id.Serial})
+	for stream.Receive() {
+		continue // until it ends
+	}
+	wantFault(t, stream.Err(), fault.Denied, "locked: stolen")
+	w.rec.take()
+	for what, try := range map[string]func() error{
+		"the token": func() error { return listUsers(t, calls) },
+		"the proxy's certificate": func() error {
+			return listUsers(t, rpc.Local(w.Handler(), rpc.Peer{Identity: far, Addr: clientAddr}))
+		},
+		"the request's certificate": func() error {
+			return listUsers(t, rpc.Local(w.Handler(), rpc.Peer{Identity: assumed, Addr: clientAddr}))
+		},
+		"what would be issued for that": func() error {
+			_, err := call(t, edge.Delegate, &accessdv1.DelegateRequest{
+				Credential: &accessdv1.DelegateRequest_Certificate{Certificate: keyLine(certOf(t, assumed))}, PublicKey: keyLine(proxyKey()), Client: clientAddr.String(),
+			})
+			return err
+		},
+		"a review that shows it": func() error {
+			q := *other
+			q.line = ada.line
+			_, err := q.review(theirs.GetId(), "approve")
+			return err
+		},
+	} {
+		wantFault(t, try(), fault.Denied, "locked: stolen")
+		refused := slices.ContainsFunc(w.rec.take(), func(ev events.Event) bool {
+			return !ev.Success && stringOf(ev.Fields["lock"]) == stringOf(lock)
+		})
+		if !refused {
+			t.Errorf("%s: no refusal names the lock", what)
+		}
+	}
+	if err := listUsers(t, goesOn); err != nil {
+		t.Errorf("a token of another certificate of hers: %v", err)
+	}
+	if _, err := other.review(theirs.GetId(), "approve"); err != nil {
+		t.Errorf("a review with another certificate of hers: %v", err)
+	}
+}
+
+// certOf returns the certificate that id was made of.
+func certOf(t *testing.T, id *sshca.Identity) *ssh.Certificate {
+	t.Helper()
+	key, err := ssh.ParsePublicKey(id.Certificate)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key.(*ssh.Certificate)
+}
+
+// TestNobodyChoosesWhatACertificateStandsFor: a certificate that was not issued on the
+// strength of another stands for itself, and one that was stands for that alone, whoever
+// asks.
+func TestNobodyChoosesWhatACertificateStandsFor(t *testing.T) {
+	w := newWorld(t, plan{})
+	edge := w.join(sshca.KindProxy, "edge-1")
+	ada, eva := w.desk(edge, "ada"), w.desk(edge, "eva")
+	first, second := ada.enrol(w.addUser("ada", "access")), eva.enrol(w.addUser("eva", "access"))
+	for what, line := range map[string]string{"sign-in": first.GetCertificate(), "users sign": w.sign("ada")} {
+		if id := w.identityOf(line); len(id.For.Serials)+len(id.For.Roles)+len(id.For.Requests) != 0 {
+			t.Errorf("%s: the certificate stands for %+v", what, id.For)
+		}
+	}
+	u, err := w.cfg.Store.User(t.Context(), "ada")
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Roles = nil
+	if _, err := w.cfg.Store.UpdateUser(t.Context(), u); err != nil {
+		t.Fatal(err)
+	}
+	id := edge.through(w, first.GetCertificate())
+	if want := w.identityOf(first.GetCertificate()); !slices.Equal(id.For.Serials, []uint64{want.Serial}) || !slices.Equal(id.For.Roles, want.Roles) {
+		t.Errorf("ada's stands for %+v, want her certificate, and the role that she has lost", id.For)
+	}
+	if got, want := edge.through(w, second.GetCertificate()).For, w.identityOf(second.GetCertificate()); !slices.Equal(got.Serials, []uint64{want.Serial}) || got.Roles != nil {
+		t.Errorf("eva's stands for %+v, want her certificate", got)
+	}
 }
 
 // TestLockedNode: a locked node gets no certificate and comes back under no other

@@ -137,12 +137,12 @@ func (s loginService) Continue(ctx context.Context, req *connect.Request[accessd
 	}
 	answers := req.Msg.GetAnswers()
 	if len(answers) != in.asked || slices.ContainsFunc(answers, func(a string) bool { return len(a) > maxText }) {
-		s.lobby.forget(in)
+		s.leave(ctx, in)
 		return nil, fault.New(fault.BadInput, "%d answers: want %d of at most %d bytes", len(answers), in.asked, maxText)
 	}
 	out, err := in.next(ctx, in, answers)
 	if err != nil || out.GetDone() {
-		s.lobby.forget(in)
+		s.leave(ctx, in)
 		return connect.NewResponse(out), s.verdict(ctx, in, err)
 	}
 	s.lobby.putBack(in)
@@ -152,10 +152,16 @@ func (s loginService) Continue(ctx context.Context, req *connect.Request[accessd
 // Cancel forgets a sign-in.
 func (s loginService) Cancel(ctx context.Context, req *connect.Request[accessdv1.CancelRequest]) (*connect.Response[accessdv1.CancelResponse], error) {
 	if in, err := s.lobby.take(req.Msg.GetId(), string(callerOf(ctx).member.ID)); err == nil {
-		s.lobby.forget(in)
-		s.dropSignOn(ctx, in)
+		s.leave(ctx, in)
 	}
 	return connect.NewResponse(&accessdv1.CancelResponse{}), nil
+}
+
+// leave ends a sign-in, and its link with it: nobody waits for that any more, and
+// whoever begins without end shall not leave one each time.
+func (a *Authority) leave(ctx context.Context, in *signIn) {
+	a.lobby.forget(in)
+	a.dropSignOn(ctx, in)
 }
 
 // A refusal is a sign-in's bad end; the person reads nothing of it.

@@ -12,6 +12,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/crypto/ssh"
@@ -340,6 +342,33 @@ func TestPasskeyRefused(t *testing.T) {
 		}
 		_, err := alice.answer(s)
 		wantFault(t, err, fault.Denied, "permission denied")
+	})
+	t.Run("codes guessed at the same time", func(t *testing.T) {
+		p := c.open(w.then(alice, alice.begin(), ""))
+		const at = 16
+		var read, all sync.WaitGroup // read: the link, of which the clock is asked next
+		read.Add(at)
+		var arrived, taken atomic.Int32
+		w.clock.whenAsked(func() {
+			if arrived.Add(1) <= at {
+				read.Done()
+				read.Wait()
+			}
+		})
+		for range at { // as good as guesses of which one is right: all are looked at, or one
+			all.Go(func() {
+				if _, err := (signOnService{w.Authority}).confirmed(t.Context(), &accessdv1.BeginPasskeyRequest{Link: p.link, Code: p.code, Browser: browserOne}); err == nil {
+					taken.Add(1)
+				} else if !fault.Is(err, fault.Conflict) {
+					t.Errorf("a guess at the same time: %v", err)
+				}
+			})
+		}
+		all.Wait()
+		w.clock.whenAsked(nil)
+		if taken.Load() > signOnTries {
+			t.Errorf("%d codes were looked at, with %d tries", taken.Load(), signOnTries)
+		}
 	})
 	t.Run("removed meanwhile", func(t *testing.T) {
 		s := w.then(alice, alice.begin(), "")

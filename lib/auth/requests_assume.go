@@ -21,7 +21,7 @@ import (
 
 // AssumeRequest issues a certificate with what the request gives beside what the
 // caller's own has. It is no sign-in: it ends when the caller's certificate does,
-// and is good where that is.
+// is good where that is, and locked when that is.
 func (s requestService) AssumeRequest(ctx context.Context, req *connect.Request[accessdv1.AssumeRequestRequest]) (*connect.Response[accessdv1.AssumeRequestResponse], error) {
 	key, err := parseKeyLine(req.Msg.GetPublicKey())
 	if err != nil {
@@ -63,6 +63,7 @@ func (s requestService) AssumeRequest(ctx context.Context, req *connect.Request[
 	if client, err := netip.ParseAddrPort(c.addr); err == nil && len(ask.SourceAddresses) == 0 {
 		ask.SourceAddresses = sub.sources(client)
 	}
+	ask.For = id.Origin(ask.Roles, ask.Requests)
 	ask.ValidAfter = s.cfg.Now().Add(-defaults.ClockSkew)
 	cert, err := s.issueUser(ctx, userCert{UserRequest: ask, method: "request", by: c.by, client: c.addr})
 	if err != nil {

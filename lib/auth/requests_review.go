@@ -130,7 +130,8 @@ func (s requestService) apply(ctx context.Context, r *services.AccessRequest, v 
 //
 // A certificate comes with the request because a proxy that is not this process
 // calls with one of its own key, made for this person; the person's says whose
-// key has signed, in the words of this cluster's authority.
+// key has signed, in the words of this cluster's authority. One that has signed
+// nothing is that of the connection, or what that one's stands for.
 func (s requestService) prove(ctx context.Context, m *accessdv1.ReviewRequestRequest, sub subject, v *services.Review) (serial uint64, err error) {
 	peer, _ := rpc.PeerFrom(ctx)
 	id := peer.Identity
@@ -141,12 +142,21 @@ func (s requestService) prove(ctx context.Context, m *accessdv1.ReviewRequestReq
 			return 0, err
 		}
 		id, err = s.cfg.Keys.Trust().CheckUser(cert, sshca.Peer{SSHUser: string(sub.Name), Addr: peer.Addr.Addr(), Now: s.cfg.Now()})
+		if err == nil {
+			err = s.checkShown(ctx, id) // it need not be what let the connection in
+		}
 		if err != nil {
 			return 0, err
+		}
+		if m.GetSignature() == "" && id.Serial != peer.Identity.Serial && !slices.Contains(peer.Identity.For.Serials, id.Serial) {
+			return id.Serial, fault.New(fault.Denied, "the certificate is not the one that let the connection in").WithHint("sign the review with its key")
 		}
 		key, v.Certificate, v.PublicKey = cert.Key, keyLine(cert), keyLine(cert.Key)
 	}
 	v.Proof, v.Fingerprint = services.ProofConnection, id.Fingerprint
+	if _, held := tokenOf(ctx); held {
+		v.Proof = services.ProofAPIToken // nobody has shown the certificate's key
+	}
 	if m.GetSignature() == "" {
 		return id.Serial, nil
 	}

@@ -519,6 +519,49 @@ func TestRequestsEnd(t *testing.T) {
 	}
 }
 
+// TestUnsignedReviewSaysWhatProvedIt: the certificate of the connection, no other of the
+// reviewer's, or a token; what proxies go on with stands for the first.
+func TestUnsignedReviewSaysWhatProvedIt(t *testing.T) {
+	w := newTeam(t)
+	w.addUser("alice", "developer")
+	edge := w.join(sshca.KindProxy, "edge-1")
+	alice, lea, other := w.party("alice"), w.party("lea"), w.party("lea")
+	ask := func() string { return alice.ask("dba").GetId() }
+	far := w.requestsAs(rpc.Peer{Identity: edge.through(w, lea.line), Addr: clientAddr})
+	token := rpc.Service(edge.bearer(w, w.addToken(lea.id, 0).GetSecret(), clientAddr), accessdv1connect.NewRequestServiceClient)
+	for name, try := range map[string]struct {
+		by          accessdv1connect.RequestServiceClient
+		certificate string
+		want        string // the proof; "" is refused
+	}{
+		"here":                       {lea, lea.line, services.ProofConnection},
+		"here, and nothing shown":    {lea, "", services.ProofConnection},
+		"here, another of hers":      {lea, other.line, ""},
+		"far away":                   {far, lea.line, services.ProofConnection},
+		"far away, another of hers":  {far, other.line, ""},
+		"a token":                    {token, "", services.ProofAPIToken},
+		"a token, its certificate":   {token, lea.line, services.ProofAPIToken},
+		"a token, and another shown": {token, other.line, ""},
+	} {
+		w.rec.take()
+		res, err := call(t, try.by.ReviewRequest, &accessdv1.ReviewRequestRequest{Id: ask(), Verdict: "deny", Certificate: try.certificate})
+		evs := named(w.rec.take(), events.AccessRequestReview)
+		switch {
+		case try.want == "":
+			wantFault(t, err, fault.Denied, "the certificate is not the one that let the connection in")
+			if len(evs) != 1 || evs[0].Success {
+				t.Errorf("%s: events %+v, want one refusal", name, evs)
+			}
+		case err != nil:
+			t.Errorf("%s: %v", name, err)
+		default:
+			if r := res.GetRequest().GetReviews(); len(r) != 1 || r[0].GetProof() != try.want || len(evs) != 1 || evs[0].Fields["proof"] != try.want {
+				t.Errorf("%s: %v, events %+v, want proof %s", name, r, evs, try.want)
+			}
+		}
+	}
+}
+
 // TestReviewIsRecordedFirst: without its event an approval is none.
 func TestReviewIsRecordedFirst(t *testing.T) {
 	w := newTeam(t)

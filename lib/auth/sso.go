@@ -403,13 +403,22 @@ func (s signOnService) graceOf(ctx context.Context, in *signIn, user string) (se
 	return g, nil
 }
 
-// dropSignOn forgets the link of a sign-in that was given up.
-func (s loginService) dropSignOn(ctx context.Context, in *signIn) {
+// dropSignOn forgets the link of a sign-in that is over. One that the browser has
+// ended stays until it expires, and whoever sends its answer again is in the log.
+func (a *Authority) dropSignOn(ctx context.Context, in *signIn) {
 	if in.signOn == "" {
 		return
 	}
-	if err := s.cfg.Store.DeleteSignOn(context.WithoutCancel(ctx), in.signOn); err != nil {
-		s.cfg.Log.Info("a sign-in's link stays until it expires")
+	ctx = context.WithoutCancel(ctx)
+	o, err := a.cfg.Store.SignOn(ctx, in.signOn)
+	if fault.Is(err, fault.NotFound) || err == nil && (o.State == services.SignOnTaken || o.State == services.SignOnRefused) {
+		return
+	}
+	if err == nil {
+		err = a.cfg.Store.DeleteSignOn(ctx, in.signOn)
+	}
+	if err != nil {
+		a.cfg.Log.Info("a sign-in's link stays until it expires")
 	}
 }
 

@@ -55,7 +55,8 @@ type word interface {
 	GetClient() string
 }
 
-// confirmed returns the sign-in of a link if the person's word for it is good.
+// confirmed returns the sign-in of a link if the person's word for it is good. Who
+// goes on with it changes it.
 func (s signOnService) confirmed(ctx context.Context, m word) (services.SignOn, error) {
 	o, err := s.byLink(ctx, m.GetLink())
 	if err != nil {
@@ -67,9 +68,19 @@ func (s signOnService) confirmed(ctx context.Context, m word) (services.SignOn, 
 	if o.Browser != "" && !sameHash(o.Browser, hashSecret(m.GetBrowser())) {
 		return o, s.otherBrowser(ctx, o, m.GetClient(), "the link was opened in another browser than the one it was confirmed in")
 	}
-	if o.Code != "" && !sameHash(o.Code, codeHash(m.GetLink(), m.GetCode())) {
+	if o.Code == "" {
+		return o, nil
+	}
+	// A try counts before the code is looked at, so that of many at the same time
+	// one is looked at, and the others begin anew.
+	o.Tries++
+	if o, err = s.cfg.Store.UpdateSignOn(ctx, o); err != nil {
+		return o, err
+	}
+	if !sameHash(o.Code, codeHash(m.GetLink(), m.GetCode())) {
 		return o, s.wrongCode(ctx, o, m.GetClient())
 	}
+	o.Tries-- // which the caller's change brings to the store
 	return o, nil
 }
 
@@ -113,14 +124,11 @@ func (s signOnService) Confirm(ctx context.Context, req *connect.Request[accessd
 // base64.
 const minBrowser = 43
 
-// wrongCode counts a code that was not the terminal's; the last one ends the
+// wrongCode records a code that was not the terminal's; the last one ends the
 // sign-in.
 func (s signOnService) wrongCode(ctx context.Context, o services.SignOn, client string) error {
-	if o.Tries++; o.Tries >= signOnTries {
+	if o.Tries >= signOnTries {
 		return s.refuse(ctx, o, client, refusal("the code was wrong too often"))
-	}
-	if _, err := s.cfg.Store.UpdateSignOn(ctx, o); err != nil {
-		return err
 	}
 	s.tell(ctx, o, client, "the code was wrong")
 	return fault.New(fault.BadInput, "that is not the code your terminal shows")

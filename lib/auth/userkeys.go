@@ -28,11 +28,16 @@ func (s userService) AddUserKey(ctx context.Context, req *connect.Request[access
 	if err != nil {
 		return nil, err
 	}
-	if err := s.attest(ctx, u.Name, &k, req.Msg); err != nil {
+	made, err := s.attest(ctx, u.Name, &k, req.Msg)
+	if err != nil {
 		s.note(ctx, failed(userKeyEvent(ctx, events.UserKeyCreate, u.Name, k), err))
 		return nil, err
 	}
 	err = s.change(ctx, userKeyEvent(ctx, events.UserKeyCreate, u.Name, k), func() error {
+		if made != nil {
+			_, err := s.cfg.Store.AddAttestedKey(ctx, u.Name, k, *made)
+			return err
+		}
 		_, err := s.cfg.Store.AddUserKey(ctx, u.Name, k)
 		return err
 	})

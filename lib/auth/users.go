@@ -144,12 +144,7 @@ func (s userService) RemoveUser(ctx context.Context, req *connect.Request[access
 	if err != nil {
 		return nil, err
 	}
-	err = s.change(ctx, userEvent(ctx, events.UserDelete, u), func() error {
-		if err := s.cfg.Store.DeleteAPITokens(ctx, u.Name); err != nil {
-			return err
-		}
-		return s.cfg.Store.DeleteUser(ctx, u.Name)
-	})
+	err = s.change(ctx, userEvent(ctx, events.UserDelete, u), func() error { return s.cfg.Store.DeleteUser(ctx, u.Name) })
 	return connect.NewResponse(&accessdv1.RemoveUserResponse{}), err
 }
 

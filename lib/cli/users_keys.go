@@ -64,7 +64,7 @@ func usersKeysChallenge(e *env) *cobra.Command {
 		Use:   "challenge USER",
 		Short: "Print what a security key is to be made with",
 		Long: "Print what a person gives to ssh-keygen -O challenge=FILE, so that what the maker\n" +
-			"says of their security key is of now. It is good for a day, for this person.",
+			"says of their security key is of now. It is good for a day, for one key of this person.",
 		Args: want("USER"),
 		RunE: verb(func(ctx context.Context, args []string) error {
 			res, err := e.users().NewKeyChallenge(ctx, connect.NewRequest(&accessdv1.NewKeyChallengeRequest{User: args[0]}))

@@ -146,6 +146,10 @@ func serial() Field {
 	return Field{Name: "cert_serial", Type: String, Meaning: "serial number of the certificate, decimal", Example: "4711"}
 }
 
+func standsFor() Field {
+	return Field{Name: "stands_for", Type: List, Meaning: "serial numbers of the certificates on whose strength it was issued, decimal: locks on these hold for it", Example: "4710"}
+}
+
 func keyID() Field {
 	return Field{Name: "key_id", Type: String, Meaning: "key id of the certificate", Example: "alice"}
 }
@@ -259,7 +263,7 @@ func people() []Spec {
 				Field{Name: "method", Type: String, Meaning: "how the peer tried: publickey, key (an enrolled one), password, ...", Example: "publickey"},
 				Field{Name: "cert_type", Type: String, Meaning: "type of the certificate shown", Example: "user"},
 				Field{Name: "principals", Type: List, Meaning: "principals of the certificate shown", Example: "root"},
-				serial(), keyID(), fingerprint(), caFingerprint(), reason(), lock(), apiToken(), connection(),
+				serial(), standsFor(), keyID(), fingerprint(), caFingerprint(), reason(), lock(), apiToken(), connection(),
 			),
 		},
 		{
@@ -270,7 +274,7 @@ func people() []Spec {
 			Name: CertCreate, Code: "A1003", Outcome: Either, Meaning: "a certificate was issued, or refused",
 			Fields: fields(
 				Field{Name: "cert_type", Type: String, Meaning: "user, host, node, proxy, auth, sshd", Example: "user"},
-				serial(), keyID(), fingerprint(), caFingerprint(), roles(), by(), reason(), lock(),
+				serial(), standsFor(), keyID(), fingerprint(), caFingerprint(), roles(), by(), reason(), lock(),
 				Field{Name: "principals", Type: List, Meaning: "principals of the certificate", Example: "user:alice,root"},
 				Field{Name: "valid_after", Type: String, Meaning: "start of its life", Example: "2026-03-01T09:29:00Z"},
 				Field{Name: "valid_before", Type: String, Meaning: "end of its life", Example: "2026-03-01T21:30:00Z"},

@@ -30,7 +30,7 @@ func requests() []Spec {
 				Field{Name: "requester", Type: String, Meaning: "who asks; user is the reviewer", Example: "alice"},
 				Field{Name: "verdict", Type: String, Meaning: "approve or deny", Example: "approve"},
 				Field{Name: "note", Type: String, Meaning: "what the reviewer says to it", Example: "until noon only"},
-				Field{Name: "proof", Type: String, Meaning: "signature (of the statement), or connection (the certificate that let it in)", Example: "signature"},
+				Field{Name: "proof", Type: String, Meaning: "signature (of the statement), connection (the certificate that let it in), or api_token (made with that)", Example: "signature"},
 				Field{Name: "statement", Type: String, Meaning: "exactly what the reviewer says", Example: "accessd access request 1 ...", Max: maxStatement},
 				Field{Name: "signature", Type: String, Meaning: "over the statement, as ssh-keygen -Y verify takes it", Example: "-----BEGIN SSH SIGNATURE----- ...", Max: maxStatement},
 				Field{Name: "certificate", Type: String, Meaning: "the reviewer's, by which the key is theirs", Example: "ssh-ed25519-cert-v01@openssh.com AAAA...", Max: maxStatement},

@@ -10,7 +10,7 @@ func sessions() []Spec {
 				Field{Name: "resource", Type: String, Meaning: "the resource, when not a node", Example: "audit"},
 				Field{Name: "verb", Type: String, Meaning: "what was to be done with it", Example: "read"},
 				Field{Name: "target", Type: String, Meaning: "the destination as the client named it", Example: "web-1:22"},
-				address(), roles(), reason(), lock(), node(), serial(), fingerprint(), apiToken(), connection(),
+				address(), roles(), reason(), lock(), node(), serial(), standsFor(), fingerprint(), apiToken(), connection(),
 			),
 		},
 		{

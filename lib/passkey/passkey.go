@@ -22,7 +22,6 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -50,15 +49,6 @@ const (
 	maxRSA        = 8192    // bits
 	MaxTransports = 8
 	maxTransport  = 32 // bytes
-)
-
-// Flags of authenticator data (section 6.1).
-const (
-	flagPresent  = 1 << 0 // the person was there
-	flagVerified = 1 << 2 // and is the right one
-	flagEligible = 1 << 3 // the key may be backed up
-	flagBackedUp = 1 << 4 // and is
-	flagKey      = 1 << 6 // there is a new key
 )
 
 // Party is a relying party with one page. Only [At] makes one.
@@ -263,31 +253,23 @@ func (p Party) checkPage(text []byte, act, challenge string) error {
 	return nil
 }
 
-// headSize is what authenticator data has at least: the hash of the relying party's
-// id, flags and the counter (section 6.1).
-const headSize = sha256.Size + 1 + 4
-
 // read returns what the device says, if it is for p and it has verified the person
 // (section 7.1, steps 13 to 18, and 7.2, steps 16 to 20).
-func (p Party) read(data []byte) (State, error) {
-	if len(data) < headSize {
-		return State{}, errors.New("what the device says is too short")
-	}
-	s := State{Flags: data[sha256.Size], Counter: binary.BigEndian.Uint32(data[sha256.Size+1:])}
+func (p Party) read(data []byte) (Data, error) {
+	d, ok := ParseData(data)
 	hash := sha256.Sum256([]byte(p.ID))
 	switch {
-	case !bytes.Equal(data[:sha256.Size], hash[:]):
-		return s, errors.New("it is for another host name")
-	case s.Flags&flagPresent == 0 || s.Flags&flagVerified == 0:
-		return s, errors.New("the device has not verified its person")
-	case s.Flags&flagEligible == 0 && s.Flags&flagBackedUp != 0:
-		return s, errors.New("the device contradicts itself about backups")
+	case !ok:
+		return d, errors.New("what the device says is too short")
+	case !bytes.Equal(d.Hash, hash[:]):
+		return d, errors.New("it is for another host name")
+	case !d.Present() || d.Flags&flagVerified == 0:
+		return d, errors.New("the device has not verified its person")
+	case d.Flags&flagEligible == 0 && d.Flags&flagBackedUp != 0:
+		return d, errors.New("the device contradicts itself about backups")
 	}
-	return s, nil
+	return d, nil
 }
-
-// modelSize is the size of an AAGUID (section 6.5.1), in bytes.
-const modelSize = 16
 
 // New returns the passkey that was made for a challenge (section 7.1).
 func (p Party) New(text []byte, challenge string) (Key, error) {
@@ -299,15 +281,15 @@ func (p Party) New(text []byte, challenge string) (Key, error) {
 		return Key{}, err
 	}
 	k := Key{ID: a.ID, PublicKey: a.Response.PublicKey}
-	data := a.Response.Data
-	if k.State, err = p.read(data); err != nil {
+	d, err := p.read(a.Response.Data)
+	if err != nil {
 		return Key{}, err
 	}
-	const idAt = headSize + modelSize + 2 // after the size of the id (section 6.5.1)
-	if k.Flags&flagKey == 0 || len(data) < idAt || !bytes.HasPrefix(data[idAt:], a.ID) || int(binary.BigEndian.Uint16(data[idAt-2:])) != len(a.ID) {
+	model, id, _, made := d.NewKey()
+	if !made || !bytes.Equal(id, a.ID) {
 		return Key{}, errors.New("the device has made no such key")
 	}
-	k.Model = bytes.Clone(data[headSize:][:modelSize])
+	k.State, k.Model = State{d.Counter, d.Flags}, bytes.Clone(model)
 	alg, err := k.algorithm()
 	if err != nil {
 		return Key{}, err
@@ -394,10 +376,11 @@ func (p Party) Check(u Use, challenge string, k Key) (State, error) {
 	if err := p.checkPage(r.ClientData, "webauthn.get", challenge); err != nil {
 		return k.State, err
 	}
-	s, err := p.read(r.Data)
+	d, err := p.read(r.Data)
 	if err != nil {
 		return k.State, err
 	}
+	s := State{d.Counter, d.Flags}
 	public, err := k.parse()
 	if err != nil {
 		return k.State, err

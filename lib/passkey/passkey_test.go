@@ -13,6 +13,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -337,6 +338,36 @@ func FuzzAnswers(f *testing.F) {
 		}
 		if _, err := p.Check(u, "c", Key{ID: u.ID}); err == nil {
 			t.Errorf("Check takes %q", text)
+		}
+	})
+}
+
+// FuzzParseData: what is read of authenticator data are its bytes, in their order, and
+// nothing beyond them.
+func FuzzParseData(f *testing.F) {
+	d := &device{id: []byte("id"), host: "login.example"}
+	f.Add(d.data(true))
+	f.Add(d.data(false))
+	f.Add(make([]byte, headSize-1))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		d, ok := ParseData(data)
+		if ok != (len(data) >= headSize) {
+			t.Fatalf("%d bytes are read: %v", len(data), ok)
+		}
+		model, id, key, made := d.NewKey()
+		if !ok {
+			if made {
+				t.Error("there is a key in what cannot be read")
+			}
+			return
+		}
+		head := binary.BigEndian.AppendUint32(append(bytes.Clone(d.Hash), d.Flags), d.Counter)
+		if !bytes.Equal(head, data[:headSize]) {
+			t.Errorf("head %x of %x", head, data)
+		}
+		all := slices.Concat(head, model, binary.BigEndian.AppendUint16(nil, uint16(len(id))), id, key)
+		if made && (!bytes.Equal(all, data) || d.Flags&flagKey == 0) {
+			t.Errorf("parts %x of %x", all, data)
 		}
 	})
 }

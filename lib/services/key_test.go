@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/accessd/accessd/lib/backend/backendtest"
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/services"
@@ -153,6 +154,58 @@ func TestEnrolledKeys(t *testing.T) {
 	check(t, s.DeleteUser(ctx, "bob"))
 	_, err = s.AddUserKey(ctx, "alice", k) // and goes with its user
 	check(t, err)
+}
+
+// TestChallengeIsUsedOnceUnderRace: of many keys that were made with one challenge one
+// is enrolled, whichever authorities are asked; no challenge is good again while
+// it has not ended, and what is remembered of them has a bound.
+func TestChallengeIsUsedOnceUnderRace(t *testing.T) {
+	b, c := backendtest.Open(t), newClock()
+	stores := []*services.Store{services.NewStore(b, c.Now), services.NewStore(b, c.Now)}
+	ctx := t.Context()
+	for _, name := range []names.UserName{"alice", "bob"} {
+		_, err := stores[0].CreateUser(ctx, services.User{Name: name}, services.Credentials{})
+		check(t, err)
+	}
+	const at, used = 8, "used"
+	first := services.KeyChallenge{ID: used, Expires: c.Now().Add(time.Hour)}
+	keys := make([]services.UserKey, at)
+	for i := range keys {
+		keys[i] = enrolled(t)
+	}
+	won := race(t, at, fault.Denied, func(i int) error {
+		_, err := stores[i%2].AddAttestedKey(ctx, "alice", keys[i], first)
+		return err
+	})
+	if won != 1 {
+		t.Errorf("%d keys of one challenge were enrolled, want 1", won)
+	}
+	u, err := stores[0].User(ctx, "alice")
+	if check(t, err); len(u.Keys) != 1 {
+		t.Errorf("alice has %d keys, want 1", len(u.Keys))
+	}
+	if _, err := stores[1].RemoveUserKey(ctx, "alice", u.Keys[0].Fingerprint); err != nil {
+		t.Error(err)
+	}
+	c.Advance(time.Hour)
+	for _, s := range stores {
+		wantKind(t, "the challenge of a key that was removed", s.CheckKeyChallenge(ctx, "alice", first), fault.Denied)
+		_, err := s.AddAttestedKey(ctx, "alice", enrolled(t), first)
+		wantKind(t, "a key with it", err, fault.Denied)
+		check(t, s.CheckKeyChallenge(ctx, "bob", first)) // challenges are each for one user
+	}
+	c.Advance(2 * time.Minute)
+	for i := range 65 {
+		k := enrolled(t)
+		_, err := stores[i%2].AddAttestedKey(ctx, "alice", k, services.KeyChallenge{ID: fmt.Sprint(i), Expires: c.Now().Add(time.Hour)})
+		if i == 64 {
+			wantKind(t, "one more than the most", err, fault.Conflict)
+			break
+		}
+		check(t, err)
+		_, err = stores[0].RemoveUserKey(ctx, "alice", k.Fingerprint)
+		check(t, err)
+	}
 }
 
 func TestKeyIsEnrolledOnceUnderRace(t *testing.T) {

@@ -196,11 +196,11 @@ func (t LockTarget) holds(s Subject, roles []names.RoleName) bool {
 	id := s.Identity
 	switch {
 	case t.User != "" && t.User != id.User,
-		t.Role != "" && !slices.Contains(id.Roles, t.Role) && !slices.Contains(roles, t.Role),
+		t.Role != "" && !slices.Contains(id.Roles, t.Role) && !slices.Contains(id.For.Roles, t.Role) && !slices.Contains(roles, t.Role),
 		t.Login != "" && t.Login != s.Login,
 		t.Address.IsValid() && !t.Address.Contains(id.Addr.Unmap().WithZone("")),
-		t.Serial != 0 && t.Serial != id.Serial,
-		t.Request != "" && !slices.Contains(id.Requests, t.Request):
+		t.Serial != 0 && t.Serial != id.Serial && !slices.Contains(id.For.Serials, t.Serial),
+		t.Request != "" && !slices.Contains(id.Requests, t.Request) && !slices.Contains(id.For.Requests, t.Request):
 		return false
 	}
 	return t.Node == "" && t.NodeID == "" || t.isNode(s)
@@ -292,39 +292,43 @@ func (ls locks) find(s Subject, roles []names.RoleName, now time.Time) (Lock, bo
 	if len(ls.byID) == 0 || s.Identity == nil {
 		return Lock{}, false
 	}
-	under := func(k lockKey) (Lock, bool) {
+	for _, k := range s.lockKeys(roles) {
 		for _, id := range ls.byKey[k] {
 			if l := ls.byID[id]; l.Active(now) && l.Target.holds(s, roles) {
 				return l, true
 			}
 		}
-		return Lock{}, false
-	}
-	for _, k := range []lockKey{
-		{field: lockSerial, number: s.Identity.Serial},
-		{field: lockUser, text: string(s.Identity.User)},
-		{field: lockNode, text: string(s.NodeName)},
-		{field: lockNode, text: string(s.Node)},
-		{field: lockLogin, text: string(s.Login)},
-		{field: lockAddress},
-	} {
-		if l, ok := under(k); ok {
-			return l, true
-		}
-	}
-	for _, r := range s.Identity.Requests {
-		if l, ok := under(lockKey{field: lockRequest, text: r}); ok {
-			return l, true
-		}
-	}
-	for _, held := range [][]names.RoleName{s.Identity.Roles, roles} {
-		for _, r := range held {
-			if l, ok := under(lockKey{field: lockRole, text: string(r)}); ok {
-				return l, true
-			}
-		}
 	}
 	return Lock{}, false
+}
+
+// lockKeys returns all under which a lock may be kept that is about s.
+func (s Subject) lockKeys(roles []names.RoleName) []lockKey {
+	id := s.Identity
+	const others = 6
+	out := make([]lockKey, 0, others+len(id.For.Serials)+len(id.Requests)+len(id.For.Requests)+len(id.Roles)+len(id.For.Roles)+len(roles))
+	out = append(out,
+		lockKey{field: lockSerial, number: id.Serial},
+		lockKey{field: lockUser, text: string(id.User)},
+		lockKey{field: lockNode, text: string(s.NodeName)},
+		lockKey{field: lockNode, text: string(s.Node)},
+		lockKey{field: lockLogin, text: string(s.Login)},
+		lockKey{field: lockAddress},
+	)
+	for _, n := range id.For.Serials {
+		out = append(out, lockKey{field: lockSerial, number: n})
+	}
+	for _, list := range [][]string{id.Requests, id.For.Requests} {
+		for _, r := range list {
+			out = append(out, lockKey{field: lockRequest, text: r})
+		}
+	}
+	for _, list := range [][]names.RoleName{id.Roles, id.For.Roles, roles} {
+		for _, r := range list {
+			out = append(out, lockKey{field: lockRole, text: string(r)})
+		}
+	}
+	return out
 }
 
 // Locked returns a lock that keeps s out at now.

@@ -81,6 +81,27 @@ func TestLockTargets(t *testing.T) {
 	}
 }
 
+// TestLockOnAnOrigin: what stands for a certificate is locked with it: by its serial
+// number, by a role that it had, by a request.
+func TestLockOnAnOrigin(t *testing.T) {
+	now := time.Unix(1000, 0)
+	for name, target := range map[string]services.LockTarget{
+		"serial": {Serial: 4}, "role": {Role: "ops"}, "request": {Request: lockRequest}, "all, and hers": {User: "alice", Serial: 4, Role: "ops", Request: lockRequest},
+	} {
+		cache, l := services.NewCache(), lockOn(target)
+		check(t, cache.Apply(put(resource(t, services.KindLock, string(l.ID), l))))
+		s := subject()
+		s.Identity.Requests = nil
+		if got, ok := cache.Locked(s, now); ok {
+			t.Errorf("%s: what stands for itself is locked out by %v", name, got)
+		}
+		s.Identity.For = sshca.Origin{Serials: []uint64{3, 4}, Roles: []names.RoleName{"ops"}, Requests: []string{lockRequest}}
+		if _, ok := cache.Locked(s, now); !ok {
+			t.Errorf("%s: what stands for it is not locked out", name)
+		}
+	}
+}
+
 // TestLockOnRole: it is about who holds the role now, too, whatever an older
 // certificate says.
 func TestLockOnRole(t *testing.T) {

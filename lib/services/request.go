@@ -108,6 +108,7 @@ const (
 const (
 	ProofSignature  = "signature"  // of the statement, by the reviewer's key
 	ProofConnection = "connection" // the reviewer's certificate let the connection in
+	ProofAPIToken   = "api_token"  // a token of the reviewer's, made with that certificate
 )
 
 // AccessRequest asks for roles for a while.

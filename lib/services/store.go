@@ -42,6 +42,7 @@ import (
 //	request/ID           an access request; with a lease once it has ended
 //	apitoken/ID          a token for calls over HTTPS, with a lease that ends with it
 //	apitokens/USER       the ids of a user's
+//	challenges/USER      those with which security keys were enrolled lately, with a lease
 //	guess/GATE/N         a counter of failed sign-ins, with a lease
 //	requester/USER       changes with every access request of a user's
 //	cluster, serial, guess-key
@@ -68,6 +69,7 @@ const (
 	dirRequester   = "requester/"
 	dirAPIToken    = "apitoken/"
 	dirAPITokens   = "apitokens/"
+	dirChallenges  = "challenges/"
 	dirGuess       = "guess/"
 	keyGuessKey    = "guess-key"
 	keyCluster     = "cluster"

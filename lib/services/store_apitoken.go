@@ -71,7 +71,8 @@ func (t APIToken) Check() error {
 }
 
 // CreateAPIToken keeps a token until it expires, or returns [fault.Conflict] when
-// its person has as many as there may be.
+// its person has as many as there may be, and [fault.NotFound] when they have gone:
+// whoever is called so next has nothing of theirs.
 func (s *Store) CreateAPIToken(ctx context.Context, t APIToken) error {
 	if err := t.Check(); err != nil {
 		return err
@@ -84,7 +85,11 @@ func (s *Store) CreateAPIToken(ctx context.Context, t APIToken) error {
 		if len(list) >= MaxAPITokens {
 			return nil, fault.New(fault.Conflict, "you have %d API tokens, which is the most", len(list)).WithHint("remove one that is of no use any more")
 		}
-		tx.Absent(apiTokenKey(t.ID)).Put(apiTokenKey(t.ID), encode(t), backend.WithLease(lease))
+		u, err := s.User(ctx, t.User)
+		if err != nil {
+			return nil, err
+		}
+		tx.At(userKey(t.User), u.Revision).Absent(apiTokenKey(t.ID)).Put(apiTokenKey(t.ID), encode(t), backend.WithLease(lease))
 		return append(list, apiTokenEntry{t.ID, t.Expires}), nil
 	})
 	if err != nil {
@@ -112,7 +117,8 @@ func (s *Store) changeAPITokens(ctx context.Context, user names.UserName, change
 		} else {
 			tx.Put(key, encode(list))
 		}
-		if _, err = tx.Commit(ctx); conflicting(err) != key {
+		_, err = tx.Commit(ctx)
+		if c := conflicting(err); c != key && c != userKey(user) {
 			return err
 		}
 	}
@@ -171,12 +177,35 @@ func (s *Store) DeleteAPIToken(ctx context.Context, id string) error {
 	})
 }
 
-// DeleteAPITokens removes all tokens of a person.
-func (s *Store) DeleteAPITokens(ctx context.Context, user names.UserName) error {
-	return s.changeAPITokens(ctx, user, func(tx *backend.Txn, list []apiTokenEntry) ([]apiTokenEntry, error) {
-		for _, e := range list {
-			tx.Delete(apiTokenKey(e.ID))
+// WatchAPITokens calls begun, and gone with each token that has gone since, for
+// whatever reason. It returns when ctx ends, or when it may have missed one: who
+// watches again asks anew about what matters once it has begun.
+func (s *Store) WatchAPITokens(ctx context.Context, begun func(), gone func(id string)) error {
+	_, revision, err := s.b.List(ctx, dirAPIToken)
+	if err != nil {
+		return err
+	}
+	begun()
+	return s.b.Watch(ctx, dirAPIToken, revision+1, func(changes []backend.Event) error {
+		for _, e := range changes {
+			if e.Deleted {
+				gone(strings.TrimPrefix(e.Key, dirAPIToken))
+			}
 		}
-		return nil, nil
+		return nil
 	})
+}
+
+// dropAPITokens adds to tx that all tokens of a person go.
+func (s *Store) dropAPITokens(ctx context.Context, tx *backend.Txn, user names.UserName) error {
+	key := apiTokensKey(user)
+	list, revision, err := get[[]apiTokenEntry](ctx, s, key, "list of API tokens")
+	if err != nil && !fault.Is(err, fault.NotFound) {
+		return err
+	}
+	tx.At(key, revision).Delete(key)
+	for _, e := range list {
+		tx.Delete(apiTokenKey(e.ID))
+	}
+	return nil
 }

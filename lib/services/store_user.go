@@ -80,6 +80,12 @@ func (s *Store) UpdateUser(ctx context.Context, u User) (User, error) {
 // enrolled already, for whomever, [fault.NotFound] when there is no such user, and
 // [fault.BadInput] when the user has as many as there may be.
 func (s *Store) AddUserKey(ctx context.Context, name names.UserName, k UserKey) (User, error) {
+	return s.addUserKey(ctx, name, k, func(*backend.Txn) error { return nil })
+}
+
+// addUserKey is AddUserKey together with what also adds to the transaction, which is
+// asked again when that changed meanwhile.
+func (s *Store) addUserKey(ctx context.Context, name names.UserName, k UserKey, also func(*backend.Txn) error) (User, error) {
 	taken := fault.New(fault.Conflict, "key %q is enrolled already", clip(k.Fingerprint))
 	for {
 		u, err := s.User(ctx, name)
@@ -94,8 +100,11 @@ func (s *Store) AddUserKey(ctx context.Context, name names.UserName, k UserKey) 
 			return User{}, err
 		}
 		key, enrolled := userKey(name), enrolledKey(k.Fingerprint)
-		u.Revision, err = s.b.Txn().At(key, u.Revision).Absent(enrolled).
-			Put(key, encode(u)).Put(enrolled, []byte(name)).Commit(ctx)
+		tx := s.b.Txn().At(key, u.Revision).Absent(enrolled).Put(key, encode(u)).Put(enrolled, []byte(name))
+		if err := also(tx); err != nil {
+			return User{}, err
+		}
+		u.Revision, err = tx.Commit(ctx)
 		switch conflicting(err) {
 		case "":
 			return u, err
@@ -127,8 +136,8 @@ func (s *Store) RemoveUserKey(ctx context.Context, name names.UserName, fingerpr
 	}
 }
 
-// DeleteUser removes the user together with its credentials and keys, or returns
-// [fault.NotFound].
+// DeleteUser removes the user together with its credentials, keys and API tokens, or
+// returns [fault.NotFound].
 func (s *Store) DeleteUser(ctx context.Context, name names.UserName) error {
 	for {
 		u, err := s.User(ctx, name)
@@ -142,6 +151,9 @@ func (s *Store) DeleteUser(ctx context.Context, name names.UserName) error {
 		key, credential := userKey(name), credentialKey(name)
 		tx := s.b.Txn().At(key, u.Revision).At(credential, c.Revision).Delete(key).Delete(credential)
 		indexPasskeys(tx, name, c, Credentials{})
+		if err := s.dropAPITokens(ctx, tx, name); err != nil {
+			return err
+		}
 		for _, k := range u.Keys {
 			tx.Delete(enrolledKey(k.Fingerprint))
 		}

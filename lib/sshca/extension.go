@@ -22,6 +22,7 @@ const (
 	extFactor = "factor@accessd"   // JSON text
 	extKey    = "key@accessd"      // JSON text, a SecurityKey; absent of other keys
 	extReqs   = "requests@accessd" // JSON list of access requests, sorted; absent when there are none
+	extFor    = "for@accessd"      // JSON object, an Origin; absent when the certificate stands for itself
 	extName   = "name@accessd"     // JSON text, the member's name
 	extKind   = "kind@accessd"     // JSON text, the member's kind
 )
@@ -57,6 +58,9 @@ func encodeUser(c *ssh.Certificate, r UserRequest) error {
 	}
 	if len(r.Requests) > 0 {
 		set[extReqs] = r.Requests
+	}
+	if !r.For.isZero() {
+		set[extFor] = r.For
 	}
 	return encode(c, set)
 }

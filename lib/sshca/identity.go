@@ -58,7 +58,10 @@ func userIdentity(c *ssh.Certificate) (*Identity, error) {
 	if id.SecurityKey, err = decodeKey(c); err != nil {
 		return nil, err
 	}
-	id.Requests, err = decodeRequests(c)
+	if id.Requests, err = decodeRequests(c); err != nil {
+		return nil, err
+	}
+	id.For, err = decodeOrigin(c)
 	return id, err
 }
 

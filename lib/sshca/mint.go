@@ -31,6 +31,8 @@ type UserRequest struct {
 
 	Requests []string // access requests that some of Roles are of
 
+	For Origin // the certificates on whose strength this one is asked for
+
 	ValidAfter, ValidBefore time.Time
 	SourceAddresses         []netip.Prefix // empty means anywhere
 	Serial                  uint64
@@ -40,7 +42,7 @@ type UserRequest struct {
 // principals are "user:" and the name, so that there always is one, and the
 // logins. Roles, traits, second factors and access requests stand in the
 // extensions roles@accessd, traits@accessd, mfa@accessd, factor@accessd,
-// key@accessd and requests@accessd. The certificate of a key that makes sure who
+// key@accessd, requests@accessd and for@accessd. The certificate of a key that makes sure who
 // signs has the critical option verify-required, for sshd.
 func MintUser(ca ssh.Signer, r UserRequest) (*ssh.Certificate, error) {
 	roles, logins := slices.Sorted(slices.Values(r.Roles)), slices.Sorted(slices.Values(r.Logins))

@@ -102,6 +102,8 @@ type Identity struct {
 
 	Requests []string // access requests whose roles are among Roles; UUIDs, sorted
 
+	For Origin // the certificates that this one stands for; locks on these hold for it
+
 	Member     names.NodeID // members only
 	MemberName names.NodeName
 

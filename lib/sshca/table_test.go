@@ -154,6 +154,20 @@ func userTable(t *testing.T) []change {
 		{"requests not sorted", extension("requests@accessd", `["11111111-6a1c-4d8a-9d3c-0f7f1c9f3c11","`+memberID+`"]`), sshca.CodeBadExtension},
 		{"17 requests", extension("requests@accessd", manyRequests(17)), sshca.CodeBadExtension},
 		{"16 requests", extension("requests@accessd", manyRequests(16)), ""},
+		{"stands for another", extension("for@accessd", `{"serials":[3,18446744073709551615],"roles":["ops"],"requests":["`+memberID+`"]}`), ""},
+		{"stands for nothing", extension("for@accessd", `{"serials":[]}`), sshca.CodeBadExtension},
+		{"stands for null", extension("for@accessd", `null`), sshca.CodeBadExtension},
+		{"stands for a role", extension("for@accessd", `{"serials":null,"roles":["ops"]}`), sshca.CodeBadExtension},
+		{"origins not sorted", extension("for@accessd", `{"serials":[4,3]}`), sshca.CodeBadExtension},
+		{"origin twice", extension("for@accessd", `{"serials":[3,3]}`), sshca.CodeBadExtension},
+		{"origin a text", extension("for@accessd", `{"serials":["3"]}`), sshca.CodeBadExtension},
+		{"origin with a blank", extension("for@accessd", `{"serials":[3] }`), sshca.CodeBadExtension},
+		{"origin with more", extension("for@accessd", `{"serials":[3],"admin":true}`), sshca.CodeBadExtension},
+		{"65 origins", extension("for@accessd", `{"serials":[`+strings.TrimSuffix(manyNumbers(65), ",")+`]}`), sshca.CodeBadExtension},
+		{"64 origins", extension("for@accessd", `{"serials":[`+strings.TrimSuffix(manyNumbers(64), ",")+`]}`), ""},
+		{"origin's role empty", extension("for@accessd", `{"serials":[3],"roles":[""]}`), sshca.CodeBadExtension},
+		{"origin's roles not sorted", extension("for@accessd", `{"serials":[3],"roles":["ops","access"]}`), sshca.CodeBadExtension},
+		{"origin's request without a form", extension("for@accessd", `{"serials":[3],"requests":["1"]}`), sshca.CodeBadExtension},
 		{"unknown extension", extension("other@example.com", "x"), ""},
 	}
 }
@@ -164,6 +178,14 @@ func manyRequests(n int) string {
 		list[i] = fmt.Sprintf("0b9fdd2a-6a1c-4d8a-9d3c-0f7f1c9f3c%02d", i)
 	}
 	return `["` + strings.Join(list, `","`) + `"]`
+}
+
+func manyNumbers(n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, "%d,", i+1)
+	}
+	return b.String()
 }
 
 func sortedNames(n int) []string {

@@ -27,6 +27,8 @@ const apiPrefix = "/accessd.v1."
 const (
 	maxAPICalls   = 128     // at a time; the way to the authority is shared with the proxy's own
 	maxTokenCalls = 16      // of these, with one token, streams among them
+	maxReading    = 128     // requests that are being read; whose tokens they are, nobody has asked yet
+	maxFrom       = 32      // of these, from one source
 	maxAPIRequest = 1 << 20 // bytes of body; what people ask is small
 	apiReadTime   = 30 * time.Second
 	apiStallTime  = time.Minute // for the client to take what was written
@@ -52,15 +54,17 @@ type api struct {
 	refuse *connect.ErrorWriter
 	log    *zap.Logger
 
-	mu    sync.Mutex // guards what follows
-	all   int
-	with  map[string]int // calls under way, by token
-	noted int            // refusals recorded since
-	since time.Time
+	mu      sync.Mutex // guards what follows
+	all     int
+	with    map[string]int // calls under way, by token
+	reading int
+	from    map[netip.Prefix]int // requests that are being read, by source
+	noted   int                  // refusals recorded since
+	since   time.Time
 }
 
 func newAPI(cfg Config) *api {
-	return &api{next: cfg.API, events: cfg.Events, refuse: connect.NewErrorWriter(), log: cfg.Log, with: map[string]int{}}
+	return &api{next: cfg.API, events: cfg.Events, refuse: connect.NewErrorWriter(), log: cfg.Log, with: map[string]int{}, from: map[netip.Prefix]int{}}
 }
 
 // ServeHTTP answers one call.
@@ -83,12 +87,67 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		a.fail(&patient{ResponseWriter: w, c: http.NewResponseController(w)}, r, rpc.Unauthenticated("an API token is needed: \"accessd api-tokens add\""))
 		return
 	}
-	if !a.begin(token) {
-		a.fail(w, r, rpc.TooMany("too many calls at a time"))
+	from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
+	body, err := a.read(w, r, from.Addr())
+	if err == nil && !a.begin(token) {
+		err = rpc.TooMany("too many calls at a time")
+	}
+	if err != nil {
+		a.fail(w, r, err)
 		return
 	}
 	defer a.end(token)
-	a.pass(w, r, rpc.Bearer{Token: token, Addr: netip.AddrPortFrom(from.Addr().Unmap(), from.Port())})
+	a.pass(w, r, body, rpc.Bearer{Token: token, Addr: from})
+}
+
+// read returns the body of r. Every request is one message: with all of it here
+// nothing is left to read, and a stream need not end with the time for that. Until it
+// is here no call is under way: anybody can send one slowly, with any token.
+func (a *api) read(w http.ResponseWriter, r *http.Request, from netip.Addr) ([]byte, error) {
+	source := sourceOf(from)
+	if !a.beginReading(source) {
+		return nil, rpc.TooMany("too many requests at a time")
+	}
+	defer a.endReading(source)
+	c := http.NewResponseController(w)
+	_ = c.SetReadDeadline(time.Now().Add(apiReadTime)) // every server of ours can
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxAPIRequest))
+	if err != nil {
+		return nil, connect.NewError(connect.CodeResourceExhausted, errors.New("the request is too large, or does not come"))
+	}
+	_ = c.SetReadDeadline(time.Time{})
+	return body, nil
+}
+
+// sourceOf returns the network that answers for addr: an IPv4 address or an IPv6 /64,
+// which one customer usually has whole.
+func sourceOf(addr netip.Addr) netip.Prefix {
+	bits := 32
+	if addr.Is6() {
+		bits = 64
+	}
+	p, _ := addr.WithZone("").Prefix(bits) // no address: all of these are one source
+	return p
+}
+
+func (a *api) beginReading(source netip.Prefix) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.reading >= maxReading || a.from[source] >= maxFrom {
+		return false
+	}
+	a.reading++
+	a.from[source]++
+	return true
+}
+
+func (a *api) endReading(source netip.Prefix) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.reading--
+	if a.from[source]--; a.from[source] == 0 {
+		delete(a.from, source)
+	}
 }
 
 // bearerToken returns the token of RFC 6750, section 2.1. There is no other place
@@ -170,18 +229,9 @@ func passedHeaders() []string {
 	}
 }
 
-// pass passes a call on for b.
-func (a *api) pass(w http.ResponseWriter, r *http.Request, b rpc.Bearer) {
-	// Every request is one message. With all of it here nothing is left to read,
-	// and a stream need not end with the time for that.
+// pass passes a call with this body on for b.
+func (a *api) pass(w http.ResponseWriter, r *http.Request, body []byte, b rpc.Bearer) {
 	c := http.NewResponseController(w)
-	_ = c.SetReadDeadline(time.Now().Add(apiReadTime)) // every server of ours can
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxAPIRequest))
-	if err != nil {
-		a.fail(w, r, connect.NewError(connect.CodeResourceExhausted, errors.New("the request is too large, or does not come")))
-		return
-	}
-	_ = c.SetReadDeadline(time.Time{})
 	_ = c.SetWriteDeadline(time.Time{})
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -148,6 +149,54 @@ func TestCallsAtATimeAreBounded(t *testing.T) {
 	close(release)
 	calls.Wait()
 	if got := do("a", ""); got != http.StatusOK {
+		t.Errorf("when they are over = %d", got)
+	}
+}
+
+// TestSlowRequestsKeepNobodyOut: requests that never come whole, with tokens that are
+// made up, take no call's place, and one source's take no other source's.
+func TestSlowRequestsKeepNobodyOut(t *testing.T) {
+	s, _ := newAPISite(t, func(http.ResponseWriter, *http.Request) {})
+	do := func(body io.Reader, from, token string) int {
+		w := httptest.NewRecorder()
+		r := apiRequest(body, "Authorization", "Bearer "+token)
+		r.RemoteAddr = from
+		s.Handler().ServeHTTP(w, r)
+		return w.Code
+	}
+	var slow sync.WaitGroup
+	var ends []*io.PipeWriter
+	for i := range maxAPICalls {
+		body, end := io.Pipe()
+		ends = append(ends, end)
+		taken, refused := make(chan struct{}), make(chan struct{})
+		slow.Go(func() {
+			defer close(refused)
+			do(body, "203.0.113.7:50122", strconv.Itoa(i))
+		})
+		slow.Go(func() {
+			if _, err := end.Write([]byte("{")); err == nil {
+				close(taken)
+			}
+		})
+		select {
+		case <-taken:
+		case <-refused:
+		}
+	}
+	if got := do(strings.NewReader("{}"), "203.0.113.7:50123", "good"); got != http.StatusTooManyRequests {
+		t.Errorf("one more from the source = %d, want 429", got)
+	}
+	for _, from := range []string{"198.51.100.9:1", "[2001:db8::1]:1"} {
+		if got := do(strings.NewReader("{}"), from, "good"); got != http.StatusOK {
+			t.Errorf("from %s = %d", from, got)
+		}
+	}
+	for _, end := range ends {
+		end.Close()
+	}
+	slow.Wait()
+	if got := do(strings.NewReader("{}"), "203.0.113.7:50123", "good"); got != http.StatusOK {
 		t.Errorf("when they are over = %d", got)
 	}
 }

@@ -207,7 +207,7 @@ type Review struct {
 	Verdict string                 `protobuf:"bytes,2,opt,name=verdict,proto3" json:"verdict,omitempty"`
 	Note    string                 `protobuf:"bytes,3,opt,name=note,proto3" json:"note,omitempty"`
 	Time    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=time,proto3" json:"time,omitempty"`
-	// "signature" or "connection": what proves that it was the reviewer.
+	// "signature", "connection" or "api_token": what proves that it was the reviewer.
 	Proof string `protobuf:"bytes,5,opt,name=proof,proto3" json:"proof,omitempty"`
 	// The text that was signed.
 	Statement string `protobuf:"bytes,6,opt,name=statement,proto3" json:"statement,omitempty"`
