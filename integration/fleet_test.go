@@ -207,12 +207,19 @@ func (f *fleet) bare(t *testing.T, name, addr string) *harness.Terminal {
 // tunnel runs the stock client that makes a bare node reachable.
 func (f *fleet) tunnel(t *testing.T, name, addr string) *harness.Terminal {
 	t.Helper()
-	_, port, _ := net.SplitHostPort(f.Addr)
-	k := harness.Type(t, "ssh", "-F", "none", "-o", "UserKnownHostsFile="+filepath.Join(f.Home, "bare-hosts"), "-o", "GlobalKnownHostsFile=none", "-o", "StrictHostKeyChecking=yes",
-		"-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none", "-i", filepath.Join(f.Home, "bare-"+name), "-p", port,
-		"-o", "BatchMode=yes", "-o", "ExitOnForwardFailure=yes", "-N", "-R", "22:"+addr, name+"@127.0.0.1")
+	k := harness.Type(t, "ssh", f.dial(name, addr)...)
 	f.WaitOnline(name)
 	return k
+}
+
+// dial returns the arguments of that client.
+func (f *fleet) dial(name, addr string) []string {
+	_, port, _ := net.SplitHostPort(f.Addr)
+	return []string{
+		"-F", "none", "-o", "UserKnownHostsFile=" + filepath.Join(f.Home, "bare-hosts"), "-o", "GlobalKnownHostsFile=none", "-o", "StrictHostKeyChecking=yes",
+		"-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none", "-i", filepath.Join(f.Home, "bare-"+name), "-p", port,
+		"-o", "BatchMode=yes", "-o", "ExitOnForwardFailure=yes", "-N", "-R", "22:" + addr, name + "@127.0.0.1",
+	}
 }
 
 // configure writes the ssh_config with every target.

@@ -1,0 +1,613 @@
+package integration
+
+import (
+	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/accessd/accessd/integration/harness"
+)
+
+// soakPlan is how long a soak is and how much of everything is in it. Without
+// $ACCESSD_SOAK each kind of client runs once beside a kill, so that the soak itself
+// stays sound.
+type soakPlan struct {
+	seed    uint64
+	long    bool
+	rounds  int
+	stretch time.Duration // half of a round: with kills, then without any
+	workers int
+}
+
+func newSoakPlan(t *testing.T) soakPlan {
+	t.Helper()
+	p := soakPlan{seed: uint64(time.Now().UnixNano()) % 1e9, rounds: 1, workers: 5}
+	if text := os.Getenv("ACCESSD_SOAK_SEED"); text != "" {
+		n, err := strconv.ParseUint(text, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.seed = n
+	}
+	text := os.Getenv("ACCESSD_SOAK")
+	if text == "" {
+		return p
+	}
+	all, err := time.ParseDuration(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const longest = time.Hour // of a stretch
+	p.long, p.rounds = true, max(2, int(all/(2*longest)))
+	p.stretch = all / time.Duration(2*p.rounds)
+	return p
+}
+
+// soak is a cluster of processes that die and stall while clients use it.
+type soak struct {
+	*fleet
+
+	t      *testing.T
+	plan   soakPlan
+	parts  []*part
+	echo   string // address of a service that sends back what it gets
+	binary string
+	as     map[string]string          // a person's ssh_config
+	kept   map[string]*harness.Person // by name
+
+	mu       sync.Mutex
+	troubles []trouble
+	tallies  map[string]*tally
+}
+
+// part is one of the cluster's processes.
+type part struct {
+	name  string
+	proc  *harness.Process
+	again func() *harness.Process
+	page  string // address of its metrics; a node has none
+	base  gauge
+}
+
+// trouble is what was done to a part, until the cluster was whole again.
+type trouble struct {
+	part, what string
+	from, to   time.Time // to is zero while it lasts
+}
+
+// tally is how often clients of a kind got what they wanted, and how often a kill
+// cut them off.
+type tally struct {
+	fine, cut int
+	slowest   time.Duration
+}
+
+// What runs for long leaves nothing behind, whatever dies beside it: clients of all
+// kinds come and go while the authority, proxies and nodes are killed, stopped and
+// stalled as a seed says. Each client gets what it asked for, or ends because a kill
+// cut it off; after it all, every process has the files, terminals, children and
+// goroutines that it began with.
+func TestSoak(t *testing.T) {
+	t.Parallel()
+	plan := newSoakPlan(t)
+	t.Logf("ACCESSD_SOAK_SEED=%d", plan.seed)
+	s := newSoak(t, plan)
+	s.load(0, nil)
+	s.rest("base", func(p *part, g gauge) bool { p.base = g; return true })
+	for round := range plan.rounds {
+		s.load(2*round+1, s.chaos)
+		s.load(2*round+2, nil)
+		s.rest(fmt.Sprint("round ", round+1), func(p *part, g gauge) bool { return g.within(p.base) })
+		s.settled()
+	}
+	s.report()
+	s.goroutines()
+}
+
+func newSoak(t *testing.T, plan soakPlan) *soak {
+	t.Helper()
+	f := &fleet{host: harness.NewHost(t), dir: open(t), sshds: map[string]*harness.Sshd{}}
+	f.host.Account(login, "--shell", "/bin/bash", "--uid", "4801")
+	config := filepath.Join(t.TempDir(), "accessd.yaml")
+	harness.WriteFile(t, config, "limits: {no_penalties: true}\nlog: {level: warn}\n")
+	s := &soak{fleet: f, t: t, plan: plan, echo: echo(t), binary: harness.Binary(t), as: map[string]string{}, kept: map[string]*harness.Person{}, tallies: map[string]*tally{}}
+	f.Cluster = harness.New(t, "--roles", "auth", "--config", config)
+	authority := f.Addr
+	s.parts = append(s.parts, &part{name: "authority", proc: f.Main, page: authority, again: func() *harness.Process { f.StartMain(); return f.Main }})
+	pin := strings.TrimSpace(f.Admin("ca", "pin"))
+	for _, name := range soakProxies() {
+		token := strings.TrimSpace(f.Admin("tokens", "add", "--role", "proxy", "--ttl", "1h", "--quiet"))
+		s.start(name, harness.Start(t, "start", "--data-dir", t.TempDir(), "--roles", "proxy", "--node-name", name, "--listen", "127.0.0.1:"+port(t),
+			"--join", authority, "--token", token, "--ca-pin", pin, "--config", config))
+	}
+	f.Addr = s.part("p1").page // nodes dial a proxy
+	for _, name := range []string{"n1", "n2"} {
+		s.start(name, f.host.Start(f.NodeArgs(name, t.TempDir(), "--config", config)...))
+	}
+	f.Admin("nodes", "add", "n3", "--address", f.trusting(t).Addr)
+	s.redial("n4", f.trusting(t).Addr)
+	f.Addr = authority
+	f.Admin("roles", "apply", "-f", f.File("every-action.yaml", everyAction))
+	f.Admin("roles", "apply", "-f", f.File("request-roles", requestRoles))
+	s.person("alice", "access,every-action")
+	s.person("dev", "developer")
+	s.person("lead", "lead")
+	for i := range plan.workers {
+		s.person(fmt.Sprint("extra-", i), "access,every-action")
+	}
+	s.whole()
+	return s
+}
+
+func soakProxies() []string { return []string{"p1", "p2"} }
+
+func soakNodes() []string { return []string{"n1", "n2", "n3", "n4"} }
+
+// start takes a proxy or a node among the parts.
+func (s *soak) start(name string, p *harness.Process) {
+	x := &part{name: name, proc: p, again: p.Again}
+	if !strings.HasPrefix(name, "n") {
+		x.page = p.Field("listen")
+	}
+	s.parts = append(s.parts, x)
+}
+
+func (s *soak) part(name string) *part {
+	return s.parts[slices.IndexFunc(s.parts, func(p *part) bool { return p.name == name })]
+}
+
+// person adds somebody with an ssh_config in which NODE-PROXY jumps through a
+// proxy, NODE-at-PROXY has the proxy log in, and PROXY is the proxy itself.
+func (s *soak) person(name, roles string) {
+	s.t.Helper()
+	s.Admin("users", "add", name, "--roles", roles, "--logins", login)
+	p := s.Sign(name, "72h")
+	var b strings.Builder
+	for _, proxy := range soakProxies() {
+		host, port, _ := net.SplitHostPort(s.part(proxy).page)
+		fmt.Fprintf(&b, "Host %s\n  HostName %s\n  Port %s\n  User %s\n", proxy, host, port, name)
+		for _, node := range soakNodes() {
+			fmt.Fprintf(&b, "Host %s-%s\n  HostName %[1]s\n  User %[3]s\n  ProxyJump %[2]s\n", node, proxy, login)
+			fmt.Fprintf(&b, "Host %s-at-%s\n  HostName %[3]s\n  Port %[4]s\n  User %[5]s@%[1]s\n", node, proxy, host, port, login)
+		}
+	}
+	known := s.File("soak-hosts", s.Admin("ca", "export", "--type", "host", "--format", "known-hosts"))
+	fmt.Fprintf(&b, "Host *\n  IdentityFile %s\n  IdentitiesOnly yes\n  IdentityAgent none\n  UserKnownHostsFile %s\n  GlobalKnownHostsFile none\n  StrictHostKeyChecking yes\n  UpdateHostKeys no\n  BatchMode yes\n",
+		p.Key, known)
+	s.as[name], s.kept[name] = s.File(name+"-soak", b.String()), p
+}
+
+// redial opens the tunnel of a node that has only an ssh client whenever it ends, as
+// its unit would.
+func (s *soak) redial(name, addr string) {
+	first, args := s.bare(s.t, name, addr), s.dial(name, addr)
+	first.Interrupt()
+	first.Wait()
+	var over sync.WaitGroup
+	over.Go(func() {
+		for pause := time.NewTicker(500 * time.Millisecond); s.t.Context().Err() == nil; <-pause.C {
+			_ = exec.CommandContext(s.t.Context(), "ssh", args...).Run() // how it ends is the kills' doing
+		}
+	})
+	s.t.Cleanup(over.Wait)
+}
+
+// whole waits until every node that dials is there, accessd's through both proxies.
+func (s *soak) whole() {
+	s.t.Helper()
+	ways := map[string]int{"n1": len(soakProxies()), "n2": len(soakProxies()), "n4": 1}
+	var nodes []harness.NodeView
+	defer func() {
+		if s.t.Failed() {
+			s.t.Logf("the nodes: %+v", nodes)
+		}
+	}()
+	s.Eventually("the cluster is whole", func() bool {
+		r := s.Try("nodes", "ls", "--format", "json")
+		return r.Code == 0 && json.Unmarshal([]byte(r.Stdout), &nodes) == nil &&
+			!slices.ContainsFunc(nodes, func(n harness.NodeView) bool { return len(n.Proxies) < ways[n.Name] })
+	})
+}
+
+// load has the workers run their clients, and meanwhile do, until the stretch is
+// over. A short soak runs each kind of client once.
+func (s *soak) load(stretch int, meanwhile func(rng *rand.Rand, until time.Time)) {
+	s.t.Helper()
+	began := time.Now()
+	until := began.Add(s.plan.stretch)
+	if stretch == 0 {
+		until = began // to warm up: each once
+	}
+	order := rand.New(rand.NewPCG(s.plan.seed, uint64(stretch)))
+	var todo chores
+	todo.kinds = soakClients()
+	order.Shuffle(len(todo.kinds), func(i, j int) { todo.kinds[i], todo.kinds[j] = todo.kinds[j], todo.kinds[i] })
+	var all sync.WaitGroup
+	for i := range s.plan.workers {
+		w := &worker{soak: s, id: i, rng: rand.New(rand.NewPCG(s.plan.seed, uint64(stretch*1000+i+1))), dir: open(s.t)}
+		all.Go(func() {
+			for k, ok := todo.next(until); ok; k, ok = todo.next(until) {
+				w.serve(k)
+			}
+		})
+	}
+	if meanwhile != nil {
+		meanwhile(order, until)
+	}
+	all.Wait()
+	s.t.Logf("stretch %d: %v, %s", stretch, time.Since(began).Round(time.Second), s.counts())
+}
+
+// chores hands out kinds of clients: each at least once, and then until time is up.
+type chores struct {
+	mu    sync.Mutex
+	kinds []soakClient
+	given int
+}
+
+func (c *chores) next(until time.Time) (soakClient, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.given >= len(c.kinds) && time.Now().After(until) {
+		return soakClient{}, false
+	}
+	k := c.kinds[c.given%len(c.kinds)]
+	c.given++
+	return k, true
+}
+
+// chaos does something to one part after the other.
+func (s *soak) chaos(rng *rand.Rand, until time.Time) {
+	if !s.plan.long {
+		s.harm(s.part([]string{"n1", "n2"}[rng.IntN(2)]), "kill", 0)
+		return
+	}
+	for time.Now().Before(until) && !s.t.Failed() {
+		p := s.parts[rng.IntN(len(s.parts))]
+		pause := time.Duration(rng.IntN(int(8 * time.Second)))
+		switch n := rng.IntN(10); {
+		case n < 5:
+			s.harm(p, "kill", time.Duration(rng.IntN(int(3*time.Second))))
+		case n < 7:
+			s.harm(p, "stop", 0)
+		case n < 9:
+			s.harm(p, "hiccup", time.Duration(rng.IntN(int(2*time.Second))))
+		default:
+			s.harm(p, "stall", 10*time.Second+time.Duration(rng.IntN(int(30*time.Second))))
+		}
+		s.wait(pause)
+	}
+}
+
+// wait lets time pass in which clients run.
+func (s *soak) wait(d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-s.t.Context().Done():
+	}
+}
+
+// harm does something to a part and waits until the cluster is whole again.
+func (s *soak) harm(p *part, what string, length time.Duration) {
+	s.t.Helper()
+	s.mu.Lock()
+	i := len(s.troubles)
+	s.troubles = append(s.troubles, trouble{part: p.name, what: what, from: time.Now()})
+	s.mu.Unlock()
+	switch what {
+	case "kill":
+		p.proc.Kill()
+		s.wait(length)
+		p.proc = p.again()
+	case "stop":
+		if code := p.proc.Stop(); code != 0 {
+			s.t.Errorf("%s ended with %d after SIGTERM, want 0", p.name, code)
+		}
+		p.proc = p.again()
+	default:
+		p.proc.Signal(syscall.SIGSTOP)
+		s.wait(length)
+		p.proc.Signal(syscall.SIGCONT)
+	}
+	back := time.Now()
+	s.whole()
+	s.mu.Lock()
+	s.troubles[i].to = time.Now()
+	s.mu.Unlock()
+	s.t.Logf("%s: %s, away for %v, whole %v later", p.name, what, back.Sub(s.troubles[i].from).Round(time.Millisecond), time.Since(back).Round(time.Millisecond))
+}
+
+// excuse returns what happened to one of the parts since a client began, if
+// anything did that may cut it off. A hiccup may not.
+func (s *soak) excuse(parts []string, since time.Time) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, x := range s.troubles {
+		if slices.Contains(parts, x.part) && x.what != "hiccup" && (x.to.IsZero() || x.to.After(since)) {
+			return x.what + " of " + x.part
+		}
+	}
+	return ""
+}
+
+// count keeps how a client did.
+func (s *soak) count(kind string, fine bool, took time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.tallies[kind]
+	if c == nil {
+		c = &tally{}
+		s.tallies[kind] = c
+	}
+	if fine {
+		c.fine++
+	} else {
+		c.cut++
+	}
+	c.slowest = max(c.slowest, took)
+}
+
+func (s *soak) counts() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var fine, cut int
+	for _, c := range s.tallies {
+		fine, cut = fine+c.fine, cut+c.cut
+	}
+	return fmt.Sprintf("%d clients got what they asked for, %d were cut off, %d kills and stalls", fine, cut, len(s.troubles))
+}
+
+func (s *soak) report() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, kind := range slices.Sorted(maps.Keys(s.tallies)) {
+		c := s.tallies[kind]
+		s.t.Logf("%-16s %6d fine, %5d cut off, slowest %v", kind, c.fine, c.cut, c.slowest.Round(time.Millisecond))
+	}
+}
+
+// gauge is what a process holds.
+type gauge struct {
+	files, ptys, children, threads int
+	goroutines                     int // -1 where nobody says
+	memory                         int // KiB
+	names                          []string
+}
+
+// memorySlack is what a process's memory may be beyond its base, in KiB: a heap of
+// any size up to 64 MiB is not collected (lib/daemon), and what it held is given
+// back to the system only later.
+const memorySlack = 80 << 10
+
+func (g gauge) within(base gauge) bool {
+	return g.files <= base.files && g.ptys == 0 && g.children == 0 && g.goroutines <= base.goroutines && g.memory <= base.memory+memorySlack
+}
+
+func (g gauge) String() string {
+	return fmt.Sprintf("%d files, %d ptys, %d children, %d threads, %d goroutines, %d KiB", g.files, g.ptys, g.children, g.threads, g.goroutines, g.memory)
+}
+
+// gauge looks at a process from outside, and at its metrics where it has any.
+func (s *soak) gauge(p *part) gauge {
+	s.t.Helper()
+	g := gauge{goroutines: -1}
+	if p.page != "" {
+		g.goroutines = s.metric(p, "go_goroutines")
+	}
+	dir := fmt.Sprintf("/proc/%d/", p.proc.Pid())
+	fds, err := os.ReadDir(dir + "fd")
+	if err != nil {
+		s.t.Fatalf("%s: %v\n%s", p.name, err, p.proc.Log())
+	}
+	for _, fd := range fds {
+		to, err := os.Readlink(dir + "fd/" + fd.Name())
+		if err != nil {
+			continue // gone meanwhile
+		}
+		g.files++
+		if strings.HasPrefix(to, "/dev/pt") {
+			g.ptys++
+		}
+		g.names = append(g.names, to)
+	}
+	threads, _ := os.ReadDir(dir + "task")
+	g.threads = len(threads)
+	status := read(s.t, dir+"status")
+	if m := regexp.MustCompile(`VmRSS:\s+(\d+) kB`).FindStringSubmatch(status); m != nil {
+		g.memory, _ = strconv.Atoi(m[1])
+	}
+	g.children = len(processes(func(status string) bool { return strings.Contains(status, fmt.Sprintf("\nPPid:\t%d\n", p.proc.Pid())) }))
+	return g
+}
+
+// processes returns the processes, dead ones that nobody waited for included, whose
+// /proc/PID/status is so.
+func processes(so func(status string) bool) (found []string) {
+	all, _ := filepath.Glob("/proc/[0-9]*/status")
+	for _, path := range all {
+		if status, err := os.ReadFile(path); err == nil && so(string(status)) {
+			found = append(found, strings.Join(strings.Fields(string(status))[1:2], "")+" "+filepath.Base(filepath.Dir(path)))
+		}
+	}
+	return found
+}
+
+// metric returns a number of a process's metrics.
+func (s *soak) metric(p *part, name string) int {
+	s.t.Helper()
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}, Timeout: harness.Patience}
+	res, err := client.Get("https://" + p.page + "/metrics")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	m := regexp.MustCompile(`(?m)^` + name + ` (\S+)$`).FindSubmatch(body)
+	if m == nil {
+		s.t.Fatalf("%s has no metric %s", p.name, name)
+	}
+	f, err := strconv.ParseFloat(string(m[1]), 64)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return int(f)
+}
+
+// rest waits until every process holds no more than it may.
+func (s *soak) rest(when string, good func(*part, gauge) bool) {
+	s.t.Helper()
+	for _, p := range s.parts {
+		var g gauge
+		ok := false
+		for deadline := time.Now().Add(harness.Patience); !ok && time.Now().Before(deadline); s.wait(200 * time.Millisecond) {
+			g = s.gauge(p)
+			if ok = good(p, g); ok {
+				break
+			}
+		}
+		s.t.Logf("%s: %-9s %v", when, p.name, g)
+		if !ok {
+			s.t.Errorf("%s: %s holds %v\nat base %v\nopen now  %q\nopen then %q", when, p.name, g, p.base, counted(g.names), counted(p.base.names))
+		}
+	}
+	s.Eventually("no process of a session is left", func() bool {
+		return len(processes(func(status string) bool { return strings.Contains(status, "\nUid:\t4801\t") })) == 0
+	})
+}
+
+// counted returns names with how often each is there, less what differs from file to
+// file of a kind.
+func counted(names []string) (out []string) {
+	n := map[string]int{}
+	for _, name := range names {
+		n[regexp.MustCompile(`\[?[0-9]+\]?`).ReplaceAllString(name, "#")]++
+	}
+	for _, name := range slices.Sorted(maps.Keys(n)) {
+		out = append(out, fmt.Sprintf("%d %s", n[name], name))
+	}
+	return out
+}
+
+// settled wants the log to hold, each session to have ended in it once, and all that
+// waited on disks to be gone.
+func (s *soak) settled() {
+	s.t.Helper()
+	for _, p := range s.parts {
+		var left []string
+		for deadline := time.Now().Add(harness.Patience); time.Now().Before(deadline); s.wait(200 * time.Millisecond) {
+			if left = spooled(p.proc.DataDir()); len(left) == 0 {
+				break
+			}
+		}
+		if len(left) > 0 {
+			s.t.Errorf("%s has not shipped %q", p.name, left)
+		}
+	}
+	var starts, ends map[string]int
+	s.Eventually("all sessions have ended", func() bool {
+		starts, ends = s.sessions("session.start"), s.sessions("session.end")
+		return len(ends) >= len(starts)
+	})
+	for sid, n := range starts {
+		if n != 1 || ends[sid] != 1 {
+			s.t.Errorf("session %s has %d starts and %d ends, want one of each", sid, n, ends[sid])
+		}
+	}
+	s.t.Logf("%d sessions, each with its end", len(starts))
+	s.Verify()
+}
+
+// sessions counts the events of a name by session.
+func (s *soak) sessions(event string) map[string]int {
+	s.t.Helper()
+	n := map[string]int{}
+	for line := range strings.Lines(s.Admin("audit", "export", "--event", event)) {
+		var e harness.Event
+		if err := json.Unmarshal([]byte(line), &e); err != nil {
+			s.t.Fatal(err)
+		}
+		n[e.Str("sid")]++
+	}
+	return n
+}
+
+// spooled returns the files that wait in a data directory for the authority: of
+// events, those besides the one that is written to.
+func spooled(dir string) []string {
+	files := waiting(dir)
+	if events, _ := filepath.Glob(filepath.Join(dir, "spool", "*.events")); len(events) > 1 {
+		files = append(files, events...)
+	}
+	return files
+}
+
+// goroutines holds what runs in the nodes, which have no metrics, against what runs
+// in them once they were started anew and served each kind of client again.
+func (s *soak) goroutines() {
+	s.t.Helper()
+	if !s.plan.long {
+		return
+	}
+	after := s.stacks()
+	s.whole()
+	s.load(0, nil)
+	s.rest("anew", func(p *part, g gauge) bool { return g.within(p.base) })
+	before := s.stacks()
+	for name, groups := range after {
+		for group, n := range groups {
+			if n > before[name][group] {
+				s.t.Errorf("%s has %d goroutines of %s, %d when it is new", name, n, group, before[name][group])
+			}
+		}
+	}
+	for _, p := range s.parts {
+		if code := p.proc.Stop(); code != 0 {
+			s.t.Errorf("%s ended with %d after SIGTERM, want 0", p.name, code)
+		}
+	}
+}
+
+// stacks has each node say what runs in it, as it ends, and starts it again. It
+// counts goroutines by what started them.
+func (s *soak) stacks() map[string]map[string]int {
+	s.t.Helper()
+	all := map[string]map[string]int{}
+	for _, p := range s.parts {
+		if p.page != "" {
+			continue
+		}
+		p.proc.Signal(syscall.SIGQUIT)
+		p.proc.Wait()
+		groups := map[string]int{}
+		for _, m := range regexp.MustCompile(`(?m)^created by (\S+)`).FindAllStringSubmatch(p.proc.Log(), -1) {
+			groups[m[1]]++
+		}
+		total := 0
+		for _, n := range groups {
+			total += n
+		}
+		s.t.Logf("%s: %d goroutines", p.name, total)
+		all[p.name] = groups
+		p.proc = p.again()
+	}
+	return all
+}
