@@ -500,7 +500,7 @@ func (w *worker) kill(at course) error {
 	if !k.hear("up\n") {
 		return k.end().lost()
 	}
-	sid, err := w.sid()
+	sid, err := w.sid(k.began)
 	if err != nil {
 		k.end()
 		return err
@@ -509,6 +509,7 @@ func (w *worker) kill(at course) error {
 		k.end()
 		return o.lost(6, 4)
 	}
+	_, _ = io.Copy(io.Discard, k.out) // its input ends only after it did
 	o := k.end()
 	if o.code == 255 && strings.Contains(o.err, "a drill") {
 		return nil
@@ -516,19 +517,20 @@ func (w *worker) kill(at course) error {
 	return o.lost()
 }
 
-// sid waits until the session of the worker's person is listed.
-func (w *worker) sid() (sid string, err error) {
+// sid waits until the session that the worker's person has begun since is listed.
+func (w *worker) sid(since time.Time) (sid string, err error) {
 	err = w.until(func() error {
 		o := w.admin("sessions", "ls", "--format", "json")
 		var rows []struct {
-			ID   string `json:"id"`
-			User string `json:"user"`
+			ID      string    `json:"id"`
+			User    string    `json:"user"`
+			Started time.Time `json:"started"`
 		}
 		if o.code != 0 || json.Unmarshal([]byte(o.out), &rows) != nil {
 			return o.lost(6)
 		}
 		for _, r := range rows {
-			if r.User == w.extra() {
+			if r.User == w.extra() && r.Started.After(since) {
 				sid = r.ID
 				return nil
 			}
