@@ -391,18 +391,19 @@ func TestRestartedProxyIsFoundAgain(t *testing.T) {
 	p1, p2 := peer{id: "p1", addresses: []string{"p1:3022"}}, peer{id: "p2", addresses: []string{"p2:3022"}}
 	for name, c := range map[string]struct {
 		news []peer
+		away time.Duration // how long the one that drained asked to be left alone
 		want time.Duration
 	}{
-		"the same":     {[]peer{p2}, lazyPause},
-		"one is back":  {[]peer{p1, p2}, 5 * time.Second},
-		"none is left": {nil, 5 * time.Second}, // the configured one may be there
+		"the same":                  {[]peer{p2}, time.Second, lazyPause},
+		"one is back":               {[]peer{p1, p2}, time.Second, 5 * time.Second},
+		"one is back before it was": {[]peer{p1, p2}, 6 * time.Second, 6 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := trying(t, nil, zap.NewNop(), func() []string { return p1.addresses })
+				s := trying(t, nil, zap.NewNop(), func() []string { return p2.addresses })
 				s.learn([]peer{p2, {addresses: p2.addresses}})
-				s.holds["p2"], s.busy["p2:3022"], s.away["p1"], s.away["p1:3022"] = 1, 1, time.Now().Add(time.Second), time.Now().Add(time.Second)
 				began := time.Now()
+				s.holds["p2"], s.busy["p2:3022"], s.away["p1"], s.away["p1:3022"] = 1, 1, began.Add(c.away), began.Add(c.away)
 				time.AfterFunc(5*time.Second, func() { s.learn(c.news) })
 				pause := s.news(t.Context(), lazyPause)
 				if got := time.Since(began); got != c.want || pause >= newsPause {

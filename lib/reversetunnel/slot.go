@@ -104,34 +104,45 @@ func (s *slot) pause(ctx context.Context, d time.Duration) bool {
 // returns how much longer to pause. A proxy that starts again is such news: nobody
 // is to do without it because there was nothing but duplicates meanwhile.
 func (s *slot) news(ctx context.Context, d time.Duration) time.Duration {
-	free := func() []string {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.welcomeBackLocked(time.Now())
-		return slices.DeleteFunc(s.candidatesLocked(s.cfg.Addresses()), func(addr string) bool { return s.busy[addr] > 0 })
-	}
-	old := free()
 	s.mu.Lock()
 	network := s.network
 	s.mu.Unlock()
-	timer := time.NewTimer(d)
-	defer timer.Stop()
+	old, _ := s.free()
+	over := time.NewTimer(d)
+	defer over.Stop()
 	for {
 		changed := s.Changed()
-		if slices.ContainsFunc(free(), func(addr string) bool { return !slices.Contains(old, addr) }) {
+		now, again := s.free()
+		if slices.ContainsFunc(now, func(addr string) bool { return !slices.Contains(old, addr) }) {
 			return rand.N(newsPause) //nolint:gosec // G404: when to dial is no secret
 		}
+		back := time.NewTimer(again)
 		select {
 		case <-changed:
-		case <-timer.C:
-			return 0
+		case <-back.C:
+		case <-over.C:
+			d = 0
+		case <-ctx.Done():
+			d = 0
 		case <-network:
 			s.pace.reset()
-			return quickPause
-		case <-ctx.Done():
-			return 0
+			d = quickPause
+		}
+		if back.Stop(); d <= quickPause {
+			return d
 		}
 	}
+}
+
+// free returns the addresses to dial to which no slot has a link, and when to look
+// for one that is back.
+func (s *slot) free() ([]string, time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	s.welcomeBackLocked(now)
+	list := slices.DeleteFunc(s.candidatesLocked(s.cfg.Addresses()), func(addr string) bool { return s.busy[addr] > 0 })
+	return list, s.untilBackLocked(now)
 }
 
 // take waits for an address worth dialing and marks it busy.
