@@ -88,9 +88,13 @@ func (w *worker) serve(k soakClient) {
 		return
 	}
 	needs := append([]string{at.proxy, at.node}, k.also...)
+	if at.node == "n3" || at.node == "n4" || strings.Contains(at.host, "-at-") {
+		needs = append(needs, "authority") // the proxy comes with a certificate for each session
+	}
 	excuse := w.excuse(needs, began)
 	if excuse == "" || !errors.Is(err, errCut) {
 		w.t.Errorf("%s at %s, %v after it began at %s (%q): %v", k.kind, at.host, took.Round(time.Millisecond), began.Format("15:04:05.000"), excuse, err)
+		w.t.Logf("meanwhile they said:\n%s", w.said(needs, began))
 	}
 }
 

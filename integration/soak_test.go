@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"math/rand/v2"
 	"net"
@@ -126,7 +127,7 @@ func newSoak(t *testing.T, plan soakPlan) *soak {
 	f := &fleet{host: harness.NewHost(t), dir: open(t), sshds: map[string]*harness.Sshd{}}
 	f.host.Account(login, "--shell", "/bin/bash", "--uid", "4801")
 	config := filepath.Join(t.TempDir(), "accessd.yaml")
-	harness.WriteFile(t, config, "limits: {no_penalties: true}\nlog: {level: warn}\n")
+	harness.WriteFile(t, config, "limits: {no_penalties: true}\nlog: {level: info, format: json}\n")
 	s := &soak{fleet: f, t: t, plan: plan, echo: echo(t), binary: harness.Binary(t), as: map[string]string{}, kept: map[string]*harness.Person{}, tallies: map[string]*tally{}}
 	f.Cluster = harness.New(t, "--roles", "auth", "--config", config)
 	authority := f.Addr
@@ -170,7 +171,10 @@ func (s *soak) start(name string, p *harness.Process) {
 }
 
 func (s *soak) part(name string) *part {
-	return s.parts[slices.IndexFunc(s.parts, func(p *part) bool { return p.name == name })]
+	if i := slices.IndexFunc(s.parts, func(p *part) bool { return p.name == name }); i >= 0 {
+		return s.parts[i]
+	}
+	return nil
 }
 
 // person adds somebody with an ssh_config in which NODE-PROXY jumps through a
@@ -291,7 +295,7 @@ func (s *soak) chaos(rng *rand.Rand, until time.Time) {
 		s.harm(s.part([]string{"n1", "n2"}[rng.IntN(2)]), "kill", 0)
 		return
 	}
-	for time.Now().Before(until) && !s.t.Failed() {
+	for time.Now().Before(until) {
 		p := s.parts[rng.IntN(len(s.parts))]
 		pause := time.Duration(rng.IntN(int(8 * time.Second)))
 		switch n := rng.IntN(10); {
@@ -327,12 +331,12 @@ func (s *soak) harm(p *part, what string, length time.Duration) {
 	case "kill":
 		p.proc.Kill()
 		s.wait(length)
-		p.proc = p.again()
+		s.anew(p)
 	case "stop":
 		if code := p.proc.Stop(); code != 0 {
 			s.t.Errorf("%s ended with %d after SIGTERM, want 0", p.name, code)
 		}
-		p.proc = p.again()
+		s.anew(p)
 	default:
 		p.proc.Signal(syscall.SIGSTOP)
 		s.wait(length)
@@ -345,6 +349,39 @@ func (s *soak) harm(p *part, what string, length time.Duration) {
 	s.mu.Unlock()
 	s.t.Logf("%s: %s, away for %v, whole %v later", p.name, what, back.Sub(s.troubles[i].from).Round(time.Millisecond), time.Since(back).Round(time.Millisecond))
 }
+
+// anew starts a part again.
+func (s *soak) anew(p *part) {
+	s.t.Helper()
+	proc := p.again()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p.proc = proc
+}
+
+// said returns what parts have said since a client began.
+func (s *soak) said(parts []string, since time.Time) string {
+	var b strings.Builder
+	from := since.Format("2006-01-02T15:04:05.000")
+	for _, name := range parts {
+		p := s.part(name)
+		if p == nil {
+			continue
+		}
+		s.mu.Lock()
+		proc := p.proc
+		s.mu.Unlock()
+		for line := range strings.Lines(proc.Log()) {
+			if _, at, ok := strings.Cut(line, `"ts":"`); ok && at >= from && b.Len() < maxSaid {
+				fmt.Fprintf(&b, "%s: %s", name, line)
+			}
+		}
+	}
+	return b.String()
+}
+
+// maxSaid bounds what is shown of diagnostics, in bytes.
+const maxSaid = 16 << 10
 
 // excuse returns what happened to one of the parts since a client began, if
 // anything did that may cut it off. A hiccup may not.
@@ -587,32 +624,79 @@ func (s *soak) settled() {
 			s.t.Errorf("%s has not shipped %q", p.name, left)
 		}
 	}
-	var starts, ends map[string]int
+	var starts, ends map[string][]harness.Event
 	s.Eventually("all sessions have ended", func() bool {
 		starts, ends = s.sessions("session.start"), s.sessions("session.end")
 		return len(ends) >= len(starts)
 	})
-	for sid, n := range starts {
-		if n != 1 || ends[sid] != 1 {
-			s.t.Errorf("session %s has %d starts and %d ends, want one of each", sid, n, ends[sid])
+	for sid := range starts {
+		if len(starts[sid]) != 1 || len(ends[sid]) != 1 {
+			s.t.Errorf("session %s has %d starts and %d ends, want one of each: %v %v", sid, len(starts[sid]), len(ends[sid]), starts[sid], ends[sid])
 		}
 	}
-	s.t.Logf("%d sessions, each with its end", len(starts))
+	for sid := range ends {
+		if len(starts[sid]) == 0 {
+			s.t.Errorf("session %s has ended and not begun: %v", sid, ends[sid])
+		}
+	}
+	s.recorded(ends)
+	s.t.Logf("%d sessions, each with its end and its recording", len(starts))
 	s.Verify()
 }
 
-// sessions counts the events of a name by session.
-func (s *soak) sessions(event string) map[string]int {
+// recorded holds the recordings in the authority's folder against what the log says
+// of them where their sessions have ended.
+func (s *soak) recorded(ends map[string][]harness.Event) {
 	s.t.Helper()
-	n := map[string]int{}
+	parts := map[string][]string{}
+	s.Eventually("all recordings are in the store", func() bool {
+		clear(parts)
+		_ = filepath.WalkDir(filepath.Join(s.Dir, "recordings"), func(path string, _ fs.DirEntry, err error) error {
+			if err == nil && strings.HasSuffix(path, ".part") {
+				sid := filepath.Base(filepath.Dir(path))
+				parts[sid] = append(parts[sid], path)
+			}
+			return nil
+		})
+		for sid, e := range ends {
+			if n := e[0].Str("recording_parts"); n != "" && n != fmt.Sprint(len(parts[sid])) {
+				return false
+			}
+		}
+		return true
+	})
+	none := 0
+	for sid, e := range ends {
+		if len(parts[sid]) == 0 {
+			none++
+			continue
+		}
+		slices.Sort(parts[sid])
+		root, size := chain(s.t, parts[sid])
+		if said, _ := e[0]["recording_bytes"].(float64); root != e[0].Str("recording_root") || size != int(said) {
+			s.t.Errorf("session %s: the parts have %d bytes and root %s: %v", sid, size, root, e[0])
+		}
+	}
+	for sid := range parts {
+		if len(ends[sid]) == 0 {
+			s.t.Errorf("there is a recording of session %s, which did not end", sid)
+		}
+	}
+	s.t.Logf("%d recordings, %d sessions without one", len(parts), none)
+}
+
+// sessions returns the events of a name by session.
+func (s *soak) sessions(event string) map[string][]harness.Event {
+	s.t.Helper()
+	all := map[string][]harness.Event{}
 	for line := range strings.Lines(s.Admin("audit", "export", "--event", event)) {
 		var e harness.Event
 		if err := json.Unmarshal([]byte(line), &e); err != nil {
 			s.t.Fatal(err)
 		}
-		n[e.Str("sid")]++
+		all[e.Str("sid")] = append(all[e.Str("sid")], e)
 	}
-	return n
+	return all
 }
 
 // spooled returns the files that wait in a data directory for the authority: of
@@ -663,8 +747,12 @@ func (s *soak) goroutines() {
 func (s *soak) stacks() map[string]map[string]int {
 	s.t.Helper()
 	all := map[string]map[string]int{}
+	for _, p := range s.parts { // so that none misses another
+		p.proc.Signal(syscall.SIGSTOP)
+	}
 	for _, p := range s.parts {
 		p.proc.Signal(syscall.SIGQUIT)
+		p.proc.Signal(syscall.SIGCONT)
 		p.proc.Wait()
 		role := p.name[:1]
 		if all[role] == nil {
@@ -677,7 +765,7 @@ func (s *soak) stacks() map[string]map[string]int {
 		s.t.Logf("%s: %d goroutines", p.name, len(found))
 	}
 	for _, p := range s.parts {
-		p.proc = p.again()
+		s.anew(p)
 	}
 	return all
 }
