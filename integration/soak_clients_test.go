@@ -31,10 +31,9 @@ type worker struct {
 // soakClient is a kind of client. It runs against a node through a proxy and says
 // what was not as it should be.
 type soakClient struct {
-	kind  string
-	also  []string // parts it needs besides the proxy and the node
-	run   func(w *worker, at course) error
-	nodes []string // nil means all
+	kind string
+	also []string // parts it needs besides the proxy and the node
+	run  func(w *worker, at course) error
 }
 
 // course is where a client goes.
@@ -300,7 +299,7 @@ func (w *worker) through(socket string, args ...string) error {
 	}
 	o := k.end()
 	if o.code == 0 && came != nil {
-		return fmt.Errorf("through %s: %v, but the client ended well: %v", socket, came, o)
+		return fmt.Errorf("%w: through %s: %w, but the client ended well: %v", errCut, socket, came, o)
 	}
 	return o.wants(0, "up\n")
 }

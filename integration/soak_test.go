@@ -34,11 +34,12 @@ type soakPlan struct {
 	rounds  int
 	stretch time.Duration // half of a round: with kills, then without any
 	workers int
+	least   int // clients of a stretch, however short
 }
 
 func newSoakPlan(t *testing.T) soakPlan {
 	t.Helper()
-	p := soakPlan{seed: uint64(time.Now().UnixNano()) % 1e9, rounds: 1, workers: 5}
+	p := soakPlan{seed: uint64(time.Now().UnixNano()) % 1e9, rounds: 1, workers: 3, least: 6}
 	if text := os.Getenv("ACCESSD_SOAK_SEED"); text != "" {
 		n, err := strconv.ParseUint(text, 10, 64)
 		if err != nil {
@@ -55,7 +56,7 @@ func newSoakPlan(t *testing.T) soakPlan {
 		t.Fatal(err)
 	}
 	const longest = time.Hour // of a stretch
-	p.long, p.rounds = true, max(2, int(all/(2*longest)))
+	p.long, p.workers, p.least, p.rounds = true, 5, len(soakClients()), max(2, int(all/(2*longest)))
 	p.stretch = all / time.Duration(2*p.rounds)
 	return p
 }
@@ -109,17 +110,25 @@ func TestSoak(t *testing.T) {
 	plan := newSoakPlan(t)
 	t.Logf("ACCESSD_SOAK_SEED=%d", plan.seed)
 	s := newSoak(t, plan)
-	s.load(0, nil)
+	if plan.long {
+		s.load(0, nil)
+	} else {
+		s.load(0, s.chaos)
+	}
 	s.rest("base", func(p *part, g gauge) bool { p.base = g; return g.ptys == 0 && g.children == 0 })
 	s.alike()
 	for round := range plan.rounds {
-		s.load(2*round+1, s.chaos)
+		if plan.long {
+			s.load(2*round+1, s.chaos)
+		}
 		s.load(2*round+2, nil)
 		s.rest(fmt.Sprint("round ", round+1), func(p *part, g gauge) bool { return g.within(p.base) })
 		s.settled()
 	}
-	s.report()
-	s.goroutines()
+	if plan.long {
+		s.report()
+		s.goroutines()
+	}
 }
 
 func newSoak(t *testing.T, plan soakPlan) *soak {
@@ -192,9 +201,8 @@ func (s *soak) person(name, roles string) {
 			fmt.Fprintf(&b, "Host %s-at-%s\n  HostName %[3]s\n  Port %[4]s\n  User %[5]s@%[1]s\n", node, proxy, host, port, login)
 		}
 	}
-	known := s.File("soak-hosts", s.Admin("ca", "export", "--type", "host", "--format", "known-hosts"))
 	fmt.Fprintf(&b, "Host *\n  IdentityFile %s\n  IdentitiesOnly yes\n  IdentityAgent none\n  UserKnownHostsFile %s\n  GlobalKnownHostsFile none\n  StrictHostKeyChecking yes\n  UpdateHostKeys no\n  BatchMode yes\n",
-		p.Key, known)
+		p.Key, filepath.Join(s.Home, "bare-hosts"))
 	s.as[name], s.kept[name] = s.File(name+"-soak", b.String()), p
 }
 
@@ -253,7 +261,10 @@ func (s *soak) load(stretch int, meanwhile func(rng *rand.Rand, until time.Time)
 		until = began.Add(s.plan.stretch / 20) // to warm up
 	}
 	order := rand.New(rand.NewPCG(s.plan.seed, uint64(stretch)))
-	todo := chores{kinds: soakClients()}
+	todo := chores{kinds: soakClients(), least: s.plan.least}
+	if meanwhile != nil {
+		todo.least = len(todo.kinds)
+	}
 	order.Shuffle(len(todo.kinds), func(i, j int) { todo.kinds[i], todo.kinds[j] = todo.kinds[j], todo.kinds[i] })
 	var all sync.WaitGroup
 	for i := range s.plan.workers {
@@ -271,8 +282,10 @@ func (s *soak) load(stretch int, meanwhile func(rng *rand.Rand, until time.Time)
 	s.t.Logf("stretch %d: %v, %s", stretch, time.Since(began).Round(time.Second), s.counts())
 }
 
-// chores hands out kinds of clients: each at least once, and then until time is up.
+// chores hands out kinds of clients until time is up, and so many at least.
 type chores struct {
+	least int
+
 	mu    sync.Mutex
 	kinds []soakClient
 	given int
@@ -281,7 +294,7 @@ type chores struct {
 func (c *chores) next(until time.Time) (soakClient, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.given >= len(c.kinds) && time.Now().After(until) {
+	if c.given >= c.least && time.Now().After(until) {
 		return soakClient{}, false
 	}
 	k := c.kinds[c.given%len(c.kinds)]
@@ -713,9 +726,6 @@ func spooled(dir string) []string {
 // in them once they were started anew and served clients of each kind again.
 func (s *soak) goroutines() {
 	s.t.Helper()
-	if !s.plan.long {
-		return
-	}
 	after := s.stacks()
 	s.whole()
 	s.load(0, nil)
