@@ -185,6 +185,13 @@ func (f *fleet) trusting(t *testing.T) *harness.Sshd {
 // tunnel.
 func (f *fleet) bare(t *testing.T, name, addr string) *harness.Terminal {
 	t.Helper()
+	f.joinBare(t, name)
+	return f.tunnel(t, name, addr)
+}
+
+// joinBare gets the certificate of such a node.
+func (f *fleet) joinBare(t *testing.T, name string) {
+	t.Helper()
 	key := f.Key("bare-" + name)
 	token := strings.TrimSpace(f.Admin("tokens", "add", "--role", "node", "--ttl", "1h", "--quiet"))
 	hosts := f.File("bare-hosts", f.Admin("ca", "export", "--type", "host", "--format", "known-hosts"))
@@ -201,7 +208,6 @@ func (f *fleet) bare(t *testing.T, name, addr string) *harness.Terminal {
 		t.Fatalf("join = %d %q\n%s", r.Code, r.Stdout, r.Stderr)
 	}
 	harness.WriteFile(t, key+"-cert.pub", r.Stdout)
-	return f.tunnel(t, name, addr)
 }
 
 // tunnel runs the stock client that makes a bare node reachable.

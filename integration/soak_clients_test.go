@@ -74,7 +74,7 @@ func soakClients() []soakClient {
 // serve runs a client and judges it.
 func (w *worker) serve(k soakClient) {
 	w.n++
-	at := course{proxy: pick(w.rng, soakProxies()), node: pick(w.rng, soakNodes())}
+	at := course{proxy: pick(w.rng, w.plan.proxies), node: pick(w.rng, w.plan.nodes)}
 	if at.node == "n4" {
 		at.proxy = "p1" // where it dials
 	}
@@ -412,7 +412,7 @@ func (w *worker) verbs(at course) error {
 		return o.lost(6)
 	}
 	var nodes []map[string]any
-	if err := json.Unmarshal([]byte(o.out), &nodes); err != nil || len(nodes) != len(soakNodes()) {
+	if err := json.Unmarshal([]byte(o.out), &nodes); err != nil || len(nodes) != len(w.plan.nodes) {
 		return fmt.Errorf("%w: %v", err, o)
 	}
 	if o := w.ssh("alice", nil, at.proxy, "users", "ls"); o.code != 3 {

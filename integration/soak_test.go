@@ -35,11 +35,13 @@ type soakPlan struct {
 	stretch time.Duration // half of a round: with kills, then without any
 	workers int
 	least   int // clients of a stretch, however short
+	proxies []string
+	nodes   []string // n3 runs plain sshd, n4 has only an ssh client besides, and dials p1
 }
 
 func newSoakPlan(t *testing.T) soakPlan {
 	t.Helper()
-	p := soakPlan{seed: uint64(time.Now().UnixNano()) % 1e9, rounds: 1, workers: 3, least: 6}
+	p := soakPlan{seed: uint64(time.Now().UnixNano()) % 1e9, rounds: 1, workers: 3, least: 6, proxies: []string{"p1"}, nodes: []string{"n3", "n4", "n1"}}
 	if text := os.Getenv("ACCESSD_SOAK_SEED"); text != "" {
 		n, err := strconv.ParseUint(text, 10, 64)
 		if err != nil {
@@ -57,9 +59,13 @@ func newSoakPlan(t *testing.T) soakPlan {
 	}
 	const longest = time.Hour // of a stretch
 	p.long, p.workers, p.least, p.rounds = true, 5, len(soakClients()), max(2, int(all/(2*longest)))
+	p.proxies, p.nodes = append(p.proxies, "p2"), append(p.nodes, "n2")
 	p.stretch = all / time.Duration(2*p.rounds)
 	return p
 }
+
+// soakUID is whom the sessions of a soak run as, and nothing else.
+const soakUID = "4871"
 
 // soak is a cluster of processes that die and stall while clients use it.
 type soak struct {
@@ -134,7 +140,7 @@ func TestSoak(t *testing.T) {
 func newSoak(t *testing.T, plan soakPlan) *soak {
 	t.Helper()
 	f := &fleet{host: harness.NewHost(t), dir: open(t), sshds: map[string]*harness.Sshd{}}
-	f.host.Account(login, "--shell", "/bin/bash", "--uid", "4801")
+	f.host.Account(login, "--shell", "/bin/bash", "--uid", soakUID)
 	config := filepath.Join(t.TempDir(), "accessd.yaml")
 	harness.WriteFile(t, config, "limits: {no_penalties: true}\nlog: {level: info, format: json}\n")
 	s := &soak{fleet: f, t: t, plan: plan, echo: echo(t), binary: harness.Binary(t), as: map[string]string{}, kept: map[string]*harness.Person{}, tallies: map[string]*tally{}}
@@ -142,13 +148,13 @@ func newSoak(t *testing.T, plan soakPlan) *soak {
 	authority := f.Addr
 	s.parts = append(s.parts, &part{name: "authority", proc: f.Main, page: authority, again: func() *harness.Process { f.StartMain(); return f.Main }})
 	pin := strings.TrimSpace(f.Admin("ca", "pin"))
-	for _, name := range soakProxies() {
+	for _, name := range s.plan.proxies {
 		token := strings.TrimSpace(f.Admin("tokens", "add", "--role", "proxy", "--ttl", "1h", "--quiet"))
 		s.start(name, harness.Start(t, "start", "--data-dir", t.TempDir(), "--roles", "proxy", "--node-name", name, "--listen", "127.0.0.1:"+port(t),
 			"--join", authority, "--token", token, "--ca-pin", pin, "--config", config))
 	}
 	f.Addr = s.part("p1").page // nodes dial a proxy
-	for _, name := range []string{"n1", "n2"} {
+	for _, name := range s.plan.nodes[2:] {
 		s.start(name, f.host.Start(f.NodeArgs(name, t.TempDir(), "--config", config)...))
 	}
 	f.Admin("nodes", "add", "n3", "--address", f.trusting(t).Addr)
@@ -165,10 +171,6 @@ func newSoak(t *testing.T, plan soakPlan) *soak {
 	s.whole()
 	return s
 }
-
-func soakProxies() []string { return []string{"p1", "p2"} }
-
-func soakNodes() []string { return []string{"n1", "n2", "n3", "n4"} }
 
 // start takes a proxy or a node among the parts.
 func (s *soak) start(name string, p *harness.Process) {
@@ -193,10 +195,10 @@ func (s *soak) person(name, roles string) {
 	s.Admin("users", "add", name, "--roles", roles, "--logins", login)
 	p := s.Sign(name, "72h")
 	var b strings.Builder
-	for _, proxy := range soakProxies() {
+	for _, proxy := range s.plan.proxies {
 		host, port, _ := net.SplitHostPort(s.part(proxy).page)
 		fmt.Fprintf(&b, "Host %s\n  HostName %s\n  Port %s\n  User %s\n", proxy, host, port, name)
-		for _, node := range soakNodes() {
+		for _, node := range s.plan.nodes {
 			fmt.Fprintf(&b, "Host %s-%s\n  HostName %[1]s\n  User %[3]s\n  ProxyJump %[2]s\n", node, proxy, login)
 			fmt.Fprintf(&b, "Host %s-at-%s\n  HostName %[3]s\n  Port %[4]s\n  User %[5]s@%[1]s\n", node, proxy, host, port, login)
 		}
@@ -209,9 +211,8 @@ func (s *soak) person(name, roles string) {
 // redial opens the tunnel of a node that has only an ssh client whenever it ends, as
 // its unit would.
 func (s *soak) redial(name, addr string) {
-	first, args := s.bare(s.t, name, addr), s.dial(name, addr)
-	first.Interrupt()
-	first.Wait()
+	s.joinBare(s.t, name)
+	args := s.dial(name, addr)
 	var over sync.WaitGroup
 	over.Go(func() {
 		for pause := time.NewTicker(500 * time.Millisecond); s.t.Context().Err() == nil; <-pause.C {
@@ -224,7 +225,7 @@ func (s *soak) redial(name, addr string) {
 // whole waits until every node that dials is there, accessd's through both proxies.
 func (s *soak) whole() {
 	s.t.Helper()
-	ways := map[string]int{"n1": len(soakProxies()), "n2": len(soakProxies()), "n4": 1}
+	ways := map[string]int{"n1": len(s.plan.proxies), "n2": len(s.plan.proxies), "n4": 1}
 	var missing []string
 	began, seen := time.Now(), ""
 	s.Eventually("the cluster is whole", func() bool {
@@ -305,7 +306,7 @@ func (c *chores) next(until time.Time) (soakClient, bool) {
 // chaos does something to one part after the other.
 func (s *soak) chaos(rng *rand.Rand, until time.Time) {
 	if !s.plan.long {
-		s.harm(s.part([]string{"n1", "n2"}[rng.IntN(2)]), "kill", 0)
+		s.harm(s.part("n1"), "kill", 0)
 		return
 	}
 	for time.Now().Before(until) {
@@ -605,7 +606,7 @@ func (s *soak) rest(when string, good func(*part, gauge) bool) {
 		}
 	}
 	s.Eventually("no process of a session is left", func() bool {
-		return len(processes(func(status string) bool { return strings.Contains(status, "\nUid:\t4801\t") })) == 0
+		return len(processes(func(status string) bool { return strings.Contains(status, "\nUid:\t"+soakUID+"\t") })) == 0
 	})
 }
 
