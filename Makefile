@@ -13,6 +13,7 @@ TEST_TIMEOUT ?= 20m
 # Scenarios wait for processes most of the time, whatever the number of cores; so do
 # the packages' tests, of which three at a time keep two cores busy.
 PARALLEL ?= 12
+SOAK ?= 10m
 
 export CGO_ENABLED ?= 0
 
@@ -51,6 +52,10 @@ interop: deps build ## stock clients against the built binary; writes docs/inter
 .PHONY: fault
 fault: deps build ## kills, full disks and dead networks, more rounds than "make test"
 	ACCESSD_FAULT_ROUNDS=50 CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 60m -run 'Fault|Crash|Kill' ./...
+
+.PHONY: soak
+soak: deps build ## clients beside random kills for SOAK (10m); ACCESSD_SOAK_SEED repeats a schedule
+	ACCESSD_SOAK=$(SOAK) ACCESSD_BINARY=$(CURDIR)/$(BIN)/accessd $(GO) test -count=1 -timeout 0 -v -run '^TestSoak$$' ./integration
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZTIME (20s)

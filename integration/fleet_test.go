@@ -185,6 +185,13 @@ func (f *fleet) trusting(t *testing.T) *harness.Sshd {
 // tunnel.
 func (f *fleet) bare(t *testing.T, name, addr string) *harness.Terminal {
 	t.Helper()
+	f.joinBare(t, name)
+	return f.tunnel(t, name, addr)
+}
+
+// joinBare gets the certificate of such a node.
+func (f *fleet) joinBare(t *testing.T, name string) {
+	t.Helper()
 	key := f.Key("bare-" + name)
 	token := strings.TrimSpace(f.Admin("tokens", "add", "--role", "node", "--ttl", "1h", "--quiet"))
 	hosts := f.File("bare-hosts", f.Admin("ca", "export", "--type", "host", "--format", "known-hosts"))
@@ -201,18 +208,24 @@ func (f *fleet) bare(t *testing.T, name, addr string) *harness.Terminal {
 		t.Fatalf("join = %d %q\n%s", r.Code, r.Stdout, r.Stderr)
 	}
 	harness.WriteFile(t, key+"-cert.pub", r.Stdout)
-	return f.tunnel(t, name, addr)
 }
 
 // tunnel runs the stock client that makes a bare node reachable.
 func (f *fleet) tunnel(t *testing.T, name, addr string) *harness.Terminal {
 	t.Helper()
-	_, port, _ := net.SplitHostPort(f.Addr)
-	k := harness.Type(t, "ssh", "-F", "none", "-o", "UserKnownHostsFile="+filepath.Join(f.Home, "bare-hosts"), "-o", "GlobalKnownHostsFile=none", "-o", "StrictHostKeyChecking=yes",
-		"-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none", "-i", filepath.Join(f.Home, "bare-"+name), "-p", port,
-		"-o", "BatchMode=yes", "-o", "ExitOnForwardFailure=yes", "-N", "-R", "22:"+addr, name+"@127.0.0.1")
+	k := harness.Type(t, "ssh", f.dial(name, addr)...)
 	f.WaitOnline(name)
 	return k
+}
+
+// dial returns the arguments of that client.
+func (f *fleet) dial(name, addr string) []string {
+	_, port, _ := net.SplitHostPort(f.Addr)
+	return []string{
+		"-F", "none", "-o", "UserKnownHostsFile=" + filepath.Join(f.Home, "bare-hosts"), "-o", "GlobalKnownHostsFile=none", "-o", "StrictHostKeyChecking=yes",
+		"-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none", "-i", filepath.Join(f.Home, "bare-"+name), "-p", port,
+		"-o", "BatchMode=yes", "-o", "ExitOnForwardFailure=yes", "-N", "-R", "22:" + addr, name + "@127.0.0.1",
+	}
 }
 
 // configure writes the ssh_config with every target.

@@ -108,6 +108,9 @@ func verb(run func(ctx context.Context, args []string) error) func(*cobra.Comman
 		if _, ok := errors.AsType[exitError](err); ok {
 			return err
 		}
+		if errors.Is(err, context.Canceled) && cmd.Context().Err() != nil { // such as when the proxy stops
+			return fault.Wrap(fault.Unavailable, err, "broken off")
+		}
 		return internalError{err}
 	}
 }

@@ -34,6 +34,9 @@ const (
 	// lazyPause is the pause before an address is tried again that led to a
 	// proxy which has a tunnel already: a load balancer may choose another.
 	lazyPause = 30 * time.Second
+	// newsPause bounds the pause before a proxy is dialed of which many members
+	// heard at once.
+	newsPause = 500 * time.Millisecond
 	// glimpseTimeout is how long an answer may take when the network has just
 	// changed.
 	glimpseTimeout = 3 * time.Second

@@ -384,6 +384,36 @@ func TestDrainWithNowhereToGo(t *testing.T) {
 	}
 }
 
+// TestRestartedProxyIsFoundAgain: a node that has a tunnel to every other proxy goes
+// back to one that drained as soon as it hears of it, though what was left to dial
+// were duplicates.
+func TestRestartedProxyIsFoundAgain(t *testing.T) {
+	p1, p2 := peer{id: "p1", addresses: []string{"p1:3022"}}, peer{id: "p2", addresses: []string{"p2:3022"}}
+	for name, c := range map[string]struct {
+		news []peer
+		away time.Duration // how long the one that drained asked to be left alone
+		want time.Duration
+	}{
+		"the same":                  {[]peer{p2}, time.Second, lazyPause},
+		"one is back":               {[]peer{p1, p2}, time.Second, 5 * time.Second},
+		"one is back before it was": {[]peer{p1, p2}, 6 * time.Second, 6 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := trying(t, nil, zap.NewNop(), func() []string { return p2.addresses })
+				s.learn([]peer{p2, {addresses: p2.addresses}})
+				began := time.Now()
+				s.holds["p2"], s.busy["p2:3022"], s.away["p1"], s.away["p1:3022"] = 1, 1, began.Add(c.away), began.Add(c.away)
+				time.AfterFunc(5*time.Second, func() { s.learn(c.news) })
+				pause := s.news(t.Context(), lazyPause)
+				if got := time.Since(began); got != c.want || pause >= newsPause {
+					t.Errorf("news after %v and %v more, want it after %v", got, pause, c.want)
+				}
+			})
+		})
+	}
+}
+
 // TestStopLetsClientsEnd: the links stay until the last connection is served.
 func TestStopLetsClientsEnd(t *testing.T) {
 	eachMode(t, func(t *testing.T, w *world, mode func(*proxyConfig)) {

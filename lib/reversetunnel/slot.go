@@ -40,7 +40,11 @@ func (s *slot) keep(ctx context.Context) {
 		}
 		up, err := s.hold(ctx, addr)
 		s.update(func() { s.busy[addr]-- })
-		if ctx.Err() != nil || !s.pause(ctx, s.after(addr, up, err)) {
+		d := s.after(addr, up, err)
+		if errors.Is(err, errDuplicate) {
+			d = s.news(ctx, d)
+		}
+		if ctx.Err() != nil || !s.pause(ctx, d) {
 			return
 		}
 	}
@@ -96,6 +100,51 @@ func (s *slot) pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
+// news waits for an address that was not worth dialing before, at most for d, and
+// returns how much longer to pause. A proxy that starts again is such news: nobody
+// is to do without it because there was nothing but duplicates meanwhile.
+func (s *slot) news(ctx context.Context, d time.Duration) time.Duration {
+	s.mu.Lock()
+	network := s.network
+	s.mu.Unlock()
+	old, _ := s.free()
+	over := time.NewTimer(d)
+	defer over.Stop()
+	for {
+		changed := s.Changed()
+		now, again := s.free()
+		if slices.ContainsFunc(now, func(addr string) bool { return !slices.Contains(old, addr) }) {
+			return rand.N(newsPause) //nolint:gosec // G404: when to dial is no secret
+		}
+		back := time.NewTimer(again)
+		select {
+		case <-changed:
+		case <-back.C:
+		case <-over.C:
+			d = 0
+		case <-ctx.Done():
+			d = 0
+		case <-network:
+			s.pace.reset()
+			d = quickPause
+		}
+		if back.Stop(); d <= quickPause {
+			return d
+		}
+	}
+}
+
+// free returns the addresses to dial to which no slot has a link, and when to look
+// for one that is back.
+func (s *slot) free() ([]string, time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	s.welcomeBackLocked(now)
+	list := slices.DeleteFunc(s.candidatesLocked(s.cfg.Addresses()), func(addr string) bool { return s.busy[addr] > 0 })
+	return list, s.untilBackLocked(now)
+}
+
 // take waits for an address worth dialing and marks it busy.
 func (s *slot) take(ctx context.Context) (string, bool) {
 	for {
@@ -123,11 +172,7 @@ func (s *slot) choose(configured []string) (addr string, wait time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
-	for what, until := range s.away {
-		if !now.Before(until) {
-			delete(s.away, what)
-		}
-	}
+	s.welcomeBackLocked(now)
 	list := s.candidatesLocked(configured)
 	if len(list) == 0 && len(s.away) > 0 {
 		return "", s.untilBackLocked(now)
@@ -141,6 +186,15 @@ func (s *slot) choose(configured []string) (addr string, wait time.Duration) {
 	addr = list[rand.IntN(len(list))] //nolint:gosec // G404: where to dial is no secret
 	s.busy[addr]++
 	return addr, 0
+}
+
+// welcomeBackLocked forgets that proxies went away whose time is over.
+func (s *slot) welcomeBackLocked(now time.Time) {
+	for what, until := range s.away {
+		if !now.Before(until) {
+			delete(s.away, what)
+		}
+	}
 }
 
 func (s *slot) untilBackLocked(now time.Time) time.Duration {

@@ -1,6 +1,9 @@
 package proxy
 
 import (
+	"context"
+	"time"
+
 	"connectrpc.com/connect"
 	"go.uber.org/zap"
 	"golang.org/x/crypto/ssh"
@@ -9,6 +12,11 @@ import (
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/sshca"
 )
+
+// resumeTime bounds the question whether somebody has signed in lately. Stock clients
+// show their key before the certificate that lies beside it, and an authority that
+// does not answer is not to keep out who needs none.
+const resumeTime = 3 * time.Second
 
 // resumes makes whoever has signed in through a browser lately, with the key
 // that was just proven and from the same address, the connection's identity
@@ -26,7 +34,9 @@ func (g *gate) resumes(m ssh.ConnMetadata, key ssh.PublicKey) bool {
 		certified = own.PublicKey()
 		req.User, req.ForKey = "", authorizedKey(certified)
 	}
-	res, err := unwrap(people.SignOn.Resume(g.conn.Context(), connect.NewRequest(req)))
+	ctx, stop := context.WithTimeout(g.conn.Context(), resumeTime)
+	defer stop()
+	res, err := unwrap(people.SignOn.Resume(ctx, connect.NewRequest(req)))
 	if fault.Is(err, fault.NotFound) {
 		return false
 	}
