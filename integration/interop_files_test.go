@@ -215,7 +215,8 @@ func sshfs(t *testing.T, x target) {
 	}
 	// A process that another test is starting right now has our files open until it runs.
 	fs.eventually(t, "nobody uses the mount", func() bool { return harness.Run(t, nil, "fusermount3", "-u", mnt).Code == 0 })
-	if r := fs.wait(t); r.Code != 0 {
+	// The kernel may tell a reader that was late for its end that it was aborted.
+	if r := fs.wait(t); r.Code != 0 && !strings.Contains(r.Stderr, "reading device: Software caused connection abort") {
 		t.Errorf("sshfs = %d %s", r.Code, r.Stderr)
 	}
 }

@@ -179,6 +179,9 @@ func isNoise(message string) bool {
 		// A new store has no version until its first snapshot.
 		"Failed to detect schema version",
 		"failed to update storage version",
+		// While a member goes through a long log again it asks thousands of times, and
+		// is not ready until it was told yes.
+		"failed to publish local member to cluster through raft",
 		// Closing soon after a first start cancels it; the next start does it.
 		"failed to update cluster version",
 	}, message)
