@@ -33,6 +33,7 @@ type listener struct {
 	asked  Endpoint // as the client wrote it
 	bound  Endpoint // where it listens
 	cancel context.CancelCauseFunc
+	close  func() // returns when it does not listen any more, whoever was first
 }
 
 // Listen answers a request of the client's to listen on the node or to stop it:
@@ -72,16 +73,19 @@ func listenedOn(r *ssh.Request) (Endpoint, error) {
 	return Endpoint{Path: x.Path}, err
 }
 
-// unlisten stops what the client asked for as e. A port that the node chose is
-// cancelled by its number (RFC 4254, section 7.1).
+// unlisten stops what the client asked for as e, which can be asked for again when
+// that returns. A port that the node chose is cancelled by its number (RFC 4254,
+// section 7.1).
 func (c *Client) unlisten(e Endpoint) bool {
 	c.mu.Lock()
 	l := c.listeners[e]
+	delete(c.listeners, e)
 	c.mu.Unlock()
 	if l == nil {
 		return false
 	}
 	l.cancel(errCancelled)
+	l.close()
 	return true
 }
 
@@ -114,13 +118,13 @@ func (c *Client) listen(ctx context.Context, kind string, e Endpoint) (*listener
 	}
 	lctx, cancel := context.WithCancelCause(ctx)
 	f.cancel = cancel
-	l := &listener{Listener: ln, asked: e, bound: e, cancel: cancel}
+	l := &listener{Listener: ln, asked: e, bound: e, cancel: cancel, close: sync.OnceFunc(func() { ln.Close() })}
 	if at, err := netip.ParseAddrPort(ln.Addr().String()); err == nil && e.Path == "" {
 		l.bound.Port = at.Port()
 	}
 	if err := c.addListener(l, func() { c.accept(lctx, f, l) }); err != nil {
 		cancel(err)
-		ln.Close()
+		l.close()
 		c.closed(ctx, f, e, err)
 		return nil, err
 	}
@@ -163,7 +167,7 @@ func (c *Client) closeListeners() {
 // accept carries what connects to l until ctx ends.
 func (c *Client) accept(ctx context.Context, f *forward, l *listener) {
 	var carried sync.WaitGroup
-	stop := context.AfterFunc(ctx, func() { l.Close() })
+	stop := context.AfterFunc(ctx, l.close)
 	slots := make(chan struct{}, maxAccepted)
 	var err error
 	for {
@@ -178,9 +182,11 @@ func (c *Client) accept(ctx context.Context, f *forward, l *listener) {
 		})
 	}
 	stop()
-	l.Close()
+	l.close()
 	c.mu.Lock()
-	delete(c.listeners, l.bound)
+	if c.listeners[l.bound] == l { // else it was cancelled, and may be another by now
+		delete(c.listeners, l.bound)
+	}
 	c.mu.Unlock()
 	if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 		err = nil // it was told to stop, or the way to the node has ended with its connection
