@@ -63,15 +63,17 @@ func (o *Observer) Session(ctx context.Context, nc ssh.NewChannel) {
 	v := &visit{Observer: o, ch: ch, cancel: cancel, done: make(chan struct{})}
 	begun := false
 	for r := range requests {
-		ok := false
-		switch x, err := sshwire.ParseSubsystem(r.Payload); {
-		case r.Type == sshwire.RequestPTY:
-			ok, v.raw = true, true
-		case r.Type == sshwire.RequestSubsystem && err == nil && !begun:
-			ok, begun = true, true
+		x, err := sshwire.ParseSubsystem(r.Payload)
+		begins := r.Type == sshwire.RequestSubsystem && err == nil && !begun
+		if r.Type == sshwire.RequestPTY {
+			v.raw = true
+		}
+		// Fails when the connection has ended; then so does the loop.
+		_ = r.Reply(begins || r.Type == sshwire.RequestPTY, nil)
+		if begins { // not before the answer, since it may close the channel
+			begun = true
 			go v.run(ctx, x.Name)
 		}
-		_ = r.Reply(ok, nil) // fails when the connection has ended; then so does the loop
 	}
 	cancel(errGone)
 	if begun {
