@@ -9,13 +9,13 @@ import (
 	"crypto/x509"
 	"encoding/asn1"
 	"encoding/base64"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"time"
 
+	"github.com/google/uuid"
 	"golang.org/x/crypto/ssh"
 
 	accessdv1 "github.com/accessd/accessd/api/accessd/v1"
@@ -131,8 +131,7 @@ func (a *attestation) read(key ssh.PublicKey) error {
 	if len(r.rest) > 0 {
 		return malformed
 	}
-	h := hex.EncodeToString(model)
-	a.model, a.aaguid = model, h[:8]+"-"+h[8:12]+"-"+h[12:16]+"-"+h[16:20]+"-"+h[20:]
+	a.model, a.aaguid = model, uuid.UUID(model).String()
 	return nil
 }
 

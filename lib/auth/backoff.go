@@ -7,7 +7,6 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
-	"net/netip"
 	"strconv"
 	"sync"
 	"time"
@@ -136,21 +135,6 @@ func newBackoff(kind string, store guessStore, now func() time.Time, log *zap.Lo
 	b.turn <- struct{}{}
 	_, _ = rand.Read(b.key) // never fails
 	return b
-}
-
-// sourceOf returns the network that answers for addr: an IPv4 address or an
-// IPv6 /64, which one customer usually has whole.
-func sourceOf(addr netip.Addr) netip.Prefix {
-	addr = addr.Unmap().WithZone("")
-	bits := 32
-	if addr.Is6() {
-		bits = 64
-	}
-	p, err := addr.Prefix(bits)
-	if err != nil {
-		return netip.Prefix{} // the zero address: all unknown sources are one
-	}
-	return p
 }
 
 // A counted is one counter that a try is about.

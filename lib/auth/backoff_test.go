@@ -16,6 +16,7 @@ import (
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/services"
+	"github.com/accessd/accessd/lib/srv/listener"
 )
 
 // A clock is a time that a test sets.
@@ -51,8 +52,8 @@ func (c *clock) advance(d time.Duration) {
 }
 
 var (
-	here  = sourceOf(netip.MustParseAddr("203.0.113.7"))
-	there = sourceOf(netip.MustParseAddr("198.51.100.9"))
+	here  = listener.SourceOf(netip.MustParseAddr("203.0.113.7"))
+	there = listener.SourceOf(netip.MustParseAddr("198.51.100.9"))
 )
 
 // fail makes n failed tries and returns how many were let in.
@@ -117,7 +118,7 @@ func TestGuessersCannotKeepThePersonOut(t *testing.T) {
 	b := newBackoff("sign-in", nil, c.Now, zap.NewNop())
 	allowed := 0
 	for i := range 200 {
-		allowed += fail(b, "alice", sourceOf(netip.AddrFrom4([4]byte{10, 0, byte(i), 1})), 1)
+		allowed += fail(b, "alice", listener.SourceOf(netip.AddrFrom4([4]byte{10, 0, byte(i), 1})), 1)
 	}
 	if allowed != userGate.free {
 		t.Errorf("%d guesses from 200 places were let in, want %d", allowed, userGate.free)
@@ -193,12 +194,12 @@ func TestSourceOf(t *testing.T) {
 		{"2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"},
 		{"fe80::1%eth0", "fe80::/64"},
 	} {
-		if got := sourceOf(netip.MustParseAddr(c.addr)); got.String() != c.want {
-			t.Errorf("sourceOf(%s) = %v, want %s", c.addr, got, c.want)
+		if got := listener.SourceOf(netip.MustParseAddr(c.addr)); got.String() != c.want {
+			t.Errorf("listener.SourceOf(%s) = %v, want %s", c.addr, got, c.want)
 		}
 	}
-	if got := sourceOf(netip.Addr{}); got.IsValid() {
-		t.Errorf("sourceOf(nobody) = %v, want the zero prefix", got)
+	if got := listener.SourceOf(netip.Addr{}); got.IsValid() {
+		t.Errorf("listener.SourceOf(nobody) = %v, want the zero prefix", got)
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/services"
+	"github.com/accessd/accessd/lib/srv/listener"
 )
 
 // How a bot came in, in events.
@@ -263,7 +264,7 @@ func (s botSignInService) ExchangeToken(ctx context.Context, req *connect.Reques
 		return nil, err
 	}
 	ask := botAsk{key, client, methodBotOIDC}
-	acquit, wait := s.backoff.try(ctx, name, sourceOf(client.Addr()), false)
+	acquit, wait := s.backoff.try(ctx, name, listener.SourceOf(client.Addr()), false)
 	if wait != nil {
 		return nil, s.refuseBot(ctx, ask, name, wait.Error())
 	}

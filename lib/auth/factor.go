@@ -19,6 +19,7 @@ import (
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/services"
+	"github.com/accessd/accessd/lib/srv/listener"
 	"github.com/accessd/accessd/lib/sshca"
 )
 
@@ -120,7 +121,7 @@ func (s factorService) VerifyFactor(ctx context.Context, req *connect.Request[ac
 	case m.GetLink() != "":
 		method, err = s.useLink(ctx, who, m.GetLink(), m.GetCode())
 	default:
-		method, err = s.useFactor(ctx, who, m.GetCode(), sourceAt{caller.ID, sourceOf(client.Addr())})
+		method, err = s.useFactor(ctx, who, m.GetCode(), sourceAt{caller.ID, listener.SourceOf(client.Addr())})
 	}
 	if err != nil {
 		return nil, s.refuseFactor(ctx, ev, err)

@@ -16,6 +16,7 @@ import (
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/services"
+	"github.com/accessd/accessd/lib/srv/listener"
 )
 
 // ListFactors says how a person signs in.
@@ -83,7 +84,7 @@ func (s factorService) BeginChange(ctx context.Context, req *connect.Request[acc
 		return nil, fault.New(fault.BadInput, "there is no change %d", in.change)
 	}
 	if client, err := netip.ParseAddrPort(c.addr); err == nil {
-		in.client, in.source = client, sourceOf(client.Addr())
+		in.client, in.source = client, listener.SourceOf(client.Addr())
 	}
 	creds, err := s.cfg.Store.Credentials(ctx, in.user)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 
 	"github.com/accessd/accessd/lib/defaults"
 	"github.com/accessd/accessd/lib/fault"
+	"github.com/accessd/accessd/lib/srv/listener"
 )
 
 func park(t *testing.T, l *lobby, owner string) *signIn {
@@ -28,7 +29,7 @@ func TestLobbyIsBounded(t *testing.T) {
 	if err := l.admit(&signIn{source: there}); err != nil {
 		t.Errorf("another source: %v", err)
 	}
-	if err := l.admit(&signIn{source: sourceOf(there.Addr().Next())}); !fault.Is(err, fault.Unavailable) {
+	if err := l.admit(&signIn{source: listener.SourceOf(there.Addr().Next())}); !fault.Is(err, fault.Unavailable) {
 		t.Errorf("a fourth in all = %v, want unavailable", err)
 	}
 	l.forget(first)

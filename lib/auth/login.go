@@ -16,6 +16,7 @@ import (
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/services"
+	"github.com/accessd/accessd/lib/srv/listener"
 )
 
 // How somebody signed in, in events and certificates.
@@ -101,7 +102,7 @@ func (s loginService) Begin(ctx context.Context, req *connect.Request[accessdv1.
 	}
 	in := &signIn{
 		owner: string(callerOf(ctx).member.ID), user: user, key: key,
-		client: client, source: sourceOf(client.Addr()), method: methodPassword, ours: req.Msg.GetConnection(),
+		client: client, source: listener.SourceOf(client.Addr()), method: methodPassword, ours: req.Msg.GetConnection(),
 	}
 	first, err := s.begin(ctx, in)
 	if err != nil {

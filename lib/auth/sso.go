@@ -22,6 +22,7 @@ import (
 	"github.com/accessd/accessd/lib/fault"
 	"github.com/accessd/accessd/lib/names"
 	"github.com/accessd/accessd/lib/services"
+	"github.com/accessd/accessd/lib/srv/listener"
 )
 
 // A sign-in through a browser, at a provider or with a passkey, has two halves. The
@@ -358,7 +359,7 @@ func (s signOnService) Resume(ctx context.Context, req *connect.Request[accessdv
 		return nil, err
 	}
 	in := &signIn{
-		owner: string(callerOf(ctx).member.ID), key: key, client: client, source: sourceOf(client.Addr()), method: methodSSO, grace: true,
+		owner: string(callerOf(ctx).member.ID), key: key, client: client, source: listener.SourceOf(client.Addr()), method: methodSSO, grace: true,
 	}
 	g, err := s.graceOf(ctx, in, m.GetUser())
 	if err != nil {

@@ -159,8 +159,8 @@ func (s *ruleSet) load(e *Engine) error {
 }
 
 // function returns covers in the form casbin calls it, with the ask and the
-// number of a list, one of whose rules is to cover it. Without policy lines casbin calls it once with "" for the
-// number and would take true for allowed.
+// number of a list, one of whose rules is to cover it. Without policy lines casbin
+// calls it once with "" for the number and would take true for allowed.
 func (s *ruleSet) function(covers func(*rule, *ask) bool) func(args ...any) (any, error) {
 	return func(args ...any) (any, error) {
 		if len(args) != 2 {

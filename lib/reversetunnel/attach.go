@@ -92,10 +92,7 @@ func (s service) Attach(
 }
 
 func (s *Server) newTunnel(c *sshserver.Conn, req *accessdv1.AttachRequest, end context.CancelCauseFunc) (*tunnel, error) {
-	t := &tunnel{
-		node: c.Identity.Member, conn: c, end: end, since: time.Now(), probe: probeTimeout,
-		wake: make(chan struct{}, 1), gone: make(chan struct{}), silent: map[*nodeConn]struct{}{},
-	}
+	t := tunnelOf(c, end, probeTimeout)
 	if k := req.GetDataKeySha256(); len(k) > 0 {
 		var ok bool
 		if t.key, ok = parseKeyHash(k); !ok {

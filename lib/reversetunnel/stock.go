@@ -37,10 +37,8 @@ func (s *Server) ForwardStock(c *sshserver.Conn, r *ssh.Request) (ok bool, paylo
 		payload = sshwire.TCPIPForwardReply{Port: f.Port}.Marshal()
 	}
 	ctx, end := context.WithCancelCause(c.Context())
-	t := &tunnel{
-		node: c.Identity.Member, conn: c, forward: f, end: end, since: time.Now(), probe: stockProbe,
-		wake: make(chan struct{}, 1), gone: make(chan struct{}), silent: map[*nodeConn]struct{}{},
-	}
+	t := tunnelOf(c, end, stockProbe)
+	t.forward = f
 	if s.openStock(ctx, t) {
 		return true, payload
 	}

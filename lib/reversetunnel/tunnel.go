@@ -46,6 +46,15 @@ type tunnel struct {
 	opening   int                    // channel opens without an answer
 }
 
+// tunnelOf returns the tunnel of the node at the other end of c, which has no
+// forward yet.
+func tunnelOf(c *sshserver.Conn, end context.CancelCauseFunc, probe time.Duration) *tunnel {
+	return &tunnel{
+		node: c.Identity.Member, conn: c, end: end, since: time.Now(), probe: probe,
+		wake: make(chan struct{}, 1), gone: make(chan struct{}), silent: map[*nodeConn]struct{}{},
+	}
+}
+
 // ticket is what the server keeps of a ticket.
 type ticket struct {
 	of      *tunnel

@@ -18,6 +18,7 @@ import (
 
 	"github.com/accessd/accessd/lib/events"
 	"github.com/accessd/accessd/lib/rpc"
+	"github.com/accessd/accessd/lib/srv/listener"
 )
 
 // apiPrefix begins the path of every call of the services.
@@ -104,7 +105,7 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // nothing is left to read, and a stream need not end with the time for that. Until it
 // is here no call is under way: anybody can send one slowly, with any token.
 func (a *api) read(w http.ResponseWriter, r *http.Request, from netip.Addr) ([]byte, error) {
-	source := sourceOf(from)
+	source := listener.SourceOf(from)
 	if !a.beginReading(source) {
 		return nil, rpc.TooMany("too many requests at a time")
 	}
@@ -117,17 +118,6 @@ func (a *api) read(w http.ResponseWriter, r *http.Request, from netip.Addr) ([]b
 	}
 	_ = c.SetReadDeadline(time.Time{})
 	return body, nil
-}
-
-// sourceOf returns the network that answers for addr: an IPv4 address or an IPv6 /64,
-// which one customer usually has whole.
-func sourceOf(addr netip.Addr) netip.Prefix {
-	bits := 32
-	if addr.Is6() {
-		bits = 64
-	}
-	p, _ := addr.WithZone("").Prefix(bits) // no address: all of these are one source
-	return p
 }
 
 func (a *api) beginReading(source netip.Prefix) bool {

@@ -82,9 +82,10 @@ func dropPercent(n int, l Limits) int {
 	return l.Rate + (100-l.Rate)*(n-l.Start)/(l.Full-l.Start)
 }
 
-// sourceOf returns what limits and penalties take for one source: an IPv4
-// address or an IPv6 /64, which is the least that a site has.
-func sourceOf(addr netip.Addr) netip.Prefix {
+// SourceOf returns what limits and penalties take for one source: an IPv4
+// address or an IPv6 /64, which is the least that a site has. No address is the zero
+// prefix: all unknown sources are one.
+func SourceOf(addr netip.Addr) netip.Prefix {
 	if !addr.IsValid() {
 		return netip.Prefix{}
 	}
@@ -185,7 +186,7 @@ func (g *gate) refuseSourceLocked(addr netip.Addr) refusal {
 	if !addr.IsValid() || g.lim.exempt(addr) {
 		return ""
 	}
-	source := sourceOf(addr)
+	source := SourceOf(addr)
 	if g.box.refuses(source, g.now()) {
 		return refusedPenalty
 	}
@@ -196,7 +197,7 @@ func (g *gate) refuseSourceLocked(addr netip.Addr) refusal {
 }
 
 func (p *place) ownLocked(addr netip.Addr) {
-	if p.source = sourceOf(addr); !p.source.IsValid() {
+	if p.source = SourceOf(addr); !p.source.IsValid() {
 		return
 	}
 	p.addr = addr

@@ -29,12 +29,12 @@ func TestSourceOf(t *testing.T) {
 		"fe80::1%eth0":        "fe80::/64",
 		"2001:db8:1:2:ffff::": "2001:db8:1:2::/64",
 	} {
-		if got := sourceOf(netip.MustParseAddr(in)).String(); got != want {
-			t.Errorf("sourceOf(%s) = %s, want %s", in, got, want)
+		if got := SourceOf(netip.MustParseAddr(in)).String(); got != want {
+			t.Errorf("SourceOf(%s) = %s, want %s", in, got, want)
 		}
 	}
-	if p := sourceOf(netip.Addr{}); p.IsValid() {
-		t.Errorf("sourceOf no address = %v, want none", p)
+	if p := SourceOf(netip.Addr{}); p.IsValid() {
+		t.Errorf("SourceOf no address = %v, want none", p)
 	}
 }
 

@@ -8,7 +8,7 @@ import (
 
 var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
-func source(s string) netip.Prefix { return sourceOf(netip.MustParseAddr(s)) }
+func source(s string) netip.Prefix { return SourceOf(netip.MustParseAddr(s)) }
 
 // TestPenalties: THREATS 1.1, OpenSSH's PerSourcePenalties: four fast failures
 // and the next connection is refused, another source's is not.
@@ -81,7 +81,7 @@ func TestPenaltyMax(t *testing.T) {
 func TestPenaltyTableOverflow(t *testing.T) {
 	flood := func(b *penaltyBox, at time.Time) {
 		for i := range 5000 {
-			s := sourceOf(netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, byte(i >> 8), byte(i)}))
+			s := SourceOf(netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, byte(i >> 8), byte(i)}))
 			for range 4 {
 				b.add(s, OffenceAuthFailed, at)
 			}
